@@ -1,0 +1,49 @@
+"""PERA (Polynomial Expansion Rank Adaptation) adapters for PyTorch and Lightning."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pera_lightning.checkpoint import adapter_state_dict, load_adapter, save_adapter
+from pera_lightning.config import PeraConfig
+from pera_lightning.errors import PeraError
+from pera_lightning.export import merge_adapter
+from pera_lightning.injection import InjectionReport, adapter_disabled, inject_adapter, remove_adapter
+from pera_lightning.layers import PeraLinear
+
+if TYPE_CHECKING:
+    from pera_lightning.integration.callback import PeraCallback
+    from pera_lightning.integration.causal_lm import PeraCausalLM
+    from pera_lightning.integration.data import InstructionDataModule
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "InjectionReport",
+    "InstructionDataModule",
+    "PeraCallback",
+    "PeraCausalLM",
+    "PeraConfig",
+    "PeraError",
+    "PeraLinear",
+    "adapter_disabled",
+    "adapter_state_dict",
+    "inject_adapter",
+    "load_adapter",
+    "merge_adapter",
+    "remove_adapter",
+    "save_adapter",
+]
+
+# Everything that needs lightning is imported on first use: the adapters work without it, and importing it
+# takes seconds.
+_LATE = {
+    "PeraCallback": "pera_lightning.integration.callback",
+    "PeraCausalLM": "pera_lightning.integration.causal_lm",
+    "InstructionDataModule": "pera_lightning.integration.data",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATE[name]), name)

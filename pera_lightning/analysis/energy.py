@@ -1,0 +1,44 @@
+"""How much the polynomial part of an adapter takes part."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pera_lightning.functional import expand
+from pera_lightning.injection import adapted_layers
+from pera_lightning.layers import PeraLinear
+
+
+@torch.no_grad()
+def polynomial_energy(layer: PeraLinear) -> float:
+    """Frobenius norm of the polynomial part of dW over that of its linear part.
+
+    Both norms come from Gram matrices of the factors, `|L R|^2 = sum((L^T L) * (R R^T))`, so that no (out, in)
+    matrix is ever built.
+
+    Returns:
+        The ratio; 0.0 at order 1 and for an adapter still at its start, where both parts are zero.
+    """
+    coefficients = layer.coefficients
+    if coefficients is None:
+        return 0.0
+    order, terms = layer.config.order, layer.config.terms
+    left = expand(layer.pera_B.float(), 1, order, terms)
+    right = expand(layer.pera_A.float(), 0, order, terms)
+    linear = _product_norm(left[:, : layer.rank], right[: layer.rank])
+    polynomial = _product_norm(left[:, layer.rank :] * coefficients.float(), right[layer.rank :])
+    return (polynomial / linear).item() if linear > 0 else 0.0
+
+
+def mean_energy(model: nn.Module) -> float:
+    """Mean of `polynomial_energy` over the adapted layers of a model; 0.0 without any."""
+    energies = [polynomial_energy(layer) for _, layer in adapted_layers(model)]
+    return sum(energies) / len(energies) if energies else 0.0
+
+
+def _product_norm(left: Tensor, right: Tensor) -> Tensor:
+    with torch.autocast(left.device.type, enabled=False):
+        squared = ((left.T @ left) * (right @ right.T)).sum()
+    # Rounding may leave a tiny negative number where the parts cancel.
+    return squared.clamp_min(0).sqrt()

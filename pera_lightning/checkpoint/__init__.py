@@ -1,0 +1,16 @@
+"""Adapter tensors of a model, adapter folders on disk, and adapter-only state dicts."""
+
+from pera_lightning.checkpoint.adapter_files import load_adapter, save_adapter, write_adapter
+from pera_lightning.checkpoint.adapter_state import adapter_state_dict
+from pera_lightning.checkpoint.manifest import Manifest, manifest_of
+from pera_lightning.checkpoint.state_hooks import install_state_hooks
+
+__all__ = [
+    "Manifest",
+    "adapter_state_dict",
+    "install_state_hooks",
+    "load_adapter",
+    "manifest_of",
+    "save_adapter",
+    "write_adapter",
+]

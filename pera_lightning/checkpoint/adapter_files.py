@@ -1,0 +1,152 @@
+"""`save_adapter` and `load_adapter`: an adapter as a folder of files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pera_lightning.checkpoint.adapter_state import adapter_state_dict, copy_into
+from pera_lightning.checkpoint.atomic import replacing
+from pera_lightning.checkpoint.comparison import describe_mismatch, form_difference, shapes
+from pera_lightning.checkpoint.manifest import Manifest, manifest_of, read_manifest
+from pera_lightning.checkpoint.model_card import model_card
+from pera_lightning.errors import AdapterFileError, TargetError
+from pera_lightning.injection import InjectionReport, adapted_layers, inject_plan, remove_adapter
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+CARD_FILE = "README.md"
+
+
+def save_adapter(model: nn.Module, directory: str | Path, *, base_model: str | None = None) -> Path:
+    """Write the adapter of a model: `adapter_model.safetensors`, `adapter_config.json` and a model card.
+
+    Args:
+        model: A model with adapters; names in the files are relative to it.
+        directory: Folder to write to; it is made if needed. Files of an earlier save are replaced.
+        base_model: Name or path of the base model; by default what the model's own config says.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InjectionError: The model holds no adapter.
+    """
+    return write_adapter(directory, adapter_state_dict(model), manifest_of(model, base_model))
+
+
+def write_adapter(directory: str | Path, tensors: dict[str, Tensor], manifest: Manifest) -> Path:
+    """Write an adapter folder from tensors that are not (or no longer) in a model.
+
+    Each file is written beside its place and renamed, the weights first: a crash leaves the earlier adapter or
+    the new one, never half a file.
+    """
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    # A clone each: tied tensors share memory, which safetensors refuses.
+    stored = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    with replacing(folder / WEIGHTS_FILE) as path:
+        save_file(stored, path, metadata={"format": "pt"})
+    with replacing(folder / CONFIG_FILE) as path:
+        path.write_text(json.dumps(manifest.to_dict(), indent=2) + "\n", encoding="utf-8")
+    parameters = sum(value.numel() for value in tensors.values())
+    with replacing(folder / CARD_FILE) as path:
+        path.write_text(model_card(manifest, parameters), encoding="utf-8")
+    return folder
+
+
+def load_adapter(model: nn.Module, directory: str | Path) -> InjectionReport | None:
+    """Load an adapter folder into a model. All or nothing.
+
+    A model without adapters gets them injected at the layers that the folder lists. A model with adapters must
+    have the same ones; only their values change.
+
+    Args:
+        model: The base model the adapter was trained on (the module whose names the folder uses).
+        directory: Folder written by `save_adapter`.
+
+    Returns:
+        The report of the injection, or None when the model held the adapters already.
+
+    Raises:
+        AdapterFileError: A file is missing or damaged, or the adapter does not fit the model: then the message
+            names the tensors, and the model is as it was.
+    """
+    folder = Path(directory)
+    manifest = read_manifest(folder / CONFIG_FILE)
+    tensors = _read_weights(folder / WEIGHTS_FILE)
+    if any(True for _ in adapted_layers(model)):
+        _check_same_form(manifest, manifest_of(model), folder)
+        _check_fit(tensors, model, folder)
+        copy_into(model, tensors)
+        return None
+    try:
+        report = inject_plan(model, manifest.plan)
+    except TargetError as error:
+        raise AdapterFileError(
+            "The adapter was made for another model.",
+            got=f"{folder}: {error}",
+            expected="a model with the layers that the adapter lists",
+            fix=f"load it into {manifest.base_model or 'its own base model'}, into the module it was saved from",
+        ) from error
+    try:
+        _check_fit(tensors, model, folder)
+    except AdapterFileError:
+        remove_adapter(model)
+        raise
+    copy_into(model, tensors)
+    return report
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise AdapterFileError(
+            "The adapter's weights are missing.",
+            got=f"no file {path}",
+            expected="a folder written by save_adapter",
+            fix="check the path, or save the adapter again",
+        )
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError) as error:
+        raise AdapterFileError(
+            "The adapter's weights cannot be read.",
+            got=f"{path}: {error}",
+            expected="a whole safetensors file",
+            fix="copy or save it again; it is truncated or of another format",
+        ) from error
+
+
+def _check_fit(tensors: dict[str, Tensor], model: nn.Module, folder: Path) -> None:
+    mismatch = describe_mismatch(shapes(tensors), shapes(adapter_state_dict(model)))
+    if mismatch:
+        raise AdapterFileError(
+            "The adapter does not fit this model.",
+            got=f"{folder}: {mismatch}",
+            expected="the same layers, ranks and sizes as the model's",
+            fix="load it into the base model it was trained on",
+        )
+    infinite = [key for key, value in tensors.items() if not torch.isfinite(value).all()]
+    if infinite:
+        raise AdapterFileError(
+            "The adapter holds values that are not finite.",
+            got=f"{folder}: {infinite[0]!r} has NaN or infinity",
+            expected="finite values",
+            fix="use the adapter of an earlier checkpoint; that training diverged",
+        )
+
+
+def _check_same_form(stored: Manifest, present: Manifest, folder: Path) -> None:
+    difference = form_difference(stored, present)
+    if difference:
+        raise AdapterFileError(
+            "The adapter is of another form than the one in the model.",
+            got=f"{folder}: {difference}",
+            expected="the same options",
+            fix="remove_adapter(model) first, then load",
+        )

@@ -1,0 +1,41 @@
+"""The tensors that belong to the adapter of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from pera_lightning.injection import adapted_layers, saved_modules
+
+
+def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The adapter of a model as a flat dict, as `save_adapter` writes it.
+
+    Args:
+        model: A module with adapters.
+
+    Returns:
+        `<module path>.pera_A` (rank, in), `.pera_B` (out, rank), `.pera_h` (number of monomials,), and every
+        parameter and persistent buffer of the modules saved whole; detached, sharing memory with the model.
+        Paths are relative to `model` and free of wrapper names such as `_orig_mod`. Empty without adapters.
+    """
+    return {key: value.detach() for key, value in _adapter_tensors(model)}
+
+
+def _adapter_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for path, layer in adapted_layers(model):
+        for name in layer.ADAPTER_PARAMETERS:
+            parameter = getattr(layer, name)
+            if parameter is not None:
+                yield f"{path}.{name}", parameter
+    for path, module in saved_modules(model):
+        for key, value in module.state_dict().items():
+            if isinstance(value, Tensor):
+                yield f"{path}.{key}", value
+
+
+def copy_into(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Copy checked tensors into the model's adapter, to its dtypes and devices."""
+    for key, target in adapter_state_dict(model).items():
+        target.copy_(tensors[key])

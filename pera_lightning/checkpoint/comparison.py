@@ -1,0 +1,63 @@
+"""In what two adapters differ, in words for messages."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pera_lightning.checkpoint.manifest import Manifest
+
+
+def describe_mismatch(given: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> str | None:
+    """What differs between two sets of tensor names and shapes, in words; None if nothing does."""
+    lines = []
+    missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+    differing = [key for key in sorted(wanted.keys() & given.keys()) if wanted[key] != given[key]]
+    if missing:
+        lines.append(f"{len(missing)} tensors are missing, e.g. {missing[0]!r}")
+    if extra:
+        lines.append(f"{len(extra)} tensors have no place in this model, e.g. {extra[0]!r}")
+    if differing:
+        key = differing[0]
+        lines.append(f"{len(differing)} tensors differ in shape, e.g. {key!r}: {given[key]}, here {wanted[key]}")
+        lines.extend(_describe_rank(key, given[key], wanted[key]))
+    return "; ".join(lines) or None
+
+
+def _describe_rank(key: str, given: tuple[int, ...], wanted: tuple[int, ...]) -> list[str]:
+    axis = {"pera_A": 0, "pera_B": 1}.get(key.rsplit(".", 1)[-1])
+    if axis is None or len(given) != 2 or given[axis] == wanted[axis]:
+        return []
+    return [f"the rank is {given[axis]} there and {wanted[axis]} here"]
+
+
+def shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of tensors."""
+    return {key: tuple(value.shape) for key, value in tensors.items()}
+
+
+def form_difference(stored: Manifest, present: Manifest) -> str | None:
+    """In what two adapters differ beside their values, in words; None if in nothing that changes the outputs.
+
+    Dropout may differ: it acts in training only and is a user's to change between runs.
+    """
+    lines = [
+        f"{name} is {getattr(stored.config, name)!r} there and {getattr(present.config, name)!r} here"
+        for name in ("order", "terms", "coefficient_scale", "use_rslora")
+        if getattr(stored.config, name) != getattr(present.config, name)
+    ]
+    for kind, here, there in (
+        ("layer", set(present.layers), set(stored.layers)),
+        ("module saved whole", set(present.saved), set(stored.saved)),
+    ):
+        lines.extend(f"{kind} {name!r} is adapted here only" for name in sorted(here - there)[:1])
+        lines.extend(f"{kind} {name!r} is adapted there only" for name in sorted(there - here)[:1])
+    for name in sorted(set(stored.layers) & set(present.layers)):
+        ours, theirs = present.layers[name], stored.layers[name]
+        if ours.rank != theirs.rank:
+            lines.append(f"the rank of {name!r} is {theirs.rank} there and {ours.rank} here")
+        elif stored.config.scaling(theirs.rank, theirs.alpha) != present.config.scaling(ours.rank, ours.alpha):
+            lines.append(f"the alpha of {name!r} is {theirs.alpha} there and {ours.alpha} here")
+        else:
+            continue
+        break
+    return "; ".join(lines) or None

@@ -1,0 +1,162 @@
+"""What an adapter is made of, in plain types: the content of `adapter_config.json`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pera_lightning.config import PeraConfig
+from pera_lightning.errors import AdapterFileError, InjectionError, PeraError
+from pera_lightning.injection import InjectionPlan, LayerPlan, adapted_layers, saved_modules
+
+FORMAT_VERSION = 1
+PEFT_TYPE = "PERA"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Config, layers and origin of an adapter.
+
+    Attributes:
+        config: The options the adapter was made with.
+        layers: Layer name -> rank and alpha. Loading follows this list, not the patterns of the config, which
+            could match other layers in another version of the model's code.
+        saved: Names of the modules saved whole.
+        base_model: Name or path of the base model, if known.
+        versions: Versions of the libraries that wrote it.
+    """
+
+    config: PeraConfig
+    layers: dict[str, LayerPlan]
+    saved: tuple[str, ...] = ()
+    base_model: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def plan(self) -> InjectionPlan:
+        """The injection that makes a model fit this adapter."""
+        return InjectionPlan(self.config, self.layers, self.saved)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, fit for JSON and for checkpoints loaded with `weights_only=True`."""
+        return {
+            "peft_type": PEFT_TYPE,
+            "format_version": FORMAT_VERSION,
+            "base_model_name_or_path": self.base_model,
+            "config": self.config.to_dict(),
+            "layers": {name: {"rank": plan.rank, "alpha": plan.alpha} for name, plan in self.layers.items()},
+            "saved_modules": list(self.saved),
+            "versions": self.versions,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Manifest:
+        """The manifest whose `to_dict` gave `values`.
+
+        Raises:
+            AdapterFileError: It is no PERA adapter, or of a newer format.
+        """
+        _check_format(values)
+        try:
+            return cls(
+                config=PeraConfig.from_dict(values["config"]),
+                layers={name: LayerPlan(**plan) for name, plan in values["layers"].items()},
+                saved=tuple(values["saved_modules"]),
+                base_model=values.get("base_model_name_or_path"),
+                versions=dict(values.get("versions", {})),
+            )
+        except (KeyError, TypeError, AttributeError, PeraError) as error:
+            raise AdapterFileError(
+                "The adapter's config is incomplete or damaged.",
+                got=f"{type(error).__name__}: {error}",
+                expected="config, layers and saved_modules as save_adapter writes them",
+                fix="save the adapter again",
+            ) from error
+
+
+def _check_format(values: object) -> None:
+    fields = values if isinstance(values, dict) else {}
+    kind = fields.get("peft_type")
+    if kind != PEFT_TYPE:
+        raise AdapterFileError(
+            "This is no PERA adapter.",
+            got=f"peft_type {kind!r}",
+            expected=f"peft_type {PEFT_TYPE!r}",
+            fix="load other adapters with the library that wrote them",
+        )
+    written = fields.get("format_version")
+    if not isinstance(written, int) or written > FORMAT_VERSION:
+        raise AdapterFileError(
+            "The adapter's format is newer than this library.",
+            got=f"format_version {written!r}",
+            expected=f"at most {FORMAT_VERSION}",
+            fix="upgrade pera-lightning",
+        )
+
+
+def manifest_of(model: nn.Module, base_model: str | None = None) -> Manifest:
+    """Describe the adapter of a model.
+
+    Raises:
+        InjectionError: The model holds no adapter.
+    """
+    layers = dict(adapted_layers(model))
+    if not layers:
+        raise InjectionError(
+            "The model holds no adapter.",
+            got="a model without PERA layers",
+            expected="a model after inject_adapter, load_adapter or PeraCallback.setup",
+            fix="inject the adapter first",
+        )
+    return Manifest(
+        config=next(iter(layers.values())).config,
+        layers={name: LayerPlan(layer.rank, layer.alpha) for name, layer in layers.items()},
+        saved=tuple(name for name, _ in saved_modules(model)),
+        base_model=base_model or _name_of(model),
+        versions=_versions(),
+    )
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read `adapter_config.json`.
+
+    Raises:
+        AdapterFileError: The file is missing, no JSON, no PERA adapter or of a newer format.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AdapterFileError(
+            "The adapter's config is missing.",
+            got=f"no file {path}",
+            expected="a folder written by save_adapter",
+            fix="check the path, or save the adapter again",
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise AdapterFileError(
+            "The adapter's config is no JSON.",
+            got=f"{path}: {error}",
+            expected="JSON",
+            fix="save the adapter again",
+        ) from None
+    return Manifest.from_dict(values)
+
+
+def _name_of(model: nn.Module) -> str | None:
+    name = getattr(getattr(model, "config", None), "_name_or_path", None)
+    return name if isinstance(name, str) and name else None
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("pera-lightning", "torch", "lightning", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

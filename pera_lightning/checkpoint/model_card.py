@@ -1,0 +1,40 @@
+"""The README.md beside a saved adapter."""
+
+from __future__ import annotations
+
+from pera_lightning.checkpoint.manifest import Manifest
+
+
+def model_card(manifest: Manifest, parameters: int) -> str:
+    """Markdown text of the model card, with the YAML header that model hubs read.
+
+    Args:
+        manifest: What the adapter is made of.
+        parameters: Number of numbers in the adapter.
+    """
+    config = manifest.config
+    base = manifest.base_model or "not recorded"
+    header = ["---", "library_name: pera-lightning", "tags: [pera, adapter]"]
+    if manifest.base_model and "/" in manifest.base_model and not manifest.base_model.startswith((".", "/")):
+        header.append(f"base_model: {manifest.base_model}")
+    rows = {
+        "base model": base,
+        "rank, order, terms": f"{config.rank}, {config.order}, {config.terms}",
+        "alpha": "rank" if config.alpha is None else f"{config.alpha:g}",
+        "coefficient scale": config.coefficient_scale,
+        "adapted layers": len(manifest.layers),
+        "modules saved whole": ", ".join(manifest.saved) or "none",
+        "parameters": f"{parameters:,}",
+        "written with": ", ".join(f"{name} {number}" for name, number in manifest.versions.items()),
+    }
+    table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    usage = [
+        "```python",
+        "from pera_lightning import load_adapter",
+        "",
+        "load_adapter(model, 'this folder')  # model: the base model, already loaded",
+        "```",
+    ]
+    title = "# PERA adapter"
+    text = "An adapter by Polynomial Expansion Rank Adaptation (arXiv 2604.11841): low-rank factors with products."
+    return "\n".join([*header, "---", "", title, "", text, "", *table, "", *usage, ""])

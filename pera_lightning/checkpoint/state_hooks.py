@@ -1,0 +1,101 @@
+"""Adapter-only state dicts of a whole module: hooks on its root that every saving and loading path runs through.
+
+A callback's `on_save_checkpoint` is skipped by `save_weights_only=True`, so a filter there would write the whole
+base. `state_dict()` of the root is what all paths call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from pera_lightning.checkpoint.adapter_state import adapter_state_dict
+from pera_lightning.checkpoint.comparison import describe_mismatch, shapes
+from pera_lightning.errors import CheckpointError
+from pera_lightning.injection import clean_name
+
+_INSTALLED = "_pera_state_hooks_installed"
+
+
+def install_state_hooks(root: nn.Module) -> None:
+    """Make `root.state_dict()` hold the adapter alone, and `root.load_state_dict` accept that strictly.
+
+    Without adapters in `root` (before injection, after removal) the hooks do nothing. Installing twice is the
+    same as once.
+    """
+    if getattr(root, _INSTALLED, False):
+        return
+    root.register_state_dict_post_hook(_keep_adapter)
+    root.register_load_state_dict_pre_hook(_check_adapter)
+    root.register_load_state_dict_post_hook(_forgive_base)
+    setattr(root, _INSTALLED, True)
+
+
+def _keep_adapter(root: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+    wanted = adapter_state_dict(root)
+    if not wanted:
+        return
+    kept = {}
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        value = state_dict.pop(key)
+        name = clean_name(key[len(prefix) :])
+        if name in wanted:
+            kept[prefix + name] = value
+    state_dict.update(kept)
+
+
+def _check_adapter(
+    root: nn.Module,
+    state_dict: dict[str, Any],
+    prefix: str,
+    local_metadata: Any,
+    strict: bool,
+    missing_keys: list[str],
+    unexpected_keys: list[str],
+    error_msgs: list[str],
+) -> None:
+    wanted = adapter_state_dict(root)
+    if not wanted:
+        return
+    _restore_wrapper_names(root, state_dict, prefix)
+    if not strict:
+        return
+    names = [key[len(prefix) :] for key in state_dict if key.startswith(prefix)]
+    present = _own_names(root)
+    given = {
+        clean_name(name): state_dict[prefix + name]
+        for name in names
+        if isinstance(state_dict[prefix + name], Tensor) and (clean_name(name) in wanted or name not in present)
+    }
+    mismatch = describe_mismatch(shapes(given), shapes(wanted))
+    if mismatch and not any(name in wanted for name in given):
+        mismatch = f"no tensor of this adapter: the file looks like a checkpoint of the plain model ({mismatch})"
+    if mismatch:
+        raise CheckpointError(
+            "The checkpoint does not fit the adapters of this run.",
+            got=mismatch,
+            expected="an adapter-only checkpoint of the same rank, order and targets",
+            fix="use the options of the run that wrote it (adapter_config.json beside the adapter lists them); "
+            "weights of the plain model are loaded before the adapter is injected",
+        )
+
+
+def _forgive_base(root: nn.Module, incompatible: Any) -> None:
+    """Base tensors are not in an adapter-only checkpoint; only a missing tensor of the adapter is an error."""
+    wanted = adapter_state_dict(root)
+    if wanted:
+        incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if clean_name(key) in wanted]
+
+
+def _restore_wrapper_names(root: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+    """Give checkpoint keys the wrapper components that the names have in this run (torch.compile)."""
+    for name in _own_names(root):
+        clean = prefix + clean_name(name)
+        if clean != prefix + name and clean in state_dict:
+            state_dict[prefix + name] = state_dict.pop(clean)
+
+
+def _own_names(root: nn.Module) -> set[str]:
+    parameters = root.named_parameters(remove_duplicate=False)
+    return {name for name, _ in (*parameters, *root.named_buffers(remove_duplicate=False))}

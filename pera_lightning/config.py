@@ -1,0 +1,267 @@
+"""`PeraConfig`: what a user chooses about an adapter, validated on construction."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal
+
+from pera_lightning.errors import ConfigError
+
+Terms = Literal["full", "square", "cross"]
+TERMS: tuple[Terms, ...] = ("full", "square", "cross")
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True)
+class PeraConfig:
+    """Options of a PERA adapter (arXiv 2604.11841).
+
+    Args:
+        rank: Number of rows of A and columns of B before the expansion. At least 1.
+        order: Highest degree of the monomials: 1 is plain LoRA, 2 the paper's square and cross terms.
+        terms: Which monomials of degree 2 and above take part: "full" all of them, "square" only pure
+            powers (paper Eq. 10), "cross" only mixed ones (Eq. 11).
+        alpha: Numerator of the scaling `alpha / rank`. None means alpha = rank, the paper's scaling of 1.
+        use_rslora: Scale by `alpha / sqrt(rank)` instead.
+        dropout: Probability of zeroing an entry of the adapter's input while training, in [0, 1).
+        coefficient_scale: Constant factor on the coefficients h. 1.0 is the paper's form; "auto" gives each
+            degree d the factor `sqrt(3 * in_features) ** (d - 1)`, with which the expanded rows of A start
+            with the root mean square of the plain ones.
+        target_modules: The layers to adapt: "all-linear" (every linear layer but the output head), a list of
+            name suffixes such as `["q_proj", "v_proj"]`, or one regular expression matched against the whole
+            module name.
+        exclude_modules: Layers to leave alone, by the same rules; naming a container leaves out all within.
+        modules_to_save: Name suffixes of modules that are trained and saved whole, for example a new head.
+        rank_pattern: Other ranks for some layers: name suffix or regular expression -> rank. The first entry
+            that matches a layer counts.
+        alpha_pattern: Other alphas for some layers, by the same rules.
+
+    Raises:
+        ConfigError: An option has a wrong type or value.
+    """
+
+    rank: int = 8
+    order: int = 2
+    _: KW_ONLY
+    terms: Terms = "full"
+    alpha: float | None = None
+    use_rslora: bool = False
+    dropout: float = 0.0
+    coefficient_scale: float | Literal["auto"] = 1.0
+    target_modules: str | Sequence[str] = ALL_LINEAR
+    exclude_modules: str | Sequence[str] = ()
+    modules_to_save: Sequence[str] = ()
+    rank_pattern: Mapping[str, int] | None = None
+    alpha_pattern: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        check_rank(self.rank)
+        check_order(self.order)
+        check_terms(self.terms)
+        if self.alpha is not None:
+            _check_alpha("alpha", self.alpha)
+        if not isinstance(self.use_rslora, bool):
+            raise ConfigError(
+                "use_rslora is a switch.",
+                got=repr(self.use_rslora),
+                expected="True or False",
+                fix="use a bool",
+            )
+        check_dropout(self.dropout)
+        self._check_coefficient_scale()
+        self._normalise_names()
+        self._check_patterns()
+        if self.terms == "cross" and self.order > 1 and self.rank == 1:
+            raise ConfigError(
+                "There are no cross terms at rank 1.",
+                got="rank=1, terms='cross'",
+                expected="rank >= 2 for mixed terms",
+                fix="raise the rank, or use terms='square'",
+            )
+
+    def _check_coefficient_scale(self) -> None:
+        scale = self.coefficient_scale
+        if scale != "auto" and not (_is_number(scale) and math.isfinite(scale) and scale > 0):
+            raise ConfigError(
+                "coefficient_scale multiplies the polynomial coefficients.",
+                got=repr(scale),
+                expected='a finite number > 0, or "auto"',
+                fix="use 1.0 for the paper's form",
+            )
+
+    def _normalise_names(self) -> None:
+        for field in ("target_modules", "exclude_modules"):
+            value = getattr(self, field)
+            if isinstance(value, str):
+                _check_expression(field, value)
+            else:
+                object.__setattr__(self, field, _names(field, value))
+        object.__setattr__(self, "modules_to_save", _names("modules_to_save", self.modules_to_save))
+        if not self.target_modules:
+            raise ConfigError(
+                "No target modules are named.",
+                got=repr(self.target_modules),
+                expected='"all-linear", a list of name suffixes or a regular expression',
+                fix='leave target_modules out to adapt every linear layer ("all-linear")',
+            )
+
+    def _check_patterns(self) -> None:
+        for field in ("rank_pattern", "alpha_pattern"):
+            value = getattr(self, field)
+            if value is None:
+                continue
+            if not isinstance(value, Mapping):
+                raise ConfigError(
+                    f"{field} maps layer names to values.",
+                    got=repr(value),
+                    expected="a mapping such as {'down_proj': 16}",
+                    fix="write it as a mapping",
+                )
+            for pattern, entry in value.items():
+                _check_expression(field, pattern)
+                if field == "rank_pattern":
+                    check_rank(entry, f"rank_pattern[{pattern!r}]")
+                else:
+                    _check_alpha(f"alpha_pattern[{pattern!r}]", entry)
+            object.__setattr__(self, field, dict(value))
+
+    def scaling(self, rank: int | None = None, alpha: float | None = None) -> float:
+        """Factor on the adapter's output.
+
+        Args:
+            rank: Rank of the layer, if it differs from the config's.
+            alpha: Alpha of the layer, if it differs from the config's.
+
+        Returns:
+            `alpha / rank`, or `alpha / sqrt(rank)` with `use_rslora`; alpha defaults to the rank.
+        """
+        rank = self.rank if rank is None else rank
+        alpha = self.alpha if alpha is None else alpha
+        alpha = rank if alpha is None else alpha
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as plain types (numbers, strings, lists, dicts), fit for JSON, YAML and checkpoints."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PeraConfig:
+        """The config whose `to_dict` gave `values`.
+
+        Raises:
+            ConfigError: A key is no option, or a value is wrong.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                raise ConfigError(
+                    "Unknown option of PeraConfig.",
+                    got=repr(name),
+                    expected=", ".join(known),
+                    fix=f"did you mean {near[0]!r}?" if near else "remove it",
+                )
+        return cls(**values)
+
+
+def check_rank(rank: object, name: str = "rank") -> None:
+    """Raise ConfigError unless `rank` is a whole number >= 1."""
+    if not _is_whole(rank) or rank < 1:  # type: ignore[operator]
+        raise ConfigError(
+            f"{name} must be positive.",
+            got=repr(rank),
+            expected="a whole number >= 1",
+            fix="8 is a good start",
+        )
+
+
+def check_order(order: object) -> None:
+    """Raise ConfigError unless `order` is a whole number >= 1."""
+    if not _is_whole(order) or order < 1:  # type: ignore[operator]
+        raise ConfigError(
+            "order is the highest degree of the expansion.",
+            got=repr(order),
+            expected="a whole number >= 1",
+            fix="use 2 for PERA, 1 for plain LoRA",
+        )
+
+
+def check_terms(terms: object) -> None:
+    """Raise ConfigError unless `terms` is one of "full", "square", "cross"."""
+    if terms not in TERMS:
+        raise ConfigError(
+            "terms says which monomials take part.",
+            got=repr(terms),
+            expected=" or ".join(repr(term) for term in TERMS),
+            fix="use 'full' for the paper's main form",
+        )
+
+
+def check_dropout(dropout: object) -> None:
+    """Raise ConfigError unless `dropout` is a probability in [0, 1)."""
+    if not _is_number(dropout) or not 0 <= dropout < 1:  # type: ignore[operator]
+        raise ConfigError(
+            "dropout is the probability of zeroing an input of the adapter.",
+            got=repr(dropout),
+            expected="a number in [0, 1)",
+            fix="use 0.05, or 0 for none (1 would leave nothing to train)",
+        )
+
+
+def _check_alpha(name: str, alpha: object) -> None:
+    if not _is_number(alpha) or not (math.isfinite(alpha) and alpha > 0):  # type: ignore[arg-type, operator]
+        raise ConfigError(
+            f"{name} scales the adapter.",
+            got=repr(alpha),
+            expected="a finite number > 0, or None for alpha = rank",
+            fix="leave alpha out for the paper's setting",
+        )
+
+
+def _check_expression(field: str, pattern: object) -> None:
+    if not isinstance(pattern, str) or not pattern:
+        raise ConfigError(
+            f"{field} names modules.", got=repr(pattern), expected="a non-empty string", fix="name a layer"
+        )
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(
+            f"{field} holds a pattern that is no regular expression.",
+            got=f"{pattern!r} ({error})",
+            expected="a regular expression matched against whole module names",
+            fix="escape special signs with a backslash, or give a list of name suffixes",
+        ) from None
+
+
+def _names(field: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ConfigError(
+            f"{field} is a list of name suffixes.",
+            got=repr(value),
+            expected="e.g. ['score']",
+            fix="write a list",
+        )
+    for name in value:
+        if not isinstance(name, str) or not name:
+            raise ConfigError(
+                f"{field} holds something that is no name.",
+                got=repr(name),
+                expected="non-empty strings",
+                fix="name modules as in model.named_modules()",
+            )
+    return tuple(value)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

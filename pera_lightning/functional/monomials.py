@@ -1,0 +1,82 @@
+"""Which products of rank components take part in the expansion, and in which order."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import combinations_with_replacement
+from math import comb
+
+import torch
+from torch import Tensor
+
+from pera_lightning.config import Terms, check_order, check_rank, check_terms
+
+
+def monomials(rank: int, order: int = 2, terms: Terms = "full") -> list[tuple[int, ...]]:
+    """Index tuples of the monomials of degree 2 to `order`, in the order of the coefficients h.
+
+    Args:
+        rank: Number of rank components, r.
+        order: Highest degree.
+        terms: "full" (all), "square" (pure powers, paper Eq. 10) or "cross" (mixed ones, Eq. 11).
+
+    Returns:
+        Non-decreasing index tuples as of `itertools.combinations_with_replacement(range(rank), degree)`,
+        degree 2 first, then 3, and so on. Empty when order is 1.
+
+    Raises:
+        ConfigError: rank, order or terms is out of range.
+    """
+    check_rank(rank)
+    check_order(order)
+    check_terms(terms)
+    return [indices for degree in range(2, order + 1) for indices in monomials_of_degree(rank, degree, terms)]
+
+
+def expanded_rank(rank: int, order: int = 2, terms: Terms = "full") -> int:
+    """Number K of columns after the expansion: the `rank` plain ones and one per monomial.
+
+    For order 2: `2 r + r (r - 1) / 2` with all terms, `2 r` with square terms only.
+
+    Raises:
+        ConfigError: rank, order or terms is out of range.
+    """
+    check_rank(rank)
+    check_order(order)
+    check_terms(terms)
+    return rank + sum(count_of_degree(rank, degree, terms) for degree in range(2, order + 1))
+
+
+def count_of_degree(rank: int, degree: int, terms: Terms) -> int:
+    """Number of monomials of one degree >= 2, in closed form."""
+    total = comb(rank + degree - 1, degree)
+    return {"full": total, "square": rank, "cross": total - rank}[terms]
+
+
+@lru_cache(maxsize=256)
+def monomials_of_degree(rank: int, degree: int, terms: Terms) -> tuple[tuple[int, ...], ...]:
+    """Monomials of one degree >= 2."""
+    if terms == "square":
+        return tuple((index,) * degree for index in range(rank))
+    every = combinations_with_replacement(range(rank), degree)
+    if terms == "full":
+        return tuple(every)
+    return tuple(indices for indices in every if indices[0] != indices[-1])
+
+
+# torch.compile calls this once and takes the result as a constant; it would not see through the cache.
+@torch.compiler.assume_constant_result
+def degree_indices(rank: int, degree: int, terms: Terms, device: torch.device) -> tuple[Tensor, ...]:
+    """The monomials of one degree as `degree` int64 index tensors of shape (count,) each.
+
+    Kept per device, so that a training step sends no index from the host to the GPU.
+    """
+    return _cached_indices(rank, degree, terms, device)
+
+
+@lru_cache(maxsize=256)
+def _cached_indices(rank: int, degree: int, terms: Terms, device: torch.device) -> tuple[Tensor, ...]:
+    # A tensor made in inference mode could not be saved for a later backward pass.
+    with torch.inference_mode(mode=False):
+        table = torch.tensor(monomials_of_degree(rank, degree, terms), dtype=torch.int64)
+        return tuple(column.contiguous() for column in table.reshape(-1, degree).T.to(device))

@@ -1,0 +1,56 @@
+"""Running a model without its adapter for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from pera_lightning.errors import InjectionError
+from pera_lightning.injection.names import adapted_layers
+from pera_lightning.injection.saved_modules import saved_modules, swap_saved
+
+
+@contextmanager
+def adapter_disabled(model: nn.Module) -> Iterator[nn.Module]:
+    """Within this context `model` computes exactly what it computed before injection.
+
+    Merged layers are unmerged for the time; modules saved whole get their original values. Everything is as it
+    was afterwards, also after an exception.
+
+    Args:
+        model: A model with adapters.
+
+    Yields:
+        The model itself.
+
+    Raises:
+        InjectionError: The model holds no adapter.
+    """
+    layers = [layer for _, layer in adapted_layers(model)]
+    if not layers:
+        raise InjectionError(
+            "There is no adapter to disable.",
+            got="a model without adapters",
+            expected="a model with adapters",
+            fix="inject_adapter(model, config) or load_adapter(model, folder) first",
+        )
+    merged = [layer for layer in layers if layer.merged]
+    enabled = [layer for layer in layers if layer.enabled]
+    whole = [module for _, module in saved_modules(model)]
+    for layer in merged:
+        layer.unmerge()
+    for layer in enabled:
+        layer.enabled = False
+    for module in whole:
+        swap_saved(module)
+    try:
+        yield model
+    finally:
+        for module in whole:
+            swap_saved(module)
+        for layer in enabled:
+            layer.enabled = True
+        for layer in merged:
+            layer.merge()

@@ -1,0 +1,174 @@
+"""`inject_adapter` and `remove_adapter`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from pera_lightning.config import PeraConfig
+from pera_lightning.errors import InjectionError, TargetError
+from pera_lightning.injection.names import adapted_layers, clean_name, near_names
+from pera_lightning.injection.plan import InjectionPlan, plan_injection, refuse_adapted
+from pera_lightning.injection.saved_modules import mark_saved, restore_saved, saved_modules
+from pera_lightning.layers import PeraLinear
+
+# A plain attribute on the model that was injected into: which parameters had requires_grad before.
+_TRAINABLE_BEFORE = "_pera_trainable_before"
+
+
+@dataclass(frozen=True)
+class InjectionReport:
+    """What an injection did.
+
+    Attributes:
+        adapted: Names of the adapted layers.
+        saved: Names of the modules trained and saved whole.
+        head: Linear layers left alone as the output head ("all-linear" only).
+        trainable: Number of trainable parameters now.
+        total: Number of parameters now, adapters included.
+    """
+
+    adapted: tuple[str, ...]
+    saved: tuple[str, ...]
+    head: tuple[str, ...]
+    trainable: int
+    total: int
+
+    def __str__(self) -> str:
+        share = 100 * self.trainable / self.total
+        parts = [
+            f"PERA: {len(self.adapted)} adapted layers",
+            f"{self.trainable:,} trainable of {self.total:,} parameters ({share:.2f} %)",
+        ]
+        if self.saved:
+            parts.append(f"trained whole: {', '.join(self.saved)}")
+        if self.head:
+            parts.append(f"output head left alone: {', '.join(self.head)}")
+        return "; ".join(parts)
+
+
+def inject_adapter(model: nn.Module, config: PeraConfig) -> InjectionReport:
+    """Put PERA adapters into a model, in place, and freeze everything else. All or nothing.
+
+    The model's outputs do not change: the adapters start at zero. A module that is used twice gets one adapter.
+
+    Args:
+        model: Any module with linear layers.
+        config: The adapter's options.
+
+    Returns:
+        Names and numbers of what was adapted.
+
+    Raises:
+        InjectionError: The model holds adapters already.
+        TargetError: A pattern matches nothing or something that cannot be adapted, or no layer is left.
+    """
+    return inject_plan(model, plan_injection(model, config))
+
+
+def inject_plan(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
+    """Carry out a plan; `inject_adapter` makes one from patterns, `load_adapter` from a file.
+
+    Raises:
+        InjectionError: The model holds adapters already.
+        TargetError: A layer of the plan is not in the model or of no supported kind.
+    """
+    refuse_adapted(model)
+    modules = {clean_name(name): module for name, module in model.named_modules()}
+    for name in (*plan.layers, *plan.saved):
+        if name not in modules:
+            raise TargetError(
+                "The model has no module of this name.",
+                got=repr(name),
+                expected="the names of the model that the adapter was made for",
+                fix=f"near names in this model: {near_names(name, modules)}",
+            )
+    # Every new module is built before the first one is put in place: running out of memory here leaves the
+    # model as it was.
+    adapters = {
+        id(modules[name]): PeraLinear(modules[name], plan.config, rank=layer.rank, alpha=layer.alpha)
+        for name, layer in plan.layers.items()
+    }
+    trainable_before = [clean_name(name) for name, value in model.named_parameters() if value.requires_grad]
+    _replace(model, adapters)
+    setattr(model, _TRAINABLE_BEFORE, trainable_before)
+    freeze_base(model)
+    for name in plan.saved:
+        mark_saved(modules[name])
+    return _report(model, plan)
+
+
+def freeze_base(model: nn.Module) -> None:
+    """Make the adapters and the modules saved whole trainable, and nothing else."""
+    model.requires_grad_(False)
+    for _, layer in adapted_layers(model):
+        for name in layer.ADAPTER_PARAMETERS:
+            parameter = getattr(layer, name)
+            if parameter is not None:
+                parameter.requires_grad_(True)
+    for _, module in saved_modules(model):
+        module.requires_grad_(True)
+
+
+def remove_adapter(model: nn.Module) -> nn.Module:
+    """Take the adapters out again: the original modules, values and `requires_grad` flags come back.
+
+    Args:
+        model: The module that `inject_adapter` or `load_adapter` was called with (on a part of it the
+            parameters stay frozen).
+
+    Returns:
+        The same model.
+
+    Raises:
+        InjectionError: The model holds no adapter.
+    """
+    layers = [layer for _, layer in adapted_layers(model)]
+    if not layers:
+        raise InjectionError(
+            "There is no adapter to remove.",
+            got="a model without adapters",
+            expected="a model with adapters",
+            fix="leave the call out",
+        )
+    for layer in layers:
+        if layer.merged:
+            layer.unmerge()
+    for _, module in saved_modules(model):
+        restore_saved(module)
+    take_out(model)
+    return model
+
+
+def take_out(model: nn.Module) -> None:
+    """Put the base layers back in the place of the adapted ones, whatever their weights hold now."""
+    _replace(model, {id(layer): layer.base_layer for _, layer in adapted_layers(model)})
+    if not hasattr(model, _TRAINABLE_BEFORE):
+        return
+    trainable_before = set(getattr(model, _TRAINABLE_BEFORE))
+    delattr(model, _TRAINABLE_BEFORE)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(clean_name(name) in trainable_before)
+
+
+def _replace(model: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
+    """Put `replacements[id(child)]` in the place of every child, wherever it is registered."""
+    # The list is taken first: the walk must not enter what it has just put in.
+    for parent in list(model.modules()):
+        # named_children() would leave out the second name of a layer that is registered twice.
+        for name, child in list(parent._modules.items()):
+            if id(child) in replacements:
+                parent.add_module(name, replacements[id(child)])
+
+
+def _report(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
+    parameters = list(model.parameters())
+    return InjectionReport(
+        adapted=tuple(plan.layers),
+        saved=plan.saved,
+        head=plan.head,
+        trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        total=sum(parameter.numel() for parameter in parameters),
+    )

@@ -1,0 +1,44 @@
+"""Module names: cleaning them of wrappers, matching patterns, finding near names for messages."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+
+from torch import nn
+
+from pera_lightning.layers import PeraLinear
+
+WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""Name components that torch.compile, FSDP and activation checkpointing put between a user's names."""
+
+
+def clean_name(name: str) -> str:
+    """A dotted name without the components that wrappers add, so that files fit with and without them."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, PeraLinear]]:
+    """The adapted layers of a model with their clean names; a shared layer comes once."""
+    for name, module in model.named_modules():
+        if isinstance(module, PeraLinear):
+            yield clean_name(name), module
+
+
+def has_suffix(name: str, suffix: str) -> bool:
+    """Whether `name` ends with `suffix` by whole components."""
+    return name == suffix or name.endswith("." + suffix)
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether `pattern` is a suffix of `name` or a regular expression for the whole of it."""
+    return has_suffix(name, pattern) or re.fullmatch(pattern, name) is not None
+
+
+def near_names(wanted: str, names: Iterable[str], limit: int = 5) -> str:
+    """The names nearest to `wanted`, for a message: whole names and last components."""
+    names = list(names)
+    candidates = list(dict.fromkeys([*(name.rsplit(".", 1)[-1] for name in names), *names]))
+    near = difflib.get_close_matches(wanted, candidates, n=limit, cutoff=0.5) or candidates[:limit]
+    return ", ".join(near) if near else "nothing"

@@ -1,0 +1,189 @@
+"""From a config and a model to the exact list of layers to adapt, before anything is changed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from pera_lightning.bases import base_of, describe_supported, is_linear_like
+from pera_lightning.config import ALL_LINEAR, PeraConfig
+from pera_lightning.errors import InjectionError, TargetError
+from pera_lightning.injection.names import adapted_layers, clean_name, has_suffix, matches, near_names
+from pera_lightning.injection.output_head import output_head
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """Rank and alpha of one layer; alpha None means alpha = rank."""
+
+    rank: int
+    alpha: float | None
+
+
+@dataclass(frozen=True)
+class InjectionPlan:
+    """What an injection will do.
+
+    Attributes:
+        config: The options behind it.
+        layers: Layer name -> rank and alpha.
+        saved: Names of the modules that are trained and saved whole.
+        head: Linear layers left alone as the output head.
+    """
+
+    config: PeraConfig
+    layers: dict[str, LayerPlan]
+    saved: tuple[str, ...] = ()
+    head: tuple[str, ...] = ()
+
+
+def plan_injection(model: nn.Module, config: PeraConfig) -> InjectionPlan:
+    """Resolve the patterns of `config` against `model`. Nothing is changed.
+
+    Raises:
+        InjectionError: The model holds adapters already.
+        TargetError: A pattern matches nothing or something that cannot be adapted, or no layer is left.
+    """
+    refuse_adapted(model)
+    modules = {clean_name(name): module for name, module in model.named_modules() if name}
+    head: set[str] = set()
+    if config.target_modules == ALL_LINEAR:
+        head = {clean_name(name) for name in output_head(model)}
+        targets = _all_linear(modules, head)
+    else:
+        targets = _matching("target_modules", config.target_modules, _linear_only(modules), modules)
+    excluded = _excluded(config.exclude_modules, modules)
+    saved = _saved(config.modules_to_save, modules)
+    targets = [name for name in targets if name not in excluded and not _within_any(name, saved)]
+    _check_targets(targets, modules, head)
+    ranks = _by_pattern("rank_pattern", config.rank_pattern, targets)
+    alphas = _by_pattern("alpha_pattern", config.alpha_pattern, targets)
+    layers = {n: LayerPlan(int(ranks.get(n, config.rank)), alphas.get(n, config.alpha)) for n in targets}
+    return InjectionPlan(config, layers, tuple(saved), tuple(sorted(head - set(saved))))
+
+
+def refuse_adapted(model: nn.Module) -> None:
+    """Raise InjectionError if the model holds adapters already."""
+    found = [name for name, _ in adapted_layers(model)]
+    if found:
+        raise InjectionError(
+            "The model holds adapters already.",
+            got=f"{len(found)} adapted layers, the first is {found[0]!r}",
+            expected="a model without adapters",
+            fix="call remove_adapter(model) first (or merge_adapter(model) to keep what they learned)",
+        )
+
+
+def _linear_only(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    return {name: module for name, module in modules.items() if is_linear_like(module)}
+
+
+def _all_linear(modules: dict[str, nn.Module], head: set[str]) -> list[str]:
+    linear = _linear_only(modules)
+    if not linear:
+        kinds = ", ".join(sorted({type(module).__name__ for module in modules.values()})) or "no submodules"
+        raise TargetError(
+            "The model has no linear layer to adapt.",
+            got=f"a model of {kinds}",
+            expected=f"layers of kind {describe_supported()}",
+            fix="PERA adapts linear layers; if the model is built in setup() or configure_model(), use PeraCallback",
+        )
+    return [name for name in linear if name not in head]
+
+
+def _matching(
+    field: str, patterns: str | Sequence[str], candidates: dict[str, nn.Module], modules: dict[str, nn.Module]
+) -> list[str]:
+    """Candidates that match; every pattern must match at least one."""
+    if isinstance(patterns, str):
+        found = [name for name in candidates if re.fullmatch(patterns, name)]
+        if not found:
+            _raise_no_match(field, patterns, candidates, modules)
+        return found
+    for pattern in patterns:
+        if not any(has_suffix(name, pattern) for name in candidates):
+            _raise_no_match(field, pattern, candidates, modules)
+    return [name for name in candidates if any(has_suffix(name, pattern) for pattern in patterns)]
+
+
+def _raise_no_match(field: str, pattern: str, candidates: dict[str, nn.Module], modules: dict[str, nn.Module]) -> None:
+    other = [name for name in modules if matches(name, pattern)]
+    if other:
+        inside = [name for name in candidates if name.startswith(other[0] + ".")]
+        kind = type(modules[other[0]]).__name__
+        raise TargetError(
+            f"{field} names a module that is no linear layer.",
+            got=f"{pattern!r}, which is {other[0]!r} of kind {kind}",
+            expected=f"layers of kind {describe_supported()}",
+            fix=f"name layers inside it: {near_names(pattern, inside)}" if inside else "name other layers",
+        )
+    raise TargetError(
+        f"{field} holds a pattern that matches no module.",
+        got=repr(pattern),
+        expected="a name suffix by whole components, or (as one string) a regular expression for whole names",
+        fix=f"near names in this model: {near_names(pattern, candidates or modules)}",
+    )
+
+
+def _excluded(patterns: str | Sequence[str], modules: dict[str, nn.Module]) -> set[str]:
+    if not patterns:
+        return set()
+    named = _matching("exclude_modules", patterns, modules, modules)
+    return {name for name in modules if _within_any(name, named)}
+
+
+def _saved(patterns: Sequence[str], modules: dict[str, nn.Module]) -> list[str]:
+    if not patterns:
+        return []
+    named = _matching("modules_to_save", patterns, modules, modules)
+    for name in named:
+        if not list(modules[name].parameters()):
+            raise TargetError(
+                "modules_to_save names a module without parameters.",
+                got=f"{name!r} of kind {type(modules[name]).__name__}",
+                expected="a module that can be trained",
+                fix="remove it from modules_to_save",
+            )
+    return [name for name in named if not _within_any(name, [other for other in named if other != name])]
+
+
+def _within_any(name: str, containers: Sequence[str]) -> bool:
+    return any(name == container or name.startswith(container + ".") for container in containers)
+
+
+def _check_targets(targets: list[str], modules: dict[str, nn.Module], head: set[str]) -> None:
+    unsupported = [name for name in targets if base_of(modules[name]) is None]
+    if unsupported:
+        kind = type(modules[unsupported[0]])
+        raise TargetError(
+            "A target is a linear layer of a kind that is not supported.",
+            got=f"{unsupported[0]!r} of kind {kind.__module__}.{kind.__qualname__}",
+            expected=f"layers of kind {describe_supported()}",
+            fix="leave it out with exclude_modules, or load the model without that quantisation",
+        )
+    if not targets:
+        raise TargetError(
+            "No layer is left to adapt.",
+            got=f"every linear layer is excluded, saved whole or the output head ({', '.join(sorted(head)) or '-'})",
+            expected="at least one layer",
+            fix="exclude less, or name the layers in target_modules",
+        )
+
+
+def _by_pattern(field: str, patterns: object, targets: list[str]) -> dict[str, float]:
+    chosen: dict[str, float] = {}
+    for pattern, value in dict(patterns or {}).items():  # type: ignore[call-overload]
+        found = [name for name in targets if matches(name, pattern)]
+        if not found:
+            raise TargetError(
+                f"{field} holds a pattern that matches no adapted layer.",
+                got=repr(pattern),
+                expected="a name suffix or a regular expression that matches an adapted layer",
+                fix=f"near names: {near_names(pattern, targets)}",
+            )
+        for name in found:
+            chosen.setdefault(name, value)
+    return chosen

@@ -1,0 +1,1 @@
+"""PERA in Lightning: the callback, LightningModules and DataModules."""

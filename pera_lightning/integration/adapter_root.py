@@ -1,0 +1,36 @@
+"""Which part of a LightningModule the names in an adapter folder are relative to."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from pera_lightning.injection import adapted_layers, saved_modules
+
+
+def adapter_root(module: nn.Module) -> nn.Module:
+    """The module that a saved adapter can be loaded into without Lightning.
+
+    - what the module itself names by an attribute `adapter_root`;
+    - else the transformers model inside it that holds every adapted layer, so that the folder loads into the
+      plain model;
+    - else the module itself.
+    """
+    own = getattr(module, "adapter_root", None)
+    if isinstance(own, nn.Module):
+        return own
+    wanted = _adapter_modules(module)
+    for part in module.modules():
+        is_pretrained = hasattr(part, "base_model_prefix") and hasattr(part, "get_output_embeddings")
+        if is_pretrained and wanted == _adapter_modules(part):
+            return part
+    return module
+
+
+def prefix_of(module: nn.Module, part: nn.Module) -> str:
+    """Dotted name of `part` in `module` with a dot at the end; empty if it is the module itself."""
+    name = next(name for name, candidate in module.named_modules() if candidate is part)
+    return f"{name}." if name else ""
+
+
+def _adapter_modules(module: nn.Module) -> set[int]:
+    return {id(part) for _, part in (*adapted_layers(module), *saved_modules(module))}

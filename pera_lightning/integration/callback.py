@@ -1,0 +1,217 @@
+"""`PeraCallback`: PERA adapters for anybody's LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from torch import Tensor, nn
+from typing_extensions import override
+
+from pera_lightning.analysis import mean_energy
+from pera_lightning.checkpoint import (
+    Manifest,
+    adapter_state_dict,
+    install_state_hooks,
+    manifest_of,
+    save_adapter,
+    write_adapter,
+)
+from pera_lightning.checkpoint.comparison import form_difference
+from pera_lightning.config import ALL_LINEAR, PeraConfig, Terms
+from pera_lightning.errors import CheckpointError, ConfigError, TrainingError
+from pera_lightning.injection import InjectionReport, adapted_layers, clean_name, inject_adapter
+from pera_lightning.integration.adapter_root import adapter_root, prefix_of
+from pera_lightning.integration.late_injection import cancel_late_injection, inject_after_configure_model
+
+
+class PeraCallback(Callback):
+    """Injects PERA adapters into the module that a Trainer runs, and keeps checkpoints adapter-only.
+
+    Works with models built in `__init__`, `setup()` or `configure_model()`. The base is frozen; `.ckpt` files
+    hold the adapter, the modules saved whole and the training state, never a base weight. At the end of fit the
+    adapter is written as a folder that `load_adapter` reads: of the best checkpoint where a ModelCheckpoint
+    monitors a metric, else the present one.
+
+    Args:
+        rank: Number of rows of A and columns of B before the expansion.
+        order: Highest degree of the monomials: 1 is plain LoRA, 2 the paper's square and cross terms.
+        terms: Which monomials take part: all of them, pure powers only, or mixed ones only.
+        alpha: Numerator of the scaling alpha / rank; None means alpha = rank (scaling 1, as in the paper).
+        use_rslora: Scale by alpha / sqrt(rank) instead.
+        dropout: Dropout probability on the adapter's input, in [0, 1).
+        coefficient_scale: Factor on the polynomial coefficients: 1.0 is the paper's form, "auto" makes up for
+            the small products of A's start values.
+        target_modules: "all-linear" (every linear layer but the output head), a list of name suffixes, or one
+            regular expression for whole module names.
+        exclude_modules: Layers to leave alone, by the same rules; a container leaves out all within.
+        modules_to_save: Name suffixes of modules that are trained and saved whole, for example a new head.
+        rank_pattern: Other ranks for some layers: name suffix or regular expression -> rank.
+        alpha_pattern: Other alphas for some layers, by the same rules.
+        config: All of the options above in one object instead.
+        adapter_dir: Folder for the adapter at the end of fit; by default `adapter` in the logger's folder of
+            the run (in `default_root_dir` without a logger). Not written in `fast_dev_run`.
+        energy_every_n_steps: How often `pera_energy` is logged: the norm of the polynomial part over that of
+            the linear part, mean over layers. None: as often as the Trainer logs; 0: never.
+
+    Raises:
+        ConfigError: An option is out of range, or `config` and single options are both given.
+    """
+
+    def __init__(
+        self,
+        rank: int = 8,
+        order: int = 2,
+        *,
+        terms: Terms = "full",
+        alpha: float | None = None,
+        use_rslora: bool = False,
+        dropout: float = 0.0,
+        coefficient_scale: float | Literal["auto"] = 1.0,
+        target_modules: str | Sequence[str] = ALL_LINEAR,
+        exclude_modules: str | Sequence[str] = (),
+        modules_to_save: Sequence[str] = (),
+        rank_pattern: Mapping[str, int] | None = None,
+        alpha_pattern: Mapping[str, float] | None = None,
+        config: PeraConfig | None = None,
+        adapter_dir: str | None = None,
+        energy_every_n_steps: int | None = None,
+    ) -> None:
+        options = PeraConfig(
+            rank,
+            order,
+            terms=terms,
+            alpha=alpha,
+            use_rslora=use_rslora,
+            dropout=dropout,
+            coefficient_scale=coefficient_scale,
+            target_modules=target_modules,
+            exclude_modules=exclude_modules,
+            modules_to_save=modules_to_save,
+            rank_pattern=rank_pattern,
+            alpha_pattern=alpha_pattern,
+        )
+        if config is not None and options != PeraConfig():
+            raise ConfigError(
+                "PeraCallback got its options twice.",
+                got=f"config={config} and {options}",
+                expected="either config or single options",
+                fix="put all options into the PeraConfig",
+            )
+        self.config = config or options
+        self.adapter_dir = adapter_dir
+        self.energy_every_n_steps = energy_every_n_steps
+        self.report: InjectionReport | None = None
+        self._manifest: Manifest | None = None
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # Late, so that it comes after the module's own setup(), which may build or rebuild the model.
+        inject_after_configure_model(pl_module, lambda: self._inject(pl_module))
+
+    def _inject(self, pl_module: pl.LightningModule) -> None:
+        if not any(True for _ in adapted_layers(pl_module)):
+            self._refuse_lost_adapters()
+            self.report = inject_adapter(pl_module, self.config)
+        install_state_hooks(pl_module)
+        self._manifest = manifest_of(adapter_root(pl_module), getattr(pl_module, "base_model_name", None))
+
+    def _refuse_lost_adapters(self) -> None:
+        if self.report is not None:
+            raise CheckpointError(
+                "The trained adapters are gone: the model was built anew.",
+                got="a model without adapters in a second run of the same callback",
+                expected="the model of the first run",
+                fix="build the model only once: `if self.model is None:` in setup() or configure_model(); "
+                "for another module make another PeraCallback",
+            )
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.report is not None:
+            rank_zero_info(str(self.report))
+
+    @override
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Running statistics belong to the frozen base: in train mode they would drift, and adapter-only
+        # checkpoints would not hold what they became.
+        for module in pl_module.modules():
+            frozen = not any(parameter.requires_grad for parameter in module.parameters())
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats and frozen:
+                module.eval()
+
+    @override
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        if not torch.isfinite(loss).all():
+            raise TrainingError(
+                "The loss is not finite; training stops before the weights take harm.",
+                got=f"loss {loss.detach().float().mean().item()} at step {trainer.global_step}, "
+                f"epoch {trainer.current_epoch}",
+                expected="a finite loss",
+                fix="lower the learning rate or coefficient_scale, warm up longer, clip gradients "
+                "(Trainer(gradient_clip_val=1.0)), or use bf16 instead of fp16; the last checkpoint is good",
+            )
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        every = self.energy_every_n_steps
+        every = getattr(trainer, "log_every_n_steps", 0) if every is None else every
+        if self.config.order > 1 and every and trainer.global_step % every == 0:
+            pl_module.log("pera_energy", mean_energy(pl_module), rank_zero_only=True)
+
+    @override
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not getattr(trainer, "fast_dev_run", False):
+            self._write_adapter(trainer, pl_module)
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        cancel_late_injection(pl_module)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._manifest is None else {"adapter": self._manifest.to_dict()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._manifest is None or "adapter" not in state_dict:
+            return
+        difference = form_difference(Manifest.from_dict(state_dict["adapter"]), self._manifest)
+        if difference:
+            raise CheckpointError(
+                "The checkpoint was written with other adapter options.",
+                got=difference,
+                expected="the options of the run that wrote it",
+                fix="set them in PeraCallback, or start a new run",
+            )
+
+    @rank_zero_only
+    def _write_adapter(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        folder = Path(self.adapter_dir or Path(trainer.log_dir or trainer.default_root_dir) / "adapter")
+        root = adapter_root(pl_module)
+        best = _best_checkpoint(trainer)
+        if best is None or self._manifest is None:
+            save_adapter(root, folder, base_model=getattr(pl_module, "base_model_name", None))
+        else:
+            prefix = clean_name(prefix_of(pl_module, root))
+            stored = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
+            tensors = {key: stored[prefix + key] for key in adapter_state_dict(root)}
+            write_adapter(folder, tensors, self._manifest)
+        rank_zero_info(f"PERA: adapter of {best.name if best else 'the last step'} written to {folder}")
+
+
+def _best_checkpoint(trainer: pl.Trainer) -> Path | None:
+    """File of the best checkpoint, if a ModelCheckpoint monitors a metric and has saved one."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
+            path = Path(callback.best_model_path)
+            if path.is_file():
+                return path
+    return None

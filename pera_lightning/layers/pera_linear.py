@@ -1,0 +1,248 @@
+"""`PeraLinear`: a frozen linear layer with a PERA adapter."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pera_lightning.bases import base_of, describe_supported
+from pera_lightning.config import PeraConfig
+from pera_lightning.errors import InjectionError, TargetError
+from pera_lightning.functional import delta_weight, expanded_rank, pera_linear
+from pera_lightning.functional.monomials import count_of_degree
+
+
+class PeraLinear(nn.Module):
+    """`y = base(x) + scaling * dropout(x) (left @ right)^T` with the expanded factors of A, B and h.
+
+    Wraps the layer instead of inheriting from it, so that any base (dense, transposed, quantised) serves.
+    The start is `B = 0, h = 0`: the output equals the base's exactly.
+
+    Args:
+        base_layer: The linear layer to adapt; it is not copied.
+        config: The adapter's options.
+        rank: Rank of this layer, if `config.rank_pattern` gives it another one.
+        alpha: Alpha of this layer, if `config.alpha_pattern` gives it another one.
+
+    Attributes:
+        pera_A: Shape (rank, in). float32 on half-precision bases, else the base's dtype.
+        pera_B: Shape (out, rank), the dtype of A.
+        pera_h: Shape (number of monomials,), the dtype of A; None at order 1, where no coefficients exist.
+
+    Raises:
+        TargetError: `base_layer` is of no supported kind.
+    """
+
+    ADAPTER_PARAMETERS = ("pera_A", "pera_B", "pera_h")
+    """Names of the parameters that belong to the adapter; everything else belongs to the base."""
+
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        config: PeraConfig,
+        *,
+        rank: int | None = None,
+        alpha: float | None = None,
+    ) -> None:
+        super().__init__()
+        base = base_of(base_layer)
+        if base is None:
+            raise TargetError(
+                "No adapter can sit on this layer.",
+                got=type(base_layer).__name__,
+                expected=describe_supported(),
+                fix="name linear layers in target_modules",
+            )
+        self._base = base
+        self.base_layer = base_layer
+        self.config = config
+        self.rank = config.rank if rank is None else rank
+        self.alpha = config.alpha if alpha is None else alpha
+        self.scaling = config.scaling(self.rank, self.alpha)
+        self.in_features, self.out_features = base.features(base_layer)
+        self.enabled = True
+        # Not a buffer: it must neither be saved nor follow the base to another dtype.
+        self._unmerged_weight: Tensor | None = None
+        self._make_parameters()
+        self.train(base_layer.training)
+
+    def _make_parameters(self) -> None:
+        weight = self._base.weight(self.base_layer)
+        half = weight.dtype in (torch.float16, torch.bfloat16)
+        options: dict[str, Any] = {"device": weight.device, "dtype": torch.float32 if half else weight.dtype}
+        self.pera_A = nn.Parameter(torch.empty(self.rank, self.in_features, **options))
+        self.pera_B = nn.Parameter(torch.empty(self.out_features, self.rank, **options))
+        count = expanded_rank(self.rank, self.config.order, self.config.terms) - self.rank
+        # A registered parameter without a gradient would stop DistributedDataParallel.
+        self.pera_h = nn.Parameter(torch.empty(count, **options)) if count else None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start values: A Kaiming-uniform with a = sqrt(5) as in LoRA, B and h zero."""
+        nn.init.kaiming_uniform_(self.pera_A, a=math.sqrt(5))
+        self.pera_B.zero_()
+        if self.pera_h is not None:
+            self.pera_h.zero_()
+
+    @property
+    def coefficients(self) -> Tensor | None:
+        """Coefficients h times `coefficient_scale`, shape (number of monomials,); None at order 1."""
+        if self.pera_h is None:
+            return None
+        scale = self.config.coefficient_scale
+        if scale != "auto":
+            return self.pera_h * scale if scale != 1.0 else self.pera_h
+        # 1 / RMS of a Kaiming-uniform A: each further factor of a product shrinks it by this much.
+        inverse_rms = math.sqrt(3 * self.in_features)
+        degrees = range(2, self.config.order + 1)
+        counts = [count_of_degree(self.rank, degree, self.config.terms) for degree in degrees]
+        blocks = zip(self.pera_h.split(counts), degrees, strict=True)
+        return torch.cat([block * inverse_rms ** (degree - 1) for block, degree in blocks])
+
+    @property
+    def merged(self) -> bool:
+        """Whether the base's weight holds the adapter now."""
+        return self._unmerged_weight is not None
+
+    @property
+    def weight(self) -> Tensor:
+        """The effective weight (out, in): the base's plus `delta_weight()` unless merged or disabled.
+
+        Code that reads a layer's weight instead of calling the layer (attention fast paths of torch) thereby
+        sees the adapter too. Differentiable; builds a dense matrix, so call the layer where you can.
+        """
+        weight = self._base.weight(self.base_layer)
+        if self.merged or not self.enabled:
+            return weight
+        return weight + self.delta_weight().to(weight.dtype)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's bias."""
+        return self.base_layer.bias  # type: ignore[return-value]
+
+    def delta_weight(self) -> Tensor:
+        """The dense weight change of the adapter, shape (out, in), the dtype of A; differentiable."""
+        with torch.autocast(self.pera_A.device.type, enabled=False):
+            return delta_weight(
+                self.pera_A,
+                self.pera_B,
+                self.coefficients,
+                order=self.config.order,
+                terms=self.config.terms,
+                scaling=self.scaling,
+            )
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The adapted layer's output.
+
+        Args:
+            x: Input, shape (..., in).
+            *args: Passed to the base layer.
+            **kwargs: Passed to the base layer.
+
+        Returns:
+            Shape (..., out), the dtype of the base's output.
+
+        Raises:
+            InjectionError: The adapter is merged and the layer trains: it would get no gradient.
+        """
+        output = self.base_layer(x, *args, **kwargs)
+        if not self.enabled:
+            return output
+        if self.merged:
+            self._refuse_training_while_merged()
+            return output
+        change = pera_linear(
+            x,
+            self.pera_A,
+            self.pera_B,
+            self.coefficients,
+            order=self.config.order,
+            terms=self.config.terms,
+            scaling=self.scaling,
+            dropout=self.config.dropout,
+            training=self.training,
+        )
+        return output + change.to(output.dtype)
+
+    def _refuse_training_while_merged(self) -> None:
+        if self.training and torch.is_grad_enabled() and self.pera_A.requires_grad:
+            raise InjectionError(
+                "A merged adapter cannot be trained.",
+                got="a training step while merged",
+                expected="an unmerged adapter",
+                fix="call unmerge() on the layer first, or model.eval()",
+            )
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Fold the adapter into the base's weight. The base's original bits are kept for `unmerge`.
+
+        The sum is taken in float32 or better and rounded once to the base's dtype.
+
+        Raises:
+            InjectionError: Already merged, or the adapter holds a value that is not finite.
+        """
+        if self.merged:
+            raise InjectionError(
+                "The adapter is merged already.",
+                got="merge() twice",
+                expected="one merge()",
+                fix="unmerge() first",
+            )
+        self.refuse_infinite()
+        snapshot = self._base.snapshot(self.base_layer)
+        self.merge_for_good()
+        self._unmerged_weight = snapshot
+
+    @torch.no_grad()
+    def merge_for_good(self) -> float:
+        """Fold the adapter into the base's weight, keeping nothing to unmerge with.
+
+        Returns:
+            Relative error of the stored weight by rounding to the base's dtype (Frobenius norm).
+        """
+        change = self.delta_weight()
+        weight = self._base.weight(self.base_layer)
+        dtype = torch.promote_types(torch.promote_types(weight.dtype, change.dtype), torch.float32)
+        exact = weight.to(dtype) + change.to(dtype)
+        self._base.write(self.base_layer, exact)
+        error = torch.linalg.norm(self._base.weight(self.base_layer).to(dtype) - exact)
+        return (error / torch.linalg.norm(exact).clamp_min(torch.finfo(dtype).tiny)).item()
+
+    def refuse_infinite(self) -> None:
+        """Raise InjectionError if the adapter holds a value that is not finite."""
+        for name in self.ADAPTER_PARAMETERS:
+            parameter = getattr(self, name)
+            if parameter is not None and not torch.isfinite(parameter).all():
+                raise InjectionError(
+                    "The adapter cannot be merged.",
+                    got=f"{name} with NaN or infinity",
+                    expected="finite values",
+                    fix="go back to an earlier checkpoint; training has diverged",
+                )
+
+    def unmerge(self) -> None:
+        """Take the adapter out of the base's weight again: the original bits come back.
+
+        Raises:
+            InjectionError: Not merged.
+        """
+        if self._unmerged_weight is None:
+            raise InjectionError(
+                "The adapter is not merged.", got="unmerge()", expected="merge() before", fix="leave it out"
+            )
+        self._base.restore(self.base_layer, self._unmerged_weight)
+        self._unmerged_weight = None
+
+    def extra_repr(self) -> str:
+        """Shape and form of the adapter."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}, "
+            f"order={self.config.order}, terms={self.config.terms!r}, scaling={self.scaling:g}"
+        )

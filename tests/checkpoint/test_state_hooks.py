@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from pera_lightning import PeraConfig, adapter_state_dict, inject_adapter, remove_adapter
+from pera_lightning.checkpoint import install_state_hooks
+from pera_lightning.errors import CheckpointError
+from tests.support.models import randomise_adapter
+
+
+def make_model(rank: int = 2, hooks: bool = True) -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3), nn.Linear(3, 2)).eval()
+    inject_adapter(model, PeraConfig(rank))
+    randomise_adapter(model)
+    if hooks:
+        install_state_hooks(model)
+    return model
+
+
+def test_state_dict_is_the_adapter() -> None:
+    model = make_model()
+    assert model.state_dict().keys() == adapter_state_dict(model).keys()
+    install_state_hooks(model)
+    assert len(model._state_dict_hooks) == 1
+
+
+def test_prefix_of_an_outer_module() -> None:
+    outer = nn.ModuleDict({"inner": make_model(), "other": nn.Linear(2, 2)})
+    keys = outer.state_dict().keys()
+    assert "inner.0.pera_A" in keys
+    assert "other.weight" in keys
+    assert not any("base_layer" in key for key in keys)
+
+
+def test_strict_loading() -> None:
+    model, other = make_model(), make_model()
+    result = other.load_state_dict(model.state_dict(), strict=True)
+    assert not result.missing_keys
+    assert torch.equal(other[0].pera_B, model[0].pera_B)
+
+
+def test_loading_names_what_differs() -> None:
+    state = make_model().state_dict()
+    model = make_model()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(CheckpointError, match="the rank is 3 there and 2 here"):
+        model.load_state_dict(make_model(rank=3).state_dict())
+    with pytest.raises(CheckpointError, match=r"1 tensors are missing, e.g. '0.pera_A'"):
+        model.load_state_dict({key: value for key, value in state.items() if key != "0.pera_A"})
+    with pytest.raises(CheckpointError, match="no place in this model"):
+        model.load_state_dict({**state, "9.pera_A": torch.zeros(1)})
+    plain = nn.Sequential(nn.Linear(4, 6)).state_dict()
+    with pytest.raises(CheckpointError, match="plain model"):
+        model.load_state_dict(plain)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_full_state_dict_loads_too() -> None:
+    full = make_model(hooks=False)
+    model = make_model()
+    model.load_state_dict(full.state_dict())
+    assert torch.equal(model[0].base_layer.weight, full[0].base_layer.weight)
+    assert torch.equal(model[0].pera_B, full[0].pera_B)
+
+
+def test_hooks_sleep_without_adapters() -> None:
+    model = make_model()
+    remove_adapter(model)
+    assert "0.weight" in model.state_dict()
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model.load_state_dict({})

@@ -1,0 +1,92 @@
+"""Dependencies between packages go one way, and importing stays cheap."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "pera_lightning"
+ROWS = [
+    {"errors"},
+    {"config"},
+    {"functional"},
+    {"bases"},
+    {"layers"},
+    {"injection"},
+    {"checkpoint", "export", "analysis"},
+    {"integration"},
+    {"cli", "__main__"},
+]
+ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
+FILES = sorted(PACKAGE.rglob("*.py"))
+# Where each heavy library may appear at all.
+HOMES = {"lightning": ROW_OF["integration"], "transformers": ROW_OF["integration"], "datasets": ROW_OF["integration"]}
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+
+
+def identify(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+@pytest.mark.parametrize("path", FILES, ids=identify)
+def test_imports_go_downwards(path: Path) -> None:
+    part = part_of(path)
+    if part == "__init__":
+        return
+    for name in imports(path):
+        if not name.startswith("pera_lightning."):
+            continue
+        other = name.split(".")[1]
+        lower = ROW_OF[other] < ROW_OF[part]
+        same_row = ROW_OF[other] == ROW_OF[part]
+        assert lower or same_row, f"{part} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=identify)
+def test_heavy_libraries_stay_in_their_rows(path: Path) -> None:
+    part = part_of(path)
+    for name in imports(path):
+        library = name.split(".")[0]
+        if library in HOMES:
+            assert ROW_OF[part] >= HOMES[library], f"{part} imports {library}"
+        if library == "bitsandbytes":
+            assert part == "bases", f"{part} imports bitsandbytes"
+
+
+@pytest.mark.parametrize("path", FILES, ids=identify)
+def test_files_hold_one_concept(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 320
+
+
+def test_importing_the_package_is_cheap() -> None:
+    script = (
+        "import sys, pera_lightning; "
+        "heavy = {'transformers', 'datasets', 'bitsandbytes', 'lightning', 'matplotlib', 'torchmetrics'}; "
+        "sys.exit(', '.join(sorted(heavy & set(sys.modules))))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_public_names() -> None:
+    import pera_lightning
+
+    for name in pera_lightning.__all__:
+        assert getattr(pera_lightning, name) is not None
