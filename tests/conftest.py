@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# Lightning's own command line triggers them.
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
 ROOT = Path(__file__).parent.parent
 # `make test` sets this: then a missing part fails its tests instead of skipping them.
 REQUIRE_ALL = os.environ.get("PERA_TEST_REQUIRE_ALL") == "1"
@@ -38,3 +41,28 @@ def minilm_folder() -> Path:
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+_skipped: list[str] = []
+ALLOWED_SKIPS: frozenset[str] = frozenset()
+"""Reasons for which a test may be skipped under `make test`; empty while everything can run on a CPU."""
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        if reason not in ALLOWED_SKIPS:
+            _skipped.append(f"{report.nodeid}: {reason}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A skip nobody agreed to is a failure where everything is meant to run."""
+    if REQUIRE_ALL and _skipped:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if REQUIRE_ALL and _skipped:
+        terminalreporter.section("skips that nobody agreed to")
+        for line in _skipped:
+            terminalreporter.line(line)

@@ -232,6 +232,20 @@ def test_a_wrong_target_stops_before_training_and_changes_nothing(tmp_path: Path
     assert "configure_model" not in module.__dict__
 
 
+class EarlyOptimizer(Regressor):
+    def __init__(self) -> None:
+        super().__init__()
+        self.optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.optimizer
+
+
+def test_an_optimizer_without_the_adapters_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"6 forgotten, e.g. 'net.0.pera_A'"):
+        make_trainer(tmp_path, PeraCallback(rank=2)).fit(EarlyOptimizer())
+
+
 class Rebuilding(Regressor):
     def setup(self, stage: str) -> None:
         self.net = None

@@ -6,7 +6,9 @@ import string
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from tests.support.models import tiny_llama
 
@@ -43,9 +45,6 @@ def save_pretrained(folder: Path, model: nn.Module | None = None, tokenizer: Any
 
 def padded_batch(tokenizer: Any, rows: list[tuple[str, str]]) -> dict[str, Any]:
     """Prompts and answers as a right-padded batch with labels on the answers and their `<end>`."""
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
     ids, labels = [], []
     for prompt, answer in rows:
         prompt_ids = tokenizer(prompt)["input_ids"]

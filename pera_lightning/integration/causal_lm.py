@@ -1,0 +1,296 @@
+"""`PeraCausalLM`: fine-tuning a pretrained causal language model on instructions with Lightning."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import rich
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torchmetrics import MeanMetric
+from torchmetrics.text import Perplexity
+from typing_extensions import override
+
+from pera_lightning.errors import ConfigError, InjectionError
+from pera_lightning.integration.answer_loss import IGNORE_INDEX, answer_logits, answer_loss
+from pera_lightning.integration.generation import GenerationSample, generate_answers, sample_table, split_prompts
+from pera_lightning.integration.optimization import Schedule, holds_adapter, parameter_groups, warmup_schedule
+from pera_lightning.integration.pretrained import (
+    PretrainedSource,
+    enable_gradient_checkpointing,
+    load_causal_lm,
+    load_tokenizer,
+)
+
+if TYPE_CHECKING:
+    from lightning.pytorch.utilities.types import OptimizerLRScheduler
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class PeraCausalLM(LightningModule):
+    """A pretrained causal language model that learns to give the answers of instruction data.
+
+    With `PeraCallback` only the adapters (and `modules_to_save`) are trained, without it every parameter that is
+    not frozen. Logged: `train_loss`; in validation and test `val_loss`, `val_perplexity`, `val_token_accuracy`
+    (per answer token, each predicted from the true tokens before it) and, where answers are generated,
+    `val_exact_match`; likewise `test_...`. Prediction returns the generated answers as a list of strings.
+
+    Args:
+        pretrained: Hub id or local folder of a causal language model.
+        gguf_file: Name of a GGUF file in that repository or folder; its weights are dequantised on loading.
+        revision: Branch, tag or commit of the hub repository.
+        dtype: Dtype of the model's weights; "auto" keeps the one they were saved in (GGUF: float32).
+        attn_implementation: "eager", "sdpa", "flash_attention_2", ...; null leaves the choice to transformers.
+        trust_remote_code: Whether code that comes with the repository may run.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+        learning_rate: Peak learning rate of AdamW, for the factors A and everything trained whole.
+        b_lr_factor: Factor on the learning rate of the factors B.
+        h_lr_factor: Factor on the learning rate of the polynomial coefficients h.
+        weight_decay: Weight decay of AdamW; coefficients h, biases and norms are never decayed.
+        warmup_ratio: Share of all optimizer steps over which the learning rate rises from 0, in [0, 1).
+        schedule: What the learning rate does after the warm-up; linear and cosine end at 0.
+        generate_in_validation: Generate the answers in validation too, for the exact match and printed samples.
+        generate_in_test: The same in the test.
+        max_new_tokens: Longest generated answer, in tokens.
+        printed_samples: Number of generated answers printed after a validation or test with generation.
+
+    Raises:
+        ConfigError: An option has a value it cannot have.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        *,
+        gguf_file: str | None = None,
+        revision: str | None = None,
+        dtype: Dtype = "auto",
+        attn_implementation: str | None = None,
+        trust_remote_code: bool = False,
+        gradient_checkpointing: bool = False,
+        learning_rate: float = 2e-4,
+        b_lr_factor: float = 1.0,
+        h_lr_factor: float = 1.0,
+        weight_decay: float = 0.0,
+        warmup_ratio: float = 0.0,
+        schedule: Schedule = "linear",
+        generate_in_validation: bool = False,
+        generate_in_test: bool = False,
+        max_new_tokens: int = 64,
+        printed_samples: int = 3,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.source = PretrainedSource(pretrained, gguf_file, revision, trust_remote_code)
+        self.dtype_name = _one_of("dtype", dtype, get_args(Dtype))
+        self.attn_implementation = attn_implementation
+        self.gradient_checkpointing = gradient_checkpointing
+        self.learning_rate = _positive("learning_rate", learning_rate)
+        self.b_lr_factor = _positive("b_lr_factor", b_lr_factor)
+        self.h_lr_factor = _positive("h_lr_factor", h_lr_factor)
+        self.weight_decay = _between("weight_decay", weight_decay, 0, math.inf)
+        self.warmup_ratio = _between("warmup_ratio", warmup_ratio, 0, 1)
+        self.schedule = _one_of("schedule", schedule, get_args(Schedule))
+        self.generate_in_validation = generate_in_validation
+        self.generate_in_test = generate_in_test
+        self.max_new_tokens = _count("max_new_tokens", max_new_tokens, least=1)
+        self.printed_samples = _count("printed_samples", printed_samples, least=0)
+        self.model: PreTrainedModel | None = None
+        self.val_metrics = _AnswerMetrics()
+        self.test_metrics = _AnswerMetrics()
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._samples: list[GenerationSample] = []
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer, with a pad token; loaded on first use, which may be before the model is built."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.source)
+        return self._tokenizer
+
+    @property
+    def adapter_root(self) -> PreTrainedModel | None:
+        """The module that adapters are put into and adapter files are named relative to; None before it is built."""
+        return self.model
+
+    @property
+    def base_model_name(self) -> str:
+        """What adapter files name as their base: `pretrained`, or `pretrained/gguf_file`."""
+        return self.source.name
+
+    @override
+    def configure_model(self) -> None:
+        """Load the pretrained model; once, though Lightning calls this for every fit, validate, test and predict."""
+        if self.model is not None:
+            return
+        model = load_causal_lm(self.source, dtype=self.dtype_name, attn_implementation=self.attn_implementation)
+        if self.gradient_checkpointing:
+            enable_gradient_checkpointing(model)
+        self.model = model
+
+    @override
+    def on_fit_start(self) -> None:
+        """Put the model in train mode, and say so when it is trained without an adapter."""
+        model = self._built_model()
+        # from_pretrained returns eval mode and Lightning keeps what it finds: without this, dropout and gradient
+        # checkpointing would be off throughout.
+        model.train()
+        if not holds_adapter(model):
+            trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+            rank_zero_info(
+                f"No PERA adapter in the model: fine-tuning {trained:,} parameters of {self.base_model_name} "
+                "themselves. Add PeraCallback to the trainer's callbacks to train an adapter instead."
+            )
+
+    @override
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        loss = answer_loss(*answer_logits(self._built_model(), batch))
+        self.log("train_loss", loss, prog_bar=True, batch_size=batch["input_ids"].shape[0])
+        return loss
+
+    @override
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self._evaluate("val", self.val_metrics, batch, generate=self.generate_in_validation)
+
+    @override
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self._evaluate("test", self.test_metrics, batch, generate=self.generate_in_test)
+
+    @override
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> list[str]:
+        prompts, _ = split_prompts(batch)
+        return self._generate(prompts)
+
+    @override
+    def on_validation_epoch_start(self) -> None:
+        self.val_metrics.reset()
+
+    @override
+    def on_test_epoch_start(self) -> None:
+        self.test_metrics.reset()
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        self._print_samples("Validation")
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self._print_samples("Test")
+
+    @override
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with the groups of `parameter_groups` and the schedule of `warmup_schedule`."""
+        groups = parameter_groups(
+            self.named_parameters(),
+            learning_rate=self.learning_rate,
+            b_lr_factor=self.b_lr_factor,
+            h_lr_factor=self.h_lr_factor,
+            weight_decay=self.weight_decay,
+        )
+        optimizer = AdamW(groups, lr=self.learning_rate)
+        scheduler = warmup_schedule(
+            optimizer,
+            schedule=self.schedule,
+            warmup_ratio=self.warmup_ratio,
+            total_steps=self.trainer.estimated_stepping_batches,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _evaluate(self, stage: str, metrics: _AnswerMetrics, batch: dict[str, Tensor], *, generate: bool) -> None:
+        logits, targets = answer_logits(self._built_model(), batch)
+        labelled = targets != IGNORE_INDEX
+        # Weighted by tokens, the epoch's loss is the mean over all its answer tokens, however they are batched.
+        loss, tokens = answer_loss(logits, targets), int(labelled.sum())
+        self.log(f"{stage}_loss", loss, prog_bar=True, batch_size=tokens, sync_dist=True)
+        metrics.perplexity.update(logits.float(), targets)
+        metrics.token_accuracy.update((logits.argmax(dim=-1) == targets)[labelled].float())
+        self.log(f"{stage}_perplexity", metrics.perplexity)
+        self.log(f"{stage}_token_accuracy", metrics.token_accuracy)
+        if generate:
+            samples = self._generate_samples(batch)
+            metrics.exact_match.update(torch.tensor([float(sample.matches) for sample in samples], device=self.device))
+            self.log(f"{stage}_exact_match", metrics.exact_match, prog_bar=True)
+            self._samples += samples[: max(0, self.printed_samples - len(self._samples))]
+
+    def _generate_samples(self, batch: dict[str, Tensor]) -> list[GenerationSample]:
+        pairs = [pair for pair in zip(*split_prompts(batch), strict=True) if pair[1].numel() > 0]
+        prompts, answers = (list(column) for column in zip(*pairs, strict=True))
+        # The end-of-turn token closes a true answer but is no part of a generated one.
+        if max(answer.numel() for answer in answers) > self.max_new_tokens + 1:
+            rank_zero_warn(
+                f"Some true answers are longer than max_new_tokens={self.max_new_tokens}: they can never be matched "
+                "exactly. Raise max_new_tokens."
+            )
+        prompt_texts = self.tokenizer.batch_decode(prompts, skip_special_tokens=True)
+        expected = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        generated = self._generate(prompts)
+        return [GenerationSample(*texts) for texts in zip(prompt_texts, expected, generated, strict=True)]
+
+    def _generate(self, prompts: list[Tensor]) -> list[str]:
+        return generate_answers(self._built_model(), self.tokenizer, prompts, self.max_new_tokens)
+
+    def _print_samples(self, stage_name: str) -> None:
+        samples, self._samples = self._samples, []
+        if samples and self.trainer.is_global_zero:
+            # The console that RichProgressBar draws on, so that the table does not tear the bar.
+            title = f"{stage_name} samples at step {self.trainer.global_step}"
+            rich.get_console().print(sample_table(samples, title))
+
+    def _built_model(self) -> PreTrainedModel:
+        if self.model is None:
+            raise InjectionError(
+                "The language model is not loaded yet.",
+                got="a PeraCausalLM that no trainer has set up",
+                expected="a model, built by configure_model",
+                fix="run it with a Trainer, or call configure_model() first",
+            )
+        return self.model
+
+
+class _AnswerMetrics(nn.Module):
+    """Metrics of one stage, accumulated over its batches and ranks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.perplexity = Perplexity(ignore_index=IGNORE_INDEX)
+        self.token_accuracy = MeanMetric()
+        self.exact_match = MeanMetric()
+
+    def reset(self) -> None:
+        """Start afresh, with tensors of the present autograd mode.
+
+        Lightning resets metrics too, at an epoch's end: after trainer.validate that leaves inference tensors,
+        which the validation of a fit, under no_grad, cannot update.
+        """
+        for metric in (self.perplexity, self.token_accuracy, self.exact_match):
+            metric.reset()
+
+
+def _one_of(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
+    return _checked(name, value, value in choices, f"one of {', '.join(map(str, choices))}")
+
+
+def _positive(name: str, value: float) -> float:
+    valid = isinstance(value, int | float) and math.isfinite(value) and value > 0
+    return _checked(name, value, valid, "a finite number above 0")
+
+
+def _between(name: str, value: float, low: float, high: float) -> float:
+    valid = isinstance(value, int | float) and low <= value < high
+    return _checked(name, value, valid, f"a number in [{low}, {high})")
+
+
+def _count(name: str, value: int, *, least: int) -> int:
+    return _checked(name, value, isinstance(value, int) and value >= least, f"a whole number, at least {least}")
+
+
+def _checked(name: str, value: Any, valid: bool, expected: str) -> Any:
+    if not valid:
+        raise ConfigError(f"{name} cannot have this value.", got=repr(value), expected=expected, fix=f"change {name}")
+    return value

@@ -1,0 +1,5 @@
+"""Data for instruction tuning: reading, checking, prompting, packing and batching."""
+
+from pera_lightning.integration.data.instruction import InstructionDataModule
+
+__all__ = ["InstructionDataModule"]

@@ -1,0 +1,266 @@
+"""The LightningDataModule for instruction tuning of causal language models."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from pera_lightning.errors import ConfigError
+from pera_lightning.integration.data.collate import PaddingCollator, collate_packs
+from pera_lightning.integration.data.conversations import OnBadRow, RowFormat
+from pera_lightning.integration.data.options import check_at_least_one, contradiction
+from pera_lightning.integration.data.packing import PackedDataset
+from pera_lightning.integration.data.prompts import ChatEncoder
+from pera_lightning.integration.data.sampling import LengthGroupedSampler
+from pera_lightning.integration.data.splits import Split, SplitSources
+from pera_lightning.integration.data.tokenised import TokenisedSplit, tokenise_split
+
+Batch = dict[str, Tensor]
+
+
+class InstructionDataModule(LightningDataModule):
+    """Rows of questions and answers as batches for a causal language model.
+
+    Files are JSON (an array of objects), JSON Lines, CSV or parquet. Every row becomes a conversation, which
+    the tokenizer's chat template renders; the loss is taken on the assistant's turns only. What does not
+    fit into `max_length` is cut from the prompt's left; an answer is cut only if it does not fit by
+    itself, and in long chats the oldest exchanges are left out. Both are counted in a line after setup.
+
+    Padded batches are dicts of int64 tensors `input_ids`, `attention_mask` and `labels` (B, T), padded on the
+    right; labels are not shifted and -100 where no loss is taken. Packed ones hold `input_ids`,
+    `position_ids` and `labels` (1, T); call the model with `use_cache=False`, else examples of a pack see
+    each other. Prediction runs over the test split.
+
+    Args:
+        train_files: Path or paths of the training rows.
+        val_files: Path or paths of the validation rows.
+        test_files: Path or paths of the test rows.
+        dataset: Data set of the hub (or a folder) with the splits train, validation and test, instead of files.
+        dataset_config: Configuration (subset) of that data set.
+        val_split: Share of the training rows held out for validation where there are no val_files, e.g. 0.05.
+        format: Fields of the rows: prompt_completion (prompt, completion), alpaca (instruction, input, output),
+            messages (a list of {role, content}); auto finds out from the first rows of every file.
+        use_chat_template: Use the tokenizer's chat template where it has one; else a plain template of
+            "### User:" and "### Assistant:" headings.
+        system_prompt: System message of rows that have none, in place of the template's default one.
+        tokenizer: Name, folder or object; by default the tokenizer of the LightningModule.
+        max_length: Most tokens of an example.
+        batch_size: Examples (with packing: packs) of a training step on each device.
+        eval_batch_size: Examples of a validation, test or prediction step; by default batch_size.
+        packing: Put several training examples in one row, without attention from one to another.
+        pack_length: Most tokens of a pack; by default max_length.
+        group_by_length: Make training batches of examples of similar length.
+        on_bad_row: What happens at a row that cannot be used: error stops, skip counts and reports it.
+        max_train_rows: Use only the first training rows.
+        max_val_rows: Use only the first validation rows.
+        max_test_rows: Use only the first test rows.
+        seed: Decides the rows held out, the packs and the order of every epoch.
+        num_workers: Processes that prepare batches; rows are tokenised once, in setup, so 0 is usually best.
+
+    Raises:
+        ConfigError: If options contradict each other or cannot be.
+    """
+
+    def __init__(
+        self,
+        train_files: str | list[str] | None = None,
+        val_files: str | list[str] | None = None,
+        test_files: str | list[str] | None = None,
+        *,
+        dataset: str | None = None,
+        dataset_config: str | None = None,
+        val_split: float = 0.0,
+        format: RowFormat = "auto",
+        use_chat_template: bool = True,
+        system_prompt: str | None = None,
+        tokenizer: Any = None,
+        max_length: int = 1024,
+        batch_size: int = 8,
+        eval_batch_size: int | None = None,
+        packing: bool = False,
+        pack_length: int | None = None,
+        group_by_length: bool = False,
+        on_bad_row: OnBadRow = "error",
+        max_train_rows: int | None = None,
+        max_val_rows: int | None = None,
+        max_test_rows: int | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.sources = SplitSources(
+            files={"train": _paths(train_files), "val": _paths(val_files), "test": _paths(test_files)},
+            dataset=dataset,
+            dataset_config=dataset_config,
+            val_split=val_split,
+            row_format=format,
+            on_bad_row=on_bad_row,
+            limits={"train": max_train_rows, "val": max_val_rows, "test": max_test_rows},
+            seed=seed,
+        )
+        self.use_chat_template = use_chat_template
+        self.system_prompt = system_prompt
+        self.max_length = max_length
+        self.batch_size = batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.packing = packing
+        self.pack_length = max_length if pack_length is None else pack_length
+        self.group_by_length = group_by_length
+        self.seed = seed
+        self.num_workers = num_workers
+        self._given_tokenizer = tokenizer
+        # What setup makes, once for each tokenizer.
+        self._tokenizer: Any = None
+        self._encoder: ChatEncoder | None = None
+        self._splits: dict[Split, TokenisedSplit] = {}
+        self._packs: PackedDataset | None = None
+        self._check_options()
+
+    def prepare_data(self) -> None:
+        """Downloads the data set of the hub, on one process of each node."""
+        self.sources.download()
+
+    def setup(self, stage: str) -> None:
+        """Reads and tokenises the splits that the stage needs and that are not there yet.
+
+        Raises:
+            ConfigError: If there is no tokenizer, its template cannot be used, or a split has no data.
+            DataError: If a file is missing, empty or damaged, or holds a bad row that is not to be skipped.
+        """
+        self._use_tokenizer(self._find_tokenizer())
+        missing = [split for split in self._splits_of(stage) if split not in self._splits]
+        for split, rows in self.sources.read(missing).items():
+            assert self._encoder is not None  # _use_tokenizer made it
+            self._splits[split] = tokenise_split(split, rows, self._encoder)
+            if split == "train" and self.packing:
+                self._packs = PackedDataset(self._splits[split].examples, self.pack_length, self.seed)
+            self._report(split)
+        if self.num_workers == 0:
+            # For rows that are already tokenised workers only cost.
+            _ignore_warning(".*does not have many workers")
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Batches or packs of the train split, in an order that depends on seed and epoch alone."""
+        examples = self._splits["train"].examples
+        processes = self._processes()
+        if self.group_by_length:
+            sampler: DistributedSampler[Any] = LengthGroupedSampler(
+                examples.lengths, self.batch_size, seed=self.seed, **processes
+            )
+            return self._dataloader(examples, self.batch_size, sampler)
+        dataset = examples if self._packs is None else self._packs
+        # Also in a single process: unlike a RandomSampler it gives the order of an epoch after a resume.
+        sampler = DistributedSampler(dataset, shuffle=True, seed=self.seed, **processes)
+        return self._dataloader(dataset, self.batch_size, sampler)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """Padded batches of the val split in the order of the file; no loader if there is no such split."""
+        if "val" in self._splits:
+            return self._eval_dataloader("val")
+        _ignore_warning("Total length of `list` across ranks is zero")
+        return []
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Padded batches of the test split in the order of the file."""
+        return self._eval_dataloader("test")
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """The same batches as in a test."""
+        return self._eval_dataloader("test")
+
+    def _splits_of(self, stage: str) -> list[Split]:
+        if stage == "fit":
+            return ["train", "val"] if self.sources.has("val") else ["train"]
+        return ["val"] if stage == "validate" else ["test"]
+
+    def _find_tokenizer(self) -> Any:
+        if isinstance(self._given_tokenizer, str | os.PathLike):
+            from transformers import AutoTokenizer
+
+            self._given_tokenizer = AutoTokenizer.from_pretrained(self._given_tokenizer)
+        if self._given_tokenizer is not None:
+            return self._given_tokenizer
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        tokenizer = getattr(module, "tokenizer", None)
+        if tokenizer is None:
+            raise ConfigError(
+                "InstructionDataModule has no tokenizer.",
+                got="no trainer" if module is None else f"a {type(module).__name__} without the attribute tokenizer",
+                expected="a tokenizer of transformers",
+                fix="set tokenizer to its name or folder, or train a module that has one, such as PeraCausalLM",
+            )
+        return tokenizer
+
+    def _use_tokenizer(self, tokenizer: Any) -> None:
+        if tokenizer is self._tokenizer:
+            return
+        self._encoder = ChatEncoder(
+            tokenizer,
+            max_length=self.max_length,
+            use_chat_template=self.use_chat_template,
+            system_prompt=self.system_prompt,
+        )
+        self._tokenizer = tokenizer
+        self._splits, self._packs = {}, None
+
+    def _report(self, split: Split) -> None:
+        packs = f", {len(self._packs):,} packs" if split == "train" and self._packs is not None else ""
+        rank_zero_info(f"{split}: {self._splits[split].summary}{packs}")
+
+    def _processes(self) -> dict[str, Any]:
+        # Not the world size: under tensor parallelism some processes share their data.
+        kwargs = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
+        return kwargs or {"num_replicas": 1, "rank": 0}
+
+    def _eval_dataloader(self, split: Split) -> DataLoader[Batch]:
+        return self._dataloader(self._splits[split].examples, self.eval_batch_size, sampler=None)
+
+    def _dataloader(
+        self, dataset: Dataset[Any], batch_size: int, sampler: DistributedSampler[Any] | None
+    ) -> DataLoader[Batch]:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            collate_fn=collate_packs if isinstance(dataset, PackedDataset) else PaddingCollator(self._pad_id()),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _pad_id(self) -> int:
+        assert self._encoder is not None
+        pad_id = self._tokenizer.pad_token_id
+        # A new token would not be in the model's vocabulary; the collator masks whatever pads.
+        return self._encoder.stop_id if pad_id is None else pad_id
+
+    def _check_options(self) -> None:
+        check_at_least_one("max_length", self.max_length)
+        check_at_least_one("batch_size", self.batch_size)
+        check_at_least_one("eval_batch_size", self.eval_batch_size)
+        if self.packing and self.group_by_length:
+            raise contradiction("packing and group_by_length", "one of the two (packs have similar lengths)")
+        if self.pack_length < self.max_length:
+            raise contradiction(
+                f"max_length {self.max_length} and pack_length {self.pack_length}",
+                "a pack_length of at least max_length",
+            )
+
+
+def _ignore_warning(message: str) -> None:
+    """Keeps quiet a warning that Lightning gives about a loader after this module has handed it over."""
+    warnings.filterwarnings("ignore", message=message)
+
+
+def _paths(files: str | list[str] | None) -> list[Path]:
+    if files is None:
+        return []
+    return [Path(file) for file in ([files] if isinstance(files, str | os.PathLike) else files)]

@@ -1,0 +1,162 @@
+"""Where the rows of the train, val and test splits come from."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from pera_lightning.errors import ConfigError, DataError
+from pera_lightning.integration.data.conversations import (
+    BadRows,
+    Conversation,
+    OnBadRow,
+    RowFormat,
+    read_conversations,
+)
+from pera_lightning.integration.data.options import check_at_least_one, check_choice, contradiction
+from pera_lightning.integration.data.rows import (
+    ParsedRow,
+    check_file,
+    dataset_rows,
+    load_hub_dataset,
+    read_rows,
+)
+
+Split = Literal["train", "val", "test"]
+
+_HUB_SPLITS: dict[Split, str] = {"train": "train", "val": "validation", "test": "test"}
+
+
+@dataclass(frozen=True)
+class SplitRows:
+    """The usable rows of a split, and the count of those that are not."""
+
+    conversations: list[Conversation]
+    bad_rows: BadRows
+
+
+@dataclass(frozen=True)
+class SplitSources:
+    """Reads splits from files, or from a data set of the hub.
+
+    Args:
+        files: Files of every split.
+        dataset: Hub id or folder to use instead of files.
+        dataset_config: Configuration (subset) of the data set.
+        val_split: Share of the train rows held out for validation; 0 holds out none.
+        row_format: Format of the rows.
+        on_bad_row: Raise at the first bad row, or skip bad rows.
+        limits: Most rows of every split, taken from its beginning; `None` for all.
+        seed: Decides which rows are held out.
+
+    Raises:
+        ConfigError: If an option has an impossible value, or two contradict each other.
+    """
+
+    files: Mapping[Split, list[Path]]
+    dataset: str | None
+    dataset_config: str | None
+    val_split: float
+    row_format: RowFormat
+    on_bad_row: OnBadRow
+    limits: Mapping[Split, int | None]
+    seed: int
+
+    def __post_init__(self) -> None:
+        check_choice("format", self.row_format, RowFormat)
+        check_choice("on_bad_row", self.on_bad_row, OnBadRow)
+        for split, limit in self.limits.items():
+            check_at_least_one(f"max_{split}_rows", limit)
+        if not 0 <= self.val_split < 1:
+            raise ConfigError(
+                "val_split must be a share of the train rows.",
+                got=self.val_split,
+                expected="a number from 0 up to, but not including, 1",
+                fix="val_split: 0.05 holds out one row in twenty",
+            )
+        if self.val_split and self.files["val"]:
+            raise contradiction("val_files and val_split", "one of the two")
+        if self.dataset is not None and any(self.files.values()):
+            raise contradiction("dataset and files", "either dataset or files")
+
+    def download(self) -> None:
+        """Brings the data set of the hub, if one is used, into the local cache."""
+        if self.dataset is not None:
+            load_hub_dataset(self.dataset, self.dataset_config)
+
+    def has(self, split: Split) -> bool:
+        """Says whether there is anything to read for the split."""
+        if self.files[split] or (split == "val" and self.val_split > 0):
+            return True
+        return self.dataset is not None and _HUB_SPLITS[split] in self._hub_dataset
+
+    def read(self, splits: Collection[Split]) -> dict[Split, SplitRows]:
+        """Reads and checks the rows of some splits; files of other splits need not exist.
+
+        Raises:
+            ConfigError: If a split has no source.
+            DataError: If a file is missing, damaged or empty, or holds a bad row that is not to be skipped.
+        """
+        for split in splits:
+            self._check_source(split)
+        held_out = self._read_held_out() if self.val_split and {"train", "val"} & set(splits) else {}
+        return {split: held_out.get(split) or self._read(split, self.limits[split]) for split in splits}
+
+    @cached_property
+    def _hub_dataset(self) -> Mapping[str, Iterable[Mapping[str, Any]]]:
+        assert self.dataset is not None
+        return load_hub_dataset(self.dataset, self.dataset_config)
+
+    def _check_source(self, split: Split) -> None:
+        if not self.has(split):
+            raise ConfigError(
+                f"There is no data for the {split} split.",
+                got=f"a data set with the splits {', '.join(self._hub_dataset)}"
+                if self.dataset is not None
+                else f"neither {split}_files nor dataset",
+                expected=f"rows to {'train on' if split == 'train' else 'evaluate'}",
+                fix=f"set {split}_files" + (", or val_split to hold out train rows" if split == "val" else ""),
+            )
+        source: Split = "train" if split == "val" and self.val_split else split
+        for path in self.files[source]:
+            check_file(path)
+
+    def _read_held_out(self) -> dict[Split, SplitRows]:
+        """Reads the train rows and parts them; both parts keep the order of the file."""
+        every = self._read("train", limit=None)
+        rows = every.conversations
+        val_rows = max(1, round(self.val_split * len(rows)))
+        if val_rows >= len(rows):
+            raise DataError(
+                "There are too few train rows to hold some out for validation.",
+                got=f"{len(rows)} rows, val_split {self.val_split}",
+                expected="at least one row on either side",
+                fix="give more rows, or val_files instead of val_split",
+            )
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        val = [rows[index] for index in sorted(order[:val_rows])]
+        train = [rows[index] for index in sorted(order[val_rows:])]
+        return {
+            "train": SplitRows(train[: self.limits["train"]], every.bad_rows),
+            "val": SplitRows(val[: self.limits["val"]], BadRows(self.on_bad_row)),
+        }
+
+    def _read(self, split: Split, limit: int | None) -> SplitRows:
+        bad_rows = BadRows(self.on_bad_row)
+        conversations = itertools.chain.from_iterable(
+            read_conversations(name, rows, self.row_format, bad_rows) for name, rows in self._sources(split)
+        )
+        return SplitRows(list(itertools.islice(conversations, limit)), bad_rows)
+
+    def _sources(self, split: Split) -> Iterator[tuple[str, Iterable[ParsedRow]]]:
+        for path in self.files[split]:
+            yield str(path), read_rows(path)
+        if self.dataset is not None:
+            name = f"{self.dataset} ({_HUB_SPLITS[split]})"
+            yield name, dataset_rows(name, self._hub_dataset[_HUB_SPLITS[split]])

@@ -1,0 +1,121 @@
+"""Optimizer groups of an adapted model and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from pera_lightning.errors import ConfigError, TrainingError
+
+Schedule = Literal["linear", "cosine", "constant"]
+_FACTORS = ("pera_A", "pera_B", "pera_h")
+
+
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    *,
+    learning_rate: float,
+    b_lr_factor: float = 1.0,
+    h_lr_factor: float = 1.0,
+    weight_decay: float = 0.0,
+) -> list[dict[str, Any]]:
+    """Sort the trainable parameters into optimizer groups; groups without parameters are left out.
+
+    | group | parameters | learning rate | weight decay |
+    |---|---|---|---|
+    | pera_A | the factors A | learning_rate | weight_decay |
+    | pera_B | the factors B | learning_rate * b_lr_factor | weight_decay |
+    | pera_h | the coefficients h | learning_rate * h_lr_factor | 0 |
+    | other | matrices trained whole | learning_rate | weight_decay |
+    | other_no_decay | biases and norms trained whole | learning_rate | 0 |
+
+    Args:
+        named_parameters: Names and parameters, as `nn.Module.named_parameters` gives them; frozen ones are skipped.
+        learning_rate: Rate of A and of everything trained whole.
+        b_lr_factor: Factor on the rate of B.
+        h_lr_factor: Factor on the rate of h.
+        weight_decay: Decoupled weight decay of AdamW.
+
+    Returns:
+        Groups for a torch optimizer; each carries its `name`, which LearningRateMonitor shows.
+
+    Raises:
+        TrainingError: No parameter is trainable.
+    """
+    groups: dict[str, dict[str, Any]] = {
+        "pera_A": {"lr": learning_rate, "weight_decay": weight_decay},
+        "pera_B": {"lr": learning_rate * b_lr_factor, "weight_decay": weight_decay},
+        "pera_h": {"lr": learning_rate * h_lr_factor, "weight_decay": 0.0},
+        "other": {"lr": learning_rate, "weight_decay": weight_decay},
+        "other_no_decay": {"lr": learning_rate, "weight_decay": 0.0},
+    }
+    for name, parameter in named_parameters:
+        if parameter.requires_grad:
+            groups[_group_of(name, parameter)].setdefault("params", []).append(parameter)
+    filled = [{"name": name, **group} for name, group in groups.items() if "params" in group]
+    if not filled:
+        raise TrainingError(
+            "Nothing is trainable.",
+            got="a model whose parameters are all frozen",
+            expected="adapters, or parameters with requires_grad",
+            fix="add PeraCallback to the trainer's callbacks, or unfreeze what is to be trained",
+        )
+    return filled
+
+
+def holds_adapter(model: nn.Module) -> bool:
+    """Whether some parameter of the model is a PERA factor."""
+    return any(_own_name(name) in _FACTORS for name, _ in model.named_parameters())
+
+
+def warmup_schedule(optimizer: Optimizer, *, schedule: Schedule, warmup_ratio: float, total_steps: float) -> LambdaLR:
+    """Linear warm-up from 0, then linear or cosine decay to 0, or a constant rate.
+
+    Args:
+        optimizer: The optimizer whose groups' rates are the peaks.
+        schedule: What follows the warm-up.
+        warmup_ratio: Share of `total_steps` spent warming up, in [0, 1).
+        total_steps: Optimizer steps of the whole training, as `trainer.estimated_stepping_batches` estimates
+            them; infinite (or negative, as Lightning says for data without a length) where nothing limits it.
+
+    Raises:
+        ConfigError: The schedule or the warm-up needs to know the end of a training that has none.
+    """
+    finite = math.isfinite(total_steps) and total_steps >= 0
+    if not finite and (schedule != "constant" or warmup_ratio > 0):
+        raise ConfigError(
+            "The learning-rate schedule needs to know how long training lasts.",
+            got=f"schedule={schedule!r}, warmup_ratio={warmup_ratio} and a training without an end",
+            expected="a limit on steps, or on epochs of data with a known length",
+            fix="set trainer.max_steps or trainer.max_epochs, or use schedule: constant with warmup_ratio: 0",
+        )
+    steps = int(total_steps) if finite else 0
+    warmup = math.ceil(warmup_ratio * steps)
+
+    # transformers has these schedules too, but importing them imports peft and bitsandbytes where installed.
+    def share_of_peak(step: int) -> float:
+        if step < warmup:
+            return step / warmup
+        if schedule == "constant":
+            return 1.0
+        progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+        return 1 - progress if schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+
+    return LambdaLR(optimizer, share_of_peak)
+
+
+def _own_name(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _group_of(name: str, parameter: nn.Parameter) -> str:
+    own_name = _own_name(name)
+    if own_name in _FACTORS:
+        return own_name
+    # Biases and the weights of norms are the vectors of a network.
+    return "other" if parameter.ndim > 1 else "other_no_decay"

@@ -1,0 +1,231 @@
+"""Loading a pretrained causal language model and its tokenizer through transformers."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pera_lightning.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class PretrainedSource:
+    """Where a model and its tokenizer come from.
+
+    Args:
+        pretrained: A hub id such as `org/model`, or a local folder.
+        gguf_file: Name of a GGUF file in that repository or folder; its weights are dequantised on loading.
+        revision: Branch, tag or commit of the hub repository.
+        trust_remote_code: Whether code that comes with the repository may run.
+    """
+
+    pretrained: str
+    gguf_file: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def name(self) -> str:
+        """The source in one string: `pretrained`, or `pretrained/gguf_file`."""
+        return self.pretrained if self.gguf_file is None else f"{self.pretrained}/{self.gguf_file}"
+
+    def check(self) -> None:
+        """Find out what can be known without loading anything.
+
+        Raises:
+            ConfigError: The folder or the GGUF file does not exist, or a package that reads GGUF is missing.
+        """
+        folder = Path(self.pretrained)
+        if folder.is_dir():
+            _check_folder(folder, self.gguf_file)
+        elif folder.is_file():
+            raise ConfigError(
+                "`pretrained` names a single file.",
+                got=self.pretrained,
+                expected="a hub id or a folder",
+                fix=f"use pretrained: {folder.parent}, and for a GGUF file gguf_file: {folder.name}",
+            )
+        elif _is_path(self.pretrained):
+            raise ConfigError(
+                "The folder of the pretrained model does not exist.",
+                got=f"{self.pretrained} (from {Path.cwd()})",
+                expected="an existing folder, or a hub id of the form org/model",
+                fix="correct the path",
+            )
+        if self.gguf_file is not None:
+            _check_gguf_packages()
+
+    def _options(self) -> dict[str, Any]:
+        """The keyword arguments that every `from_pretrained` of this source gets."""
+        options: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
+        if self.revision is not None:
+            options["revision"] = self.revision
+        if self.gguf_file is not None:
+            options["gguf_file"] = self.gguf_file
+        return options
+
+
+def load_tokenizer(source: PretrainedSource) -> PreTrainedTokenizerBase:
+    """Load the tokenizer; one without a pad token pads with its end-of-sequence token.
+
+    Raises:
+        ConfigError: The source cannot be loaded, or the tokenizer has neither a pad nor an end token.
+    """
+    from transformers import AutoTokenizer
+
+    source.check()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.pretrained, **source._options())
+    except _loading_errors() as error:
+        raise _cannot_load("tokenizer", source, error) from error
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ConfigError(
+                "The tokenizer has no token to pad with, nor one that ends an answer.",
+                got=f"{source.name}: pad_token and eos_token are None",
+                expected="at least an eos_token",
+                fix="set eos_token in the tokenizer's tokenizer_config.json",
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_causal_lm(
+    source: PretrainedSource, *, dtype: str = "auto", attn_implementation: str | None = None
+) -> PreTrainedModel:
+    """Load a causal language model with plain dense weights, in eval mode as transformers returns it.
+
+    Args:
+        source: Where the model comes from.
+        dtype: Name of a floating torch dtype, or "auto": the one the weights were saved in (GGUF: float32).
+        attn_implementation: "eager", "sdpa", "flash_attention_2", ...; None leaves the choice to transformers.
+
+    Raises:
+        ConfigError: The source cannot be loaded as a causal language model, or holds only part of its weights.
+    """
+    from transformers import AutoModelForCausalLM
+
+    source.check()
+    options = source._options()
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    if source.gguf_file is not None:
+        options |= _dense_gguf()
+    try:
+        # Any: with output_loading_info it returns a pair, which its annotation does not know.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.pretrained, dtype=dtype, output_loading_info=True, **options
+        )
+    except _loading_errors() as error:
+        raise _cannot_load("causal language model", source, error) from error
+    model, loading = loaded
+    if missing := sorted(loading["missing_keys"]):
+        # transformers fills these with random numbers and only warns; frozen under an adapter they stay random.
+        raise ConfigError(
+            f"{source.name} lacks {len(missing)} weights of a {type(model).__name__}.",
+            got=f"no {', '.join(missing[:3])}" + (", ..." if len(missing) > 3 else ""),
+            expected="a checkpoint of a causal language model with all its weights, output head included",
+            fix="name a model that was saved as a causal language model",
+        )
+    return model
+
+
+def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
+    """Recompute the layers' activations in the backward pass; it takes effect in train mode only.
+
+    Raises:
+        ConfigError: The model does not support it.
+    """
+    # transformers renamed the method; both take the options of torch.utils.checkpoint first, and both let the
+    # embeddings' output require grad, so that gradients reach adapters over a frozen base.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ConfigError(
+            f"{type(model).__name__} cannot recompute activations.",
+            got="gradient_checkpointing=True",
+            expected="a model that supports it",
+            fix="set gradient_checkpointing: false",
+        ) from error
+
+
+def _check_folder(folder: Path, gguf_file: str | None) -> None:
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf"))
+    if gguf_file is None:
+        if not (folder / "config.json").is_file():
+            raise ConfigError(
+                "The folder holds no transformers model.",
+                got=f"{folder} without a config.json",
+                expected="a folder written by save_pretrained, or a GGUF file",
+                fix=f"set gguf_file: {found[0]}" if found else "name the folder that holds config.json",
+            )
+    elif not (folder / gguf_file).is_file():
+        near = difflib.get_close_matches(gguf_file, found, n=5, cutoff=0.0)
+        raise ConfigError(
+            "The GGUF file does not exist.",
+            got=f"{gguf_file} in {folder}",
+            expected=f"one of {', '.join(near)}" if near else "a folder that holds GGUF files (this one has none)",
+            fix="correct gguf_file" if near else "correct pretrained and gguf_file",
+        )
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name that is no folder was meant as one: hub ids have at most one slash and no leading one."""
+    return name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1
+
+
+def _check_gguf_packages() -> None:
+    # accelerate is no dependency of the gguf package, but transformers loads no GGUF file without it.
+    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            "A package that reads GGUF files is not installed.",
+            got=f"no module named {' and '.join(missing)}",
+            expected="gguf and accelerate",
+            fix='pip install "pera-lightning[gguf]"',
+        )
+
+
+def _dense_gguf() -> dict[str, Any]:
+    """Options that make transformers unpack GGUF blocks on loading.
+
+    Where the `kernels` package is installed, newer transformers versions keep the blocks packed in layers of
+    their own, which cannot be trained through; older ones always unpack and have no such option.
+    """
+    import transformers
+
+    if not hasattr(transformers, "GgufConfig"):
+        return {}
+    return {"quantization_config": transformers.GgufConfig(dequantize=True)}
+
+
+def _loading_errors() -> tuple[type[Exception], ...]:
+    """What `from_pretrained` raises for a source that is missing, damaged or of another kind."""
+    from safetensors import SafetensorError
+
+    return OSError, ValueError, ImportError, SafetensorError
+
+
+def _cannot_load(what: str, source: PretrainedSource, error: Exception) -> ConfigError:
+    if Path(source.pretrained).is_dir():
+        expected = f"a folder from which transformers can load a {what}"
+        fix = "do what the reason says; else check that the folder is complete and holds a model of this kind"
+    else:
+        expected = f"a hub id, or a folder (none of this name in {Path.cwd()})"
+        fix = (
+            "do what the reason says; else check the id, the revision and the network (a gated repository needs "
+            "a login: `hf auth login`), or download the repository and name its folder"
+        )
+    return ConfigError(
+        f"The {what} cannot be loaded.",
+        got=f"{source.name}: {type(error).__name__}: {str(error).strip()}",
+        expected=expected,
+        fix=fix,
+    )

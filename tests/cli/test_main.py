@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from pera_lightning import load_adapter
+from pera_lightning.cli.main import main
+from tests.conftest import ROOT
+from tests.support.pretrained import save_pretrained
+
+# The runs of this file share one folder.
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")
+
+
+def run(*words: object, folder: Path = ROOT, ok: bool = True) -> str:
+    """Run a command line in this process, which saves the seconds of importing; returns what it printed."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(printed):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["pera_lightning", *map(str, words)])
+        patch.setenv("COLUMNS", "120")
+        try:
+            main()
+            code: object = 0
+        except SystemExit as stop:
+            code = stop.code
+            if isinstance(code, str):
+                print(code)
+    assert (code in (0, None)) == ok, printed.getvalue()
+    return printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, data and a config, after a fit."""
+    folder = tmp_path_factory.mktemp("project")
+    torch.manual_seed(0)
+    save_pretrained(folder / "model")
+    rows = [{"prompt": f"say {word}", "completion": word} for word in ("a", "b", "c", "d") * 4]
+    (folder / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    config = {
+        "seed_everything": 0,
+        "trainer": {
+            "accelerator": "cpu",
+            "max_epochs": 2,
+            "log_every_n_steps": 1,
+            "logger": {
+                "class_path": "lightning.pytorch.loggers.CSVLogger",
+                "init_args": {"save_dir": "runs", "name": "tiny", "version": "fit"},
+            },
+            "callbacks": [
+                {
+                    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+                    "init_args": {"dirpath": "runs/tiny/fit/checkpoints", "filename": "best", "monitor": "val_loss"},
+                }
+            ],
+        },
+        "pera": {"rank": 2},
+        "model": {
+            "class_path": "PeraCausalLM",
+            "init_args": {"pretrained": "model", "learning_rate": 0.01, "max_new_tokens": 4},
+        },
+        "data": {
+            "class_path": "InstructionDataModule",
+            "init_args": {"train_files": "rows.jsonl", "val_split": 0.25, "test_files": "rows.jsonl", "batch_size": 4},
+        },
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    run("fit", "--config", "config.yaml", folder=folder)
+    return folder
+
+
+def test_fit_leaves_everything_beside_the_run(project: Path) -> None:
+    made = project / "runs" / "tiny" / "fit"
+    for name in ("config.yaml", "metrics.csv", "loss_curve.png", "checkpoints/best.ckpt", "adapter/README.md"):
+        assert (made / name).is_file(), name
+    saved = yaml.safe_load((made / "config.yaml").read_text())
+    assert saved["pera"]["rank"] == 2
+    state = torch.load(made / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    assert state
+    assert all(key.rsplit(".", 1)[-1].startswith("pera_") for key in state)
+
+
+def test_the_adapter_loads_into_the_plain_model(project: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(project / "model")
+    assert len(load_adapter(model, project / "runs" / "tiny" / "fit" / "adapter").adapted) == 14
+
+
+def test_a_flag_after_the_checkpoint_counts(project: Path) -> None:
+    """Hyperparameters stored in the checkpoint must not override what the user says now."""
+    printed = run(
+        *("test", "--config", "config.yaml", "--ckpt_path", "runs/tiny/fit/checkpoints/best.ckpt"),
+        *("--model.init_args.generate_in_test", "true", "--trainer.logger.init_args.version", "test"),
+        folder=project,
+    )
+    assert "test_exact_match" in printed
+
+
+@pytest.mark.parametrize("subcommand", ["validate", "predict"])
+def test_other_subcommands(project: Path, subcommand: str) -> None:
+    run(subcommand, "--config", "config.yaml", "--trainer.logger", "false", folder=project)
+
+
+def test_fit_resumes(project: Path) -> None:
+    run(
+        *("fit", "--config", "config.yaml", "--ckpt_path", "runs/tiny/fit/checkpoints/best.ckpt"),
+        *("--trainer.max_epochs", "3", "--trainer.logger.init_args.version", "resumed"),
+        folder=project,
+    )
+    # Three batches an epoch: a run from the start would log steps 0 to 8.
+    steps = [line.split(",")[1] for line in (project / "runs/tiny/resumed/metrics.csv").read_text().splitlines()[1:]]
+    assert steps
+    assert min(map(int, steps)) >= 3
+
+
+def test_generate(project: Path) -> None:
+    words = ("generate", "--adapter", "runs/tiny/fit/adapter", "--prompt", "say a", "--max_new_tokens", 3)
+    adapted, plain = run(*words, folder=project), run(*words, "--without_adapter", "true", folder=project)
+    assert adapted != plain
+    printed = run("generate", "--adapter", "nowhere", "--prompt", "x", folder=project, ok=False)
+    assert "adapter's config is missing" in printed
+
+
+def test_print_config_names_every_option() -> None:
+    config = yaml.safe_load(run("fit", "--print_config"))
+    assert config["pera"]["target_modules"] == "all-linear"
+    assert config["pera"]["coefficient_scale"] == 1.0
+
+
+def test_help_explains_the_options() -> None:
+    text = run("fit", "--help")
+    assert "--pera.rank RANK" in text
+    assert "Highest degree of the monomials" in text
+    assert "generate" in run("--help")
+    text = run("fit", "--model.help", "PeraCausalLM")
+    assert "Peak learning rate of AdamW" in text
+    assert "pera_A" not in text
+
+
+def test_a_misspelt_key_is_named(project: Path) -> None:
+    assert "rnak" in run("fit", "--config", "config.yaml", "--pera.rnak", "4", folder=project, ok=False)
+    config = (project / "config.yaml").read_text().replace("learning_rate", "learnin_rate")
+    (project / "misspelt.yaml").write_text(config)
+    assert "learnin_rate" in run("fit", "--config", "misspelt.yaml", folder=project, ok=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--pera.rank", "0"), "rank must be positive"),
+        (("--pera.target_modules", "[q_porj]"), "q_proj"),
+        (("--model.init_args.pretrained", "nowhere/at/all"), "nowhere"),
+        (("--data.init_args.train_files", "missing.jsonl"), "missing.jsonl"),
+    ],
+)
+def test_user_errors_say_what_to_do(project: Path, words: tuple[str, ...], message: str) -> None:
+    printed = run("fit", "--config", "config.yaml", "--trainer.logger", "false", *words, folder=project, ok=False)
+    assert message in printed
+    assert "fix:" in printed
+
+
+def test_the_users_own_config_is_not_overwritten(project: Path) -> None:
+    before = (project / "config.yaml").read_bytes()
+    run("fit", "--config", "config.yaml", "--trainer.logger", "false", "--trainer.fast_dev_run", "1", folder=project)
+    assert (project / "config.yaml").read_bytes() == before
+
+
+def test_as_a_process_user_errors_come_without_a_traceback() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pera_lightning", "generate", "--adapter", "nowhere", "--prompt", "x"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "fix:" in done.stderr
+    assert "Traceback" not in done.stderr
