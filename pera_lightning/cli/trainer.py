@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
+import rich
+import torch
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
+
+from pera_lightning.cli.comparison import as_table, comparison, write_comparison
+from pera_lightning.injection import adapter_disabled
 
 # Not used here, but with the classes imported the command line accepts and offers their short names.
 from pera_lightning.integration.callback import PeraCallback
@@ -43,6 +48,25 @@ class PeraCLI(LightningCLI):
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(PeraCallback, "pera")
+        parser.add_argument(
+            "--float32_matmul_precision",
+            type=Literal["highest", "high", "medium"],
+            default="highest",
+            help="Inner precision of float32 matrix products (torch.set_float32_matmul_precision): less is faster on "
+            "GPUs with tensor cores and CPUs with bf16 instructions, and the same elsewhere.",
+        )
+
+        parser.add_argument(
+            "--compare_base",
+            type=bool,
+            default=False,
+            help="In a test: test the base model, without the adapter, on the same data too, print both side by side "
+            "and write comparison.csv beside the logs.",
+        )
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        torch.set_float32_matmul_precision(self._get(self.config, "float32_matmul_precision"))
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -54,17 +78,27 @@ class PeraCLI(LightningCLI):
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        trainer = super().instantiate_trainer(**kwargs)
-        bars = [callback for callback in trainer.callbacks if isinstance(callback, ProgressBar)]
-        if bars and not any(isinstance(bar, RichProgressBar) for bar in bars) and not self._chose_a_bar():
-            for bar in bars:
-                trainer.callbacks.remove(bar)
-            trainer.callbacks.append(RichProgressBar())
-        return trainer
+        options = self._get(self.config_init, "trainer")
+        chosen = options.get("callbacks") or []
+        callbacks = chosen if isinstance(chosen, list) else [chosen]
+        wants_bar = options.get("enable_progress_bar") is not False and not options.get("barebones")
+        if wants_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+            options["callbacks"] = [*callbacks, RichProgressBar()]
+        return super().instantiate_trainer(**kwargs)
 
-    def _chose_a_bar(self) -> bool:
-        chosen = self._get(self.config_init, "trainer.callbacks") or []
-        return any(isinstance(callback, ProgressBar) for callback in chosen)
+    def after_test(self) -> None:
+        """Test the base model on the same data where asked to, and show both side by side."""
+        if not self._get(self.config, "compare_base"):
+            return
+        adapted = {name: value.item() for name, value in self.trainer.callback_metrics.items()}
+        with adapter_disabled(self.model):
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        base = {name: value.item() for name, value in self.trainer.callback_metrics.items()}
+        if self.trainer.is_global_zero:
+            table, folder = comparison(base, adapted), self.trainer.log_dir
+            rich.get_console().print(as_table(table))
+            if folder is not None:
+                write_comparison(table, Path(folder) / "comparison.csv")
 
     def after_fit(self) -> None:
         """Draw the loss curve of the run beside its CSV metrics."""

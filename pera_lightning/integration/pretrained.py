@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from pera_lightning.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -103,7 +105,8 @@ def load_causal_lm(
 
     Args:
         source: Where the model comes from.
-        dtype: Name of a floating torch dtype, or "auto": the one the weights were saved in (GGUF: float32).
+        dtype: Name of a floating torch dtype, or "auto": the one the weights were saved in; for GGUF, whose
+            weights have none, what `native_dtype` says.
         attn_implementation: "eager", "sdpa", "flash_attention_2", ...; None leaves the choice to transformers.
 
     Raises:
@@ -117,6 +120,7 @@ def load_causal_lm(
         options["attn_implementation"] = attn_implementation
     if source.gguf_file is not None:
         options |= _dense_gguf()
+        dtype = native_dtype() if dtype == "auto" else dtype
     try:
         # Any: with output_loading_info it returns a pair, which its annotation does not know.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -134,6 +138,20 @@ def load_causal_lm(
             fix="name a model that was saved as a causal language model",
         )
     return model
+
+
+def native_dtype() -> str:
+    """bfloat16 where this machine multiplies it in hardware, else float32.
+
+    Without such instructions bfloat16 on a CPU is many times slower than float32.
+    """
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Not in older versions of torch: float32 is right everywhere, only slower.
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        native = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    return "bfloat16" if native else "float32"
 
 
 def enable_gradient_checkpointing(model: PreTrainedModel) -> None:

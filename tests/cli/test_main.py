@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import io
 import json
 import subprocess
@@ -106,6 +107,23 @@ def test_a_flag_after_the_checkpoint_counts(project: Path) -> None:
     assert "test_exact_match" in printed
 
 
+def test_compares_with_the_base(project: Path) -> None:
+    printed = run(
+        *("test", "--config", "config.yaml", "--ckpt_path", "runs/tiny/fit/checkpoints/best.ckpt"),
+        *("--compare_base", "true", "--trainer.logger.init_args.version", "compared"),
+        folder=project,
+    )
+    assert "Test without and with the adapter" in printed
+    with (project / "runs/tiny/compared/comparison.csv").open() as file:
+        rows = {row["metric"]: (float(row["base"]), float(row["adapted"])) for row in csv.DictReader(file)}
+    base_loss, adapted_loss = rows["test_loss"]
+    assert adapted_loss < base_loss
+    run("test", "--config", "config.yaml", "--trainer.logger.init_args.version", "fresh", folder=project)
+    with (project / "runs/tiny/fresh/metrics.csv").open() as file:
+        # A fresh adapter is the base.
+        assert float(next(csv.DictReader(file))["test_loss"]) == pytest.approx(base_loss, rel=1e-5)
+
+
 @pytest.mark.parametrize("subcommand", ["validate", "predict"])
 def test_other_subcommands(project: Path, subcommand: str) -> None:
     run(subcommand, "--config", "config.yaml", "--trainer.logger", "false", folder=project)
@@ -118,7 +136,8 @@ def test_fit_resumes(project: Path) -> None:
         folder=project,
     )
     # Three batches an epoch: a run from the start would log steps 0 to 8.
-    steps = [line.split(",")[1] for line in (project / "runs/tiny/resumed/metrics.csv").read_text().splitlines()[1:]]
+    with (project / "runs/tiny/resumed/metrics.csv").open() as file:
+        steps = [row["step"] for row in csv.DictReader(file)]
     assert steps
     assert min(map(int, steps)) >= 3
 

@@ -1,0 +1,35 @@
+"""Metrics of a test with and without the adapter, side by side."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.table import Table
+
+Comparison = dict[str, tuple[float, float]]
+"""Metric -> its value for the base model and for the adapted one."""
+
+
+def comparison(base: Mapping[str, float], adapted: Mapping[str, float]) -> Comparison:
+    """Pair the metrics that both tests logged."""
+    return {name: (base[name], adapted[name]) for name in base if name in adapted}
+
+
+def as_table(values: Comparison) -> Table:
+    """The comparison for the screen."""
+    table = Table(title="Test without and with the adapter")
+    for heading in ("metric", "base", "adapted"):
+        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    for name, pair in values.items():
+        table.add_row(name, *(f"{value:.4g}" for value in pair))
+    return table
+
+
+def write_comparison(values: Comparison, path: Path) -> None:
+    """A CSV file with the columns metric, base and adapted."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["metric", "base", "adapted"])
+        writer.writerows([name, *pair] for name, pair in values.items())
