@@ -82,6 +82,7 @@ def compare(rank: int, dropout: float, repeats: int) -> dict[str, float]:
 def load() -> nn.Module:
     """The pretrained model in train mode."""
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
     return transformers.AutoModelForCausalLM.from_pretrained(MODEL, gguf_file=GGUF).train()
 
 

@@ -6,12 +6,13 @@ writes `train.jsonl`, `val.jsonl` and `test.jsonl`; each row holds a `prompt`, a
 write it down ("wake me at half past six tomorrow"), and a `completion`, the tool call as JSON
 (`{"tool": "set_alarm", "time": "06:30", "day": "tomorrow"}`). The same arguments give the same bytes.
 
-What the test measures: validation and test rows are made only of templates, polite words around them, and values
-(names, places, songs, texts, numbers, times, ...) that no training row uses. What they share with training is the
-set of tools and argument names, and the few closed sets of `values.py`: days, on and off, ways to travel. A
-reserved time such as half past six is new as a whole; its hour and its minutes occur in other times of the training
-rows, and a number reserved for one argument may occur in another one. Validation and test rows come from the same
-reserved templates and values; no request occurs in both.
+What validation and test measure: training, validation and test rows share no template, no polite phrase around the
+request, and no value (name, place, song, text, number, time, ...) of any argument, except those of the few closed sets
+of `values.py`: days, on and off, ways to travel, currencies. So settings can be chosen on the validation rows, and
+the test rows still ask in ways that no setting was chosen on. What all three share is the set of tools and
+which arguments go together. Templates, phrases and values are new as wholes, not word by word: a new phrase may
+consist of known words ("can you please"), the hour and the minutes of a reserved time such as half past six occur in
+other times of the training rows, and a number reserved for one argument may occur in another one.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools import TOOLS, Templates, Tool
-from values import Value
+from tool import Templates, Tool
+from tools import TOOLS
+from values import Split, Value
 
 PLACEHOLDER = re.compile(r"{(\w+)}")
 MAX_DRAWS_PER_ROW = 200
@@ -39,14 +41,19 @@ class Politeness:
     after: tuple[str, ...]
 
 
-SEEN_POLITENESS = Politeness(
-    ("please", "can you", "could you", "could you please", "would you", "I'd like you to"),
-    ("hey,", "hi,"),
-    ("please", "thanks"),
-)
-HELD_OUT_POLITENESS = Politeness(
-    ("can you please", "I need you to", "would you please"), ("okay,", "hello,"), ("thank you", "if you can")
-)
+POLITENESS: dict[Split, Politeness] = {
+    "train": Politeness(
+        ("please", "can you", "could you", "could you please", "would you", "I'd like you to"),
+        ("hey,", "hi,"),
+        ("please", "thanks"),
+    ),
+    "val": Politeness(
+        ("can you please", "I need you to", "would you please"), ("okay,", "hello,"), ("thank you", "if you can")
+    ),
+    "test": Politeness(
+        ("will you", "I want you to", "do me a favour and"), ("right,", "excuse me,"), ("cheers", "if you don't mind")
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -68,20 +75,20 @@ class Row:
     completion: str
 
 
-def make_row(tool: Tool, rng: random.Random, *, held_out: bool) -> Row:
-    """Draws one request for a tool, from the templates and values for training or from the reserved ones."""
-    templates = tool.held_out if held_out else tool.seen
+def make_row(tool: Tool, rng: random.Random, split: Split) -> Row:
+    """Draws one request for a tool from the templates, values and polite phrases of a split."""
+    templates = tool.templates[split]
     template = rng.choice(templates.commands + templates.others)
-    values = _draw_values(tool, template, rng, held_out=held_out)
+    values = _draw_values(tool, template, rng, split)
     request = template.format_map({name: value.spoken for name, value in values.items()})
-    prompt = _polite(request, template, templates, rng, HELD_OUT_POLITENESS if held_out else SEEN_POLITENESS)
+    prompt = _polite(request, template, templates, rng, POLITENESS[split])
     return Row(tool.name, template, values, prompt, _tool_call(tool, values))
 
 
-def _draw_values(tool: Tool, template: str, rng: random.Random, *, held_out: bool) -> dict[str, Value]:
+def _draw_values(tool: Tool, template: str, rng: random.Random, split: Split) -> dict[str, Value]:
     values: dict[str, Value] = {}
     for name in PLACEHOLDER.findall(template):
-        pool = tool.arguments[name].held_out if held_out else tool.arguments[name].seen
+        pool = tool.arguments[name].values[split]
         # Nobody converts euros into euros.
         values[name] = rng.choice([value for value in pool if value not in values.values()])
     return values
@@ -100,27 +107,29 @@ def _polite(request: str, template: str, templates: Templates, rng: random.Rando
 
 
 def _tool_call(tool: Tool, values: dict[str, Value]) -> str:
-    arguments = {tool.keys.get(name, name): values[name].written for name in tool.arguments if name in values}
+    arguments = {name: values[name].written for name in tool.arguments if name in values}
     return json.dumps({"tool": tool.name, **arguments}, ensure_ascii=False)
 
 
-def make_rows(count: int, rng: random.Random, *, held_out: bool, taken: set[str]) -> list[Row]:
-    """Draws different requests, the same number for every tool up to rounding, in random order.
+def make_rows(count: int, split: Split, seed: int) -> list[Row]:
+    """Draws different requests in random order: training rows by the tools' shares, others evenly.
 
     Args:
         count: Number of rows.
-        rng: Source of randomness.
-        held_out: Whether to use the reserved templates and values.
-        taken: Requests not to repeat; the new ones are added.
+        split: Decides the templates, values and polite phrases.
+        seed: Decides the random choices, together with the split.
 
     Raises:
         ValueError: If so many different requests cannot be made.
     """
-    rows = []
+    rng = random.Random(f"{split} {seed}")
+    rows: list[Row] = []
+    taken: set[str] = set()
+    turns = [tool for tool in TOOLS for _ in range(tool.share)] if split == "train" else TOOLS
     for index in range(count):
-        tool = TOOLS[index % len(TOOLS)]
+        tool = turns[index % len(turns)]
         for _ in range(MAX_DRAWS_PER_ROW):
-            row = make_row(tool, rng, held_out=held_out)
+            row = make_row(tool, rng, split)
             if row.prompt not in taken:
                 break
         else:
@@ -134,17 +143,16 @@ def make_rows(count: int, rng: random.Random, *, held_out: bool, taken: set[str]
     return rows
 
 
-def make_splits(train: int, val: int, test: int, seed: int) -> dict[str, list[Row]]:
-    """Returns the rows of each split by its name; each split depends only on its size, the seed and, for test, val."""
-    reserved: set[str] = set()
+def make_splits(train: int, val: int, test: int, seed: int) -> dict[Split, list[Row]]:
+    """Returns the rows of each split by its name; each split depends only on its size and the seed."""
     return {
-        "train": make_rows(train, random.Random(f"train {seed}"), held_out=False, taken=set()),
-        "val": make_rows(val, random.Random(f"val {seed}"), held_out=True, taken=reserved),
-        "test": make_rows(test, random.Random(f"test {seed}"), held_out=True, taken=reserved),
+        "train": make_rows(train, "train", seed),
+        "val": make_rows(val, "val", seed),
+        "test": make_rows(test, "test", seed),
     }
 
 
-def write_splits(splits: dict[str, list[Row]], folder: Path) -> None:
+def write_splits(splits: dict[Split, list[Row]], folder: Path) -> None:
     """Writes each split as `<name>.jsonl` with the fields `prompt` and `completion`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in splits.items():

@@ -16,9 +16,10 @@ from torchmetrics.text import Perplexity
 from typing_extensions import override
 
 from pera_lightning.errors import ConfigError, InjectionError
+from pera_lightning.injection import adapted_layers
 from pera_lightning.integration.answer_loss import IGNORE_INDEX, answer_logits, answer_loss
 from pera_lightning.integration.generation import GenerationSample, generate_answers, sample_table, split_prompts
-from pera_lightning.integration.optimization import Schedule, holds_adapter, parameter_groups, warmup_schedule
+from pera_lightning.integration.optimization import Schedule, parameter_groups, warmup_schedule
 from pera_lightning.integration.pretrained import (
     PretrainedSource,
     enable_gradient_checkpointing,
@@ -142,7 +143,7 @@ class PeraCausalLM(LightningModule):
         # from_pretrained returns eval mode and Lightning keeps what it finds: without this, dropout and gradient
         # checkpointing would be off throughout.
         model.train()
-        if not holds_adapter(model):
+        if not any(True for _ in adapted_layers(model)):
             trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
             rank_zero_info(
                 f"No PERA adapter in the model: fine-tuning {trained:,} parameters of {self.base_model_name} "

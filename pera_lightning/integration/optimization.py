@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from pera_lightning.errors import ConfigError, TrainingError
+from pera_lightning.layers import PeraLinear
 
 Schedule = Literal["linear", "cosine", "constant"]
-_FACTORS = ("pera_A", "pera_B", "pera_h")
 
 
 def parameter_groups(
@@ -68,11 +68,6 @@ def parameter_groups(
     return filled
 
 
-def holds_adapter(model: nn.Module) -> bool:
-    """Whether some parameter of the model is a PERA factor."""
-    return any(_own_name(name) in _FACTORS for name, _ in model.named_parameters())
-
-
 def warmup_schedule(optimizer: Optimizer, *, schedule: Schedule, warmup_ratio: float, total_steps: float) -> LambdaLR:
     """Linear warm-up from 0, then linear or cosine decay to 0, or a constant rate.
 
@@ -109,13 +104,9 @@ def warmup_schedule(optimizer: Optimizer, *, schedule: Schedule, warmup_ratio: f
     return LambdaLR(optimizer, share_of_peak)
 
 
-def _own_name(name: str) -> str:
-    return name.rpartition(".")[2]
-
-
 def _group_of(name: str, parameter: nn.Parameter) -> str:
-    own_name = _own_name(name)
-    if own_name in _FACTORS:
+    own_name = name.rpartition(".")[2]
+    if own_name in PeraLinear.ADAPTER_PARAMETERS:
         return own_name
     # Biases and the weights of norms are the vectors of a network.
     return "other" if parameter.ndim > 1 else "other_no_decay"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
@@ -18,12 +19,26 @@ import times  # noqa: E402
 import values  # noqa: E402
 from tools import TOOLS  # noqa: E402
 
+SPLIT_PAIRS = tuple(itertools.combinations(("train", "val", "test"), 2))
 PARTS = {"seconds": "s", "minutes": "min", "minute": "min", "hours": "h", "hour": "h"}
 
 
 @pytest.fixture(scope="module")
-def splits() -> dict[str, list[generate.Row]]:
+def splits() -> dict[values.Split, list[generate.Row]]:
     return generate.make_splits(train=3000, val=100, test=200, seed=0)
+
+
+def all_templates(split: values.Split) -> set[str]:
+    return {t for tool in TOOLS for t in tool.templates[split].commands + tool.templates[split].others}
+
+
+def polite_phrases(split: values.Split) -> set[str]:
+    words = generate.POLITENESS[split]
+    return {*words.before_commands, *words.before_any, *words.after}
+
+
+def open_pools() -> list[values.Pool]:
+    return [pool for tool in TOOLS for pool in tool.arguments.values() if not pool.closed]
 
 
 def mentions(prompt: str, words: str) -> bool:
@@ -42,46 +57,62 @@ def test_no_request_occurs_twice(splits):
     assert len(set(prompts)) == len(prompts)
 
 
-def test_no_template_of_validation_or_test_occurs_in_training(splits):
-    seen = {row.template for row in splits["train"]}
-    assert seen.isdisjoint(row.template for name in ("val", "test") for row in splits[name])
+@pytest.mark.parametrize(("one", "other"), SPLIT_PAIRS)
+def test_no_two_splits_share_a_template(splits, one, other):
+    assert all_templates(one).isdisjoint(all_templates(other))
+    assert {row.template for row in splits[one]}.isdisjoint(row.template for row in splits[other])
+
+
+def test_every_split_uses_its_own_templates_only(splits):
+    for split, rows in splits.items():
+        assert {row.template for row in rows} <= all_templates(split)
+
+
+def test_test_asks_for_each_tool_in_two_or_three_ways():
     for tool in TOOLS:
-        assert set(tool.seen.commands + tool.seen.others).isdisjoint(tool.held_out.commands + tool.held_out.others)
+        assert 2 <= len(tool.templates["test"].commands + tool.templates["test"].others) <= 3
 
 
-def test_no_polite_words_of_validation_or_test_occur_in_training(splits):
-    held_out = generate.HELD_OUT_POLITENESS
-    words = (*held_out.before_commands, *held_out.before_any, *held_out.after)
-    for row in splits["train"]:
-        assert not row.prompt.startswith(tuple(f"{w} " for w in words))
-        assert not row.prompt.endswith(tuple(f" {w}" for w in words))
-
-
-def test_no_reserved_value_occurs_in_training(splits):
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_arguments_go_together_as_in_training(split):
     for tool in TOOLS:
-        rows = [row for row in splits["train"] if row.tool == tool.name]
-        for name, pool in tool.arguments.items():
-            if pool.closed:
-                continue
-            seen = {row.values[name] for row in rows if name in row.values}
-            reserved = {value.written for value in pool.held_out}
-            assert seen <= set(pool.seen)
-            assert reserved.isdisjoint(value.written for value in seen), (tool.name, name)
+        asked = {
+            part: {frozenset(generate.PLACEHOLDER.findall(t)) for t in templates.commands + templates.others}
+            for part, templates in tool.templates.items()
+        }
+        assert asked[split] <= asked["train"], tool.name
 
 
-def test_no_reserved_name_is_mentioned_anywhere_in_training(splits):
-    pools = [pool for tool in TOOLS for pool in tool.arguments.values() if not pool.closed]
-    words = {v.written for pool in pools for v in pool.held_out if str(v.written).replace(" ", "").isalpha()}
-    assert len(words) > 80
-    training = "\n".join(row.prompt for row in splits["train"])
-    assert [word for word in words if mentions(training, str(word))] == []
+@pytest.mark.parametrize(("one", "other"), SPLIT_PAIRS)
+def test_no_two_splits_share_polite_phrases(splits, one, other):
+    assert polite_phrases(one).isdisjoint(polite_phrases(other))
+    for row in splits[one]:
+        assert not row.prompt.startswith(tuple(f"{words} " for words in polite_phrases(other)))
+        assert not row.prompt.endswith(tuple(f" {words}" for words in polite_phrases(other)))
 
 
-def test_validation_and_test_use_reserved_values_only(splits):
+@pytest.mark.parametrize(("one", "other"), SPLIT_PAIRS)
+def test_no_two_splits_share_a_value_of_an_open_pool(one, other):
+    for pool in open_pools():
+        assert {value.written for value in pool.values[one]}.isdisjoint(value.written for value in pool.values[other])
+        assert len({value.written for value in pool.values[other]}) >= 2
+
+
+@pytest.mark.parametrize(("one", "other"), SPLIT_PAIRS)
+def test_no_name_of_a_later_split_is_mentioned_anywhere_in_an_earlier_one(splits, one, other):
+    values_of_other = {str(value.written) for pool in open_pools() for value in pool.values[other]}
+    names = {value for value in values_of_other if value.replace(" ", "").isalpha()}
+    assert len(names) > 40
+    prompts = "\n".join(row.prompt for row in splits[one])
+    assert [name for name in names if mentions(prompts, name)] == []
+
+
+def test_every_split_uses_its_own_values_only(splits):
     tools = {tool.name: tool for tool in TOOLS}
-    for row in splits["val"] + splits["test"]:
-        for name, value in row.values.items():
-            assert value in tools[row.tool].arguments[name].held_out
+    for split, rows in splits.items():
+        for row in rows:
+            for name, value in row.values.items():
+                assert value in tools[row.tool].arguments[name].values[split]
 
 
 def test_only_days_states_travel_modes_and_currencies_are_shared():
@@ -176,8 +207,8 @@ def test_times_are_said_as_people_say_them(hour, minute, spoken):
 
 
 def test_a_reserved_time_is_new_but_its_hour_and_minutes_are_not():
-    seen = {str(value.written) for value in times.TIMES.seen}
-    for value in times.TIMES.held_out:
+    seen = {str(value.written) for value in times.TIMES.values["train"]}
+    for value in times.TIMES.values["val"] + times.TIMES.values["test"]:
         hour, minute = str(value.written).split(":")
         assert value.written not in seen
         assert any(time.startswith(hour) for time in seen)
@@ -188,7 +219,13 @@ def test_the_seed_decides(splits):
     again = generate.make_splits(train=3000, val=100, test=200, seed=0)
     other = generate.make_splits(train=3000, val=100, test=200, seed=1)
     assert again == splits
-    assert [row.prompt for row in other["test"]] != [row.prompt for row in splits["test"]]
+    for split, rows in splits.items():
+        assert [row.prompt for row in other[split]] != [row.prompt for row in rows]
+
+
+def test_the_size_of_one_split_leaves_the_others_as_they_are(splits):
+    other = generate.make_splits(train=28, val=14, test=200, seed=0)
+    assert other["test"] == splits["test"]
 
 
 def test_too_many_rows_are_refused():

@@ -1,0 +1,100 @@
+"""Tools for music, messages and calls."""
+
+from __future__ import annotations
+
+from tool import Templates, Tool
+from values import ARTISTS, CONTACTS, MESSAGES, SONGS
+
+PHONE_TOOLS = (
+    Tool(
+        "play_music",
+        {"song": SONGS, "artist": ARTISTS},
+        templates={
+            "train": Templates(
+                (
+                    "play {song} by {artist}",
+                    "play the song {song}",
+                    "play something by {artist}",
+                    "put on {song} by {artist}",
+                    "put on the song {song}",
+                    "start the song {song}",
+                    "play me a song by {artist}",
+                    "put on some music by {artist}",
+                ),
+                (
+                    "I want to hear {song} by {artist}",
+                    "I feel like listening to {song} by {artist}",
+                    "let's listen to the song {song}",
+                ),
+            ),
+            "val": Templates(
+                ("start playing {song} by {artist}", "start playing the song {song}", "put on something by {artist}"),
+                ("I'd like to hear the song {song}", "I'm in the mood for {song} by {artist}"),
+            ),
+            "test": Templates(
+                ("find {song} by {artist} and play it", "let me hear the track called {song}"),
+                ("can we have something from {artist}",),
+            ),
+        },
+    ),
+    Tool(
+        "send_message",
+        {"to": CONTACTS, "text": MESSAGES},
+        templates={
+            "train": Templates(
+                (
+                    "text {to} {text}",
+                    "text {to} that {text}",
+                    "tell {to} {text}",
+                    "send {to} a message saying {text}",
+                    "send a text to {to} saying {text}",
+                    "message {to} that {text}",
+                    "write to {to} that {text}",
+                    "let {to} know that {text}",
+                ),
+                (
+                    "{to} should know that {text} so tell them",
+                    "message to {to} {text}",
+                    "I want to tell {to} that {text}",
+                ),
+            ),
+            "val": Templates(
+                ("tell {to} that {text}", "send {to} a text that says {text}", "message {to} {text}"),
+                ("I want to text {to} that {text}", "text message for {to} {text}"),
+            ),
+            "test": Templates(
+                ("drop {to} a quick text to say {text}", "pass on to {to} that {text}"),
+                ("let's text {to} and say {text}",),
+            ),
+        },
+    ),
+    Tool(
+        "call_contact",
+        {"name": CONTACTS},
+        templates={
+            "train": Templates(
+                (
+                    "call {name}",
+                    "ring {name}",
+                    "phone {name}",
+                    "give {name} a call",
+                    "give {name} a quick call",
+                    "get {name} on the phone",
+                    "make a call to {name}",
+                    "dial {name}",
+                    "call {name} on speaker",
+                    "put me through to {name}",
+                ),
+                ("I want to talk to {name}", "I need to phone {name}", "is {name} free for a call"),
+            ),
+            "val": Templates(
+                ("give {name} a ring", "place a call to {name}", "try calling {name}"),
+                ("I'd like to speak to {name}", "I have to call {name}"),
+            ),
+            "test": Templates(
+                ("start a call with {name}", "connect me to {name}"),
+                ("I haven't spoken to {name} in ages so call them up",),
+            ),
+        },
+    ),
+)

@@ -1,0 +1,112 @@
+"""Tools for money, languages and getting about."""
+
+from __future__ import annotations
+
+from tool import Templates, Tool
+from values import AMOUNTS, CURRENCIES, LANGUAGES, PHRASES, PLACES, TRAVEL_MODES
+
+TRAVEL_TOOLS = (
+    Tool(
+        "convert_currency",
+        {"amount": AMOUNTS, "from": CURRENCIES, "to": CURRENCIES},
+        templates={
+            "train": Templates(
+                (
+                    "convert {amount} {from} to {to}",
+                    "change {amount} {from} into {to}",
+                    "tell me what {amount} {from} are in {to}",
+                    "work out {amount} {from} in {to}",
+                ),
+                (
+                    "how much is {amount} {from} in {to}",
+                    "how many {to} are {amount} {from}",
+                    "what's {amount} {from} in {to}",
+                    "how many {to} do I get for {amount} {from}",
+                    "{amount} {from} in {to}",
+                ),
+            ),
+            "val": Templates(
+                ("turn {amount} {from} into {to}", "calculate {amount} {from} in {to}"),
+                (
+                    "what are {amount} {from} worth in {to}",
+                    "how many {to} is {amount} {from}",
+                    "I have {amount} {from} and need {to}",
+                ),
+            ),
+            "test": Templates(
+                ("find out how much {amount} {from} would be in {to}",),
+                (
+                    "if I hand over {amount} {from} how many {to} do I get back",
+                    "what would {amount} {from} come to in {to}",
+                ),
+            ),
+        },
+    ),
+    Tool(
+        "translate",
+        {"text": PHRASES, "language": LANGUAGES},
+        templates={
+            "train": Templates(
+                (
+                    "translate {text} into {language}",
+                    "say {text} in {language}",
+                    "tell me how to say {text} in {language}",
+                    "put {text} into {language}",
+                    "tell me the {language} for {text}",
+                    "translate into {language} {text}",
+                ),
+                (
+                    "how do you say {text} in {language}",
+                    "what's the {language} for {text}",
+                    "what is {text} in {language}",
+                    "how would I say {text} in {language}",
+                ),
+            ),
+            "val": Templates(
+                (
+                    "give me the {language} for {text}",
+                    "translate {text} to {language}",
+                    "teach me to say {text} in {language}",
+                ),
+                ("how do I say {text} in {language}", "what does {text} sound like in {language}"),
+            ),
+            "test": Templates(
+                ("show me {text} written in {language}",),
+                (
+                    "I need the {language} translation of {text}",
+                    "if I wanted to say {text} in {language} what would it be",
+                ),
+            ),
+        },
+    ),
+    Tool(
+        "find_route",
+        {"to": PLACES, "mode": TRAVEL_MODES},
+        templates={
+            "train": Templates(
+                (
+                    "take me to the {to}",
+                    "find a route to the {to} {mode}",
+                    "show me the way to the {to}",
+                    "navigate to the {to} {mode}",
+                    "give me directions to the {to}",
+                    "guide me to the {to} {mode}",
+                ),
+                (
+                    "how do I get to the {to} {mode}",
+                    "what's the quickest way to the {to}",
+                    "I want to go to the {to} {mode}",
+                    "how far is the {to} {mode}",
+                ),
+            ),
+            "val": Templates(
+                ("find me the way to the {to} {mode}", "get me directions to the {to} {mode}", "lead me to the {to}"),
+                ("how can I reach the {to} {mode}", "I need to get to the {to}"),
+            ),
+            "test": Templates(
+                ("work out how to get to the {to} {mode}",),
+                ("I'm heading to the {to} {mode} so tell me which way to go", "which way is the {to}"),
+            ),
+        },
+    ),
+)
