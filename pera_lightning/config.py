@@ -76,10 +76,11 @@ class PeraConfig:
         self._check_coefficient_scale()
         self._normalise_names()
         self._check_patterns()
-        if self.terms == "cross" and self.order > 1 and self.rank == 1:
+        ranks = [self.rank, *(self.rank_pattern or {}).values()]
+        if self.terms == "cross" and self.order > 1 and 1 in ranks:
             raise ConfigError(
                 "There are no cross terms at rank 1.",
-                got="rank=1, terms='cross'",
+                got="a rank of 1 with terms='cross'",
                 expected="rank >= 2 for mixed terms",
                 fix="raise the rank, or use terms='square'",
             )

@@ -83,6 +83,7 @@ def test_scaling(options: dict[str, Any], scaling: float) -> None:
         {"rank_pattern": ["q"]},
         {"alpha_pattern": {"(": 2}},
         {"terms": "cross", "rank": 1},
+        {"terms": "cross", "rank_pattern": {"q": 1}},
     ],
     ids=str,
 )

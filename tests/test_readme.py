@@ -50,7 +50,7 @@ def test_named_files_and_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"make ([a-z]+)", README):
         assert f"\n{target}:" in makefile, target
-    for path in re.findall(r"\((?!http)([\w./-]+)\)", README):
+    for path in re.findall(r"\]\((?!http)([\w./-]+)\)", README):
         assert (ROOT / path).exists(), path
     for path in re.findall(r"--config (\S+\.yaml)", README):
         assert yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))

@@ -43,9 +43,40 @@ class Politeness:
 
 POLITENESS: dict[Split, Politeness] = {
     "train": Politeness(
-        ("please", "can you", "could you", "could you please", "would you", "I'd like you to"),
-        ("hey,", "hi,"),
-        ("please", "thanks"),
+        (
+            "please",
+            "can you",
+            "could you",
+            "could you please",
+            "would you",
+            "I'd like you to",
+            "go ahead and",
+            "are you able to",
+            "just",
+            "please could you",
+            "it would be great if you could",
+            "would you kindly",
+            "I'd appreciate it if you could",
+            "I'd love you to",
+        ),
+        (
+            "hey,",
+            "hi,",
+            "listen,",
+            "good morning,",
+            "sorry,",
+            "um,",
+            "oh,",
+            "good evening,",
+        ),
+        (
+            "please",
+            "thanks",
+            "please and thanks",
+            "thanks a lot",
+            "if that's all right",
+            "when you're ready",
+        ),
     ),
     "val": Politeness(
         ("can you please", "I need you to", "would you please"), ("okay,", "hello,"), ("thank you", "if you can")

@@ -34,7 +34,8 @@ def plot_loss_curve(metrics: Path, picture: Path) -> Path:
         axes.plot(steps, losses, color="tab:orange", marker="o", label="validation")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     FigureCanvasAgg(figure)
     figure.savefig(picture, dpi=150)
     return picture

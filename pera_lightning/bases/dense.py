@@ -17,7 +17,10 @@ class DenseBase(Base):
 
     def accepts(self, layer: nn.Module) -> bool:
         """Linear layers whose stored weight is the matrix itself; quantised subclasses pack it otherwise."""
-        if not isinstance(layer, nn.Linear):
+        # A computed weight (parametrizations, weight_norm, pruning) would swallow what a merge writes to it.
+        if not isinstance(layer, nn.Linear) or "weight" not in layer._parameters:
+            return False
+        if isinstance(layer.weight, nn.parameter.UninitializedParameter):
             return False
         shape = (layer.out_features, layer.in_features)
         return layer.weight.is_floating_point() and tuple(layer.weight.shape) == shape

@@ -15,7 +15,7 @@ from pera_lightning.checkpoint.atomic import replacing
 from pera_lightning.checkpoint.comparison import describe_mismatch, form_difference, shapes
 from pera_lightning.checkpoint.manifest import Manifest, manifest_of, read_manifest
 from pera_lightning.checkpoint.model_card import model_card
-from pera_lightning.errors import AdapterFileError, TargetError
+from pera_lightning.errors import AdapterFileError, InjectionError, TargetError
 from pera_lightning.injection import InjectionReport, adapted_layers, inject_plan, remove_adapter
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -76,11 +76,13 @@ def load_adapter(model: nn.Module, directory: str | Path) -> InjectionReport | N
     Raises:
         AdapterFileError: A file is missing or damaged, or the adapter does not fit the model: then the message
             names the tensors, and the model is as it was.
+        InjectionError: The model's adapters are merged.
     """
     folder = Path(directory)
     manifest = read_manifest(folder / CONFIG_FILE)
     tensors = _read_weights(folder / WEIGHTS_FILE)
     if any(True for _ in adapted_layers(model)):
+        _refuse_merged(model)
         _check_same_form(manifest, manifest_of(model), folder)
         _check_fit(tensors, model, folder)
         copy_into(model, tensors)
@@ -101,6 +103,17 @@ def load_adapter(model: nn.Module, directory: str | Path) -> InjectionReport | N
         raise
     copy_into(model, tensors)
     return report
+
+
+def _refuse_merged(model: nn.Module) -> None:
+    merged = [name for name, layer in adapted_layers(model) if layer.merged]
+    if merged:
+        raise InjectionError(
+            "New values of a merged adapter would have no effect.",
+            got=f"{len(merged)} merged layers, e.g. {merged[0]!r}",
+            expected="an unmerged adapter",
+            fix="call unmerge() on the layers first",
+        )
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -65,7 +65,7 @@ class Manifest:
         try:
             return cls(
                 config=PeraConfig.from_dict(values["config"]),
-                layers={name: LayerPlan(**plan) for name, plan in values["layers"].items()},
+                layers=_layers(values["layers"]),
                 saved=tuple(values["saved_modules"]),
                 base_model=values.get("base_model_name_or_path"),
                 versions=dict(values.get("versions", {})),
@@ -99,6 +99,16 @@ def _check_format(values: object) -> None:
         )
 
 
+def _layers(values: dict[str, dict[str, Any]]) -> dict[str, LayerPlan]:
+    if not values:
+        raise KeyError("no layers")
+    plans = {name: LayerPlan(**plan) for name, plan in values.items()}
+    for plan in plans.values():
+        # Constructing the options checks the numbers.
+        PeraConfig(plan.rank, alpha=plan.alpha)
+    return plans
+
+
 def manifest_of(model: nn.Module, base_model: str | None = None) -> Manifest:
     """Describe the adapter of a model.
 
@@ -130,7 +140,7 @@ def read_manifest(path: Path) -> Manifest:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise AdapterFileError(
             "The adapter's config is missing.",
             got=f"no file {path}",

@@ -16,13 +16,15 @@ from pera_lightning.errors import CheckpointError
 from pera_lightning.injection import clean_name
 
 _INSTALLED = "_pera_state_hooks_installed"
+# The hook after loading is not told the prefix, so the one before leaves it here.
+_LOADS_AS_ROOT = "_pera_loads_as_root"
 
 
 def install_state_hooks(root: nn.Module) -> None:
     """Make `root.state_dict()` hold the adapter alone, and `root.load_state_dict` accept that strictly.
 
-    Without adapters in `root` (before injection, after removal) the hooks do nothing. Installing twice is the
-    same as once.
+    Without adapters in `root` (before injection, after removal), and where `root` is a part of another module,
+    the hooks do nothing. Installing twice is the same as once.
     """
     if getattr(root, _INSTALLED, False):
         return
@@ -34,15 +36,13 @@ def install_state_hooks(root: nn.Module) -> None:
 
 def _keep_adapter(root: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
     wanted = adapter_state_dict(root)
-    if not wanted:
+    # As a part of another module it is saved whole: that module's loading knows nothing of adapters.
+    if not wanted or prefix:
         return
-    kept = {}
-    for key in [key for key in state_dict if key.startswith(prefix)]:
+    for key in list(state_dict):
         value = state_dict.pop(key)
-        name = clean_name(key[len(prefix) :])
-        if name in wanted:
-            kept[prefix + name] = value
-    state_dict.update(kept)
+        if clean_name(key) in wanted:
+            state_dict[clean_name(key)] = value
 
 
 def _check_adapter(
@@ -56,17 +56,17 @@ def _check_adapter(
     error_msgs: list[str],
 ) -> None:
     wanted = adapter_state_dict(root)
-    if not wanted:
+    setattr(root, _LOADS_AS_ROOT, not prefix)
+    if not wanted or prefix:
         return
-    _restore_wrapper_names(root, state_dict, prefix)
+    _restore_wrapper_names(root, state_dict)
     if not strict:
         return
-    names = [key[len(prefix) :] for key in state_dict if key.startswith(prefix)]
     present = _own_names(root)
     given = {
-        clean_name(name): state_dict[prefix + name]
-        for name in names
-        if isinstance(state_dict[prefix + name], Tensor) and (clean_name(name) in wanted or name not in present)
+        clean_name(name): value
+        for name, value in state_dict.items()
+        if isinstance(value, Tensor) and (clean_name(name) in wanted or name not in present)
     }
     mismatch = describe_mismatch(shapes(given), shapes(wanted))
     if mismatch and not any(name in wanted for name in given):
@@ -84,16 +84,16 @@ def _check_adapter(
 def _forgive_base(root: nn.Module, incompatible: Any) -> None:
     """Base tensors are not in an adapter-only checkpoint; only a missing tensor of the adapter is an error."""
     wanted = adapter_state_dict(root)
-    if wanted:
+    if wanted and getattr(root, _LOADS_AS_ROOT):
         incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if clean_name(key) in wanted]
 
 
-def _restore_wrapper_names(root: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+def _restore_wrapper_names(root: nn.Module, state_dict: dict[str, Any]) -> None:
     """Give checkpoint keys the wrapper components that the names have in this run (torch.compile)."""
     for name in _own_names(root):
-        clean = prefix + clean_name(name)
-        if clean != prefix + name and clean in state_dict:
-            state_dict[prefix + name] = state_dict.pop(clean)
+        clean = clean_name(name)
+        if clean != name and clean in state_dict:
+            state_dict[name] = state_dict.pop(clean)
 
 
 def _own_names(root: nn.Module) -> set[str]:

@@ -36,6 +36,10 @@ def adapter_disabled(model: nn.Module) -> Iterator[nn.Module]:
             expected="a model with adapters",
             fix="inject_adapter(model, config) or load_adapter(model, folder) first",
         )
+    if not any(layer.enabled for layer in layers):
+        # Inside another adapter_disabled, which brings everything back.
+        yield model
+        return
     merged = [layer for layer in layers if layer.merged]
     enabled = [layer for layer in layers if layer.enabled]
     whole = [module for _, module in saved_modules(model)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -11,7 +11,7 @@ from pera_lightning.config import PeraConfig
 from pera_lightning.errors import InjectionError, TargetError
 from pera_lightning.injection.names import adapted_layers, clean_name, near_names
 from pera_lightning.injection.plan import InjectionPlan, plan_injection, refuse_adapted
-from pera_lightning.injection.saved_modules import mark_saved, restore_saved, saved_modules
+from pera_lightning.injection.saved_modules import forget_saved, mark_saved, saved_modules, swap_saved
 from pera_lightning.layers import PeraLinear
 
 # A plain attribute on the model that was injected into: which parameters had requires_grad before.
@@ -103,13 +103,16 @@ def inject_plan(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
 def freeze_base(model: nn.Module) -> None:
     """Make the adapters and the modules saved whole trainable, and nothing else."""
     model.requires_grad_(False)
+    for parameter in adapter_parameters(model):
+        parameter.requires_grad_(True)
+
+
+def adapter_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters that belong to the adapter: factors, coefficients and modules saved whole."""
     for _, layer in adapted_layers(model):
-        for name in layer.ADAPTER_PARAMETERS:
-            parameter = getattr(layer, name)
-            if parameter is not None:
-                parameter.requires_grad_(True)
+        yield from (value for name in layer.ADAPTER_PARAMETERS if (value := getattr(layer, name)) is not None)
     for _, module in saved_modules(model):
-        module.requires_grad_(True)
+        yield from module.parameters()
 
 
 def remove_adapter(model: nn.Module) -> nn.Module:
@@ -137,13 +140,15 @@ def remove_adapter(model: nn.Module) -> nn.Module:
         if layer.merged:
             layer.unmerge()
     for _, module in saved_modules(model):
-        restore_saved(module)
+        swap_saved(module)
     take_out(model)
     return model
 
 
 def take_out(model: nn.Module) -> None:
     """Put the base layers back in the place of the adapted ones, whatever their weights hold now."""
+    for _, module in list(saved_modules(model)):
+        forget_saved(module)
     _replace(model, {id(layer): layer.base_layer for _, layer in adapted_layers(model)})
     if not hasattr(model, _TRAINABLE_BEFORE):
         return

@@ -162,7 +162,8 @@ def _check_targets(targets: list[str], modules: dict[str, nn.Module], head: set[
             "A target is a linear layer of a kind that is not supported.",
             got=f"{unsupported[0]!r} of kind {kind.__module__}.{kind.__qualname__}",
             expected=f"layers of kind {describe_supported()}",
-            fix="leave it out with exclude_modules, or load the model without that quantisation",
+            fix="leave it out with exclude_modules; or load the model without that quantisation, take weight "
+            "normalisation or pruning off (remove_parametrizations), run one batch through lazy layers",
         )
     if not targets:
         raise TargetError(

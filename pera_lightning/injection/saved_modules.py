@@ -15,7 +15,7 @@ _ORIGINAL = "_pera_original_state"
 
 
 def mark_saved(module: nn.Module) -> None:
-    """Make a module trainable as a whole and keep its present values for `restore_saved`."""
+    """Make a module trainable as a whole and keep its present values for `swap_saved`."""
     setattr(module, _ORIGINAL, {key: value.detach().clone() for key, value in _tensors(module)})
     module.requires_grad_(True)
 
@@ -27,9 +27,8 @@ def saved_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield clean_name(name), module
 
 
-def restore_saved(module: nn.Module) -> None:
-    """Bring back the values from before training and remove the mark."""
-    swap_saved(module)
+def forget_saved(module: nn.Module) -> None:
+    """Remove the mark and the kept values; the present values stay."""
     delattr(module, _ORIGINAL)
 
 

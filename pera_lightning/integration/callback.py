@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -19,13 +20,20 @@ from pera_lightning.checkpoint import (
     adapter_state_dict,
     install_state_hooks,
     manifest_of,
-    save_adapter,
     write_adapter,
 )
-from pera_lightning.checkpoint.comparison import form_difference
+from pera_lightning.checkpoint.comparison import form_difference, shapes
 from pera_lightning.config import ALL_LINEAR, PeraConfig, Terms
 from pera_lightning.errors import CheckpointError, ConfigError, TrainingError
-from pera_lightning.injection import InjectionReport, adapted_layers, clean_name, inject_adapter
+from pera_lightning.injection import (
+    InjectionReport,
+    adapted_layers,
+    adapter_parameters,
+    clean_name,
+    freeze_base,
+    inject_adapter,
+    saved_modules,
+)
 from pera_lightning.integration.adapter_root import adapter_root, prefix_of
 from pera_lightning.integration.late_injection import cancel_late_injection, inject_after_configure_model
 
@@ -115,11 +123,25 @@ class PeraCallback(Callback):
         inject_after_configure_model(pl_module, lambda: self._inject(pl_module))
 
     def _inject(self, pl_module: pl.LightningModule) -> None:
-        if not any(True for _ in adapted_layers(pl_module)):
+        layers = [layer for _, layer in adapted_layers(pl_module)]
+        if not layers:
             self._refuse_lost_adapters()
             self.report = inject_adapter(pl_module, self.config)
+        elif self.report is None:
+            self._take_over(pl_module, layers[0].config)
         install_state_hooks(pl_module)
         self._manifest = manifest_of(adapter_root(pl_module), getattr(pl_module, "base_model_name", None))
+
+    def _take_over(self, pl_module: pl.LightningModule, present: PeraConfig) -> None:
+        """Go on with adapters that an earlier run or the user injected."""
+        if present != self.config:
+            raise ConfigError(
+                "The module already has adapters of other options.",
+                got=f"{self.config}",
+                expected=f"{present}",
+                fix="give the callback the same options, or remove_adapter(module) (or merge_adapter) first",
+            )
+        freeze_base(pl_module)
 
     def _refuse_lost_adapters(self) -> None:
         if self.report is not None:
@@ -141,9 +163,9 @@ class PeraCallback(Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Running statistics belong to the frozen base: in train mode they would drift, and adapter-only
         # checkpoints would not hold what they became.
+        trained_whole = {id(part) for _, saved in saved_modules(pl_module) for part in saved.modules()}
         for module in pl_module.modules():
-            frozen = not any(parameter.requires_grad for parameter in module.parameters())
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats and frozen:
+            if isinstance(module, nn.modules.batchnorm._NormBase) and id(module) not in trained_whole:
                 module.eval()
 
     @override
@@ -159,6 +181,22 @@ class PeraCallback(Callback):
             )
 
     @override
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        stepped = {id(value) for group in optimizer.param_groups for value in group["params"] if value.grad is not None}
+        adapter = {id(value) for value in adapter_parameters(pl_module)}
+        thawed = [name for name, value in pl_module.named_parameters() if id(value) in stepped - adapter]
+        if thawed:
+            raise TrainingError(
+                "A parameter of the frozen base is about to be trained; checkpoints would not hold it.",
+                got=f"{len(thawed)} base parameters with gradients, e.g. {thawed[0]!r}",
+                expected="gradients for the adapter and modules_to_save only",
+                fix="do not set requires_grad on the base (toggle only parameters that are trainable), or name what is "
+                "to be trained in modules_to_save",
+            )
+
+    @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -169,8 +207,15 @@ class PeraCallback(Callback):
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # On every rank: the Trainer's log_dir is a collective call.
+        folder = Path(self.adapter_dir or Path(trainer.log_dir or trainer.default_root_dir) / "adapter")
         if not getattr(trainer, "fast_dev_run", False):
-            self._write_adapter(trainer, pl_module)
+            self._write_adapter(trainer, pl_module, folder)
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        # Lightning calls no teardown after an exception.
+        cancel_late_injection(pl_module)
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -194,18 +239,15 @@ class PeraCallback(Callback):
             )
 
     @rank_zero_only
-    def _write_adapter(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        folder = Path(self.adapter_dir or Path(trainer.log_dir or trainer.default_root_dir) / "adapter")
+    def _write_adapter(self, trainer: pl.Trainer, pl_module: pl.LightningModule, folder: Path) -> None:
         root = adapter_root(pl_module)
-        best = _best_checkpoint(trainer)
-        if best is None or self._manifest is None:
-            save_adapter(root, folder, base_model=getattr(pl_module, "base_model_name", None))
-        else:
-            prefix = clean_name(prefix_of(pl_module, root))
-            stored = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
-            tensors = {key: stored[prefix + key] for key in adapter_state_dict(root)}
-            write_adapter(folder, tensors, self._manifest)
-        rank_zero_info(f"PERA: adapter of {best.name if best else 'the last step'} written to {folder}")
+        manifest = manifest_of(root, getattr(pl_module, "base_model_name", None))
+        best, tensors = _best_checkpoint(trainer), None
+        if best is not None:
+            tensors = _tensors_of(best, clean_name(prefix_of(pl_module, root)), adapter_state_dict(root))
+        write_adapter(folder, adapter_state_dict(root) if tensors is None else tensors, manifest)
+        source = "the last step" if best is None or tensors is None else best.name
+        rank_zero_info(f"PERA: adapter of {source} written to {folder}")
 
 
 def _refuse_forgotten_adapters(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -225,6 +267,26 @@ def _refuse_forgotten_adapters(trainer: pl.Trainer, pl_module: pl.LightningModul
             fix="make the optimizer in configure_optimizers, from self.parameters(); an optimizer that was made in "
             "__init__ or given to LightningCLI in YAML is older than the adapters",
         )
+
+
+def _tensors_of(checkpoint: Path, prefix: str, wanted: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """The adapter in a checkpoint; None, with a warning, if it cannot be read or is of another run."""
+    try:
+        stored = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    except pickle.UnpicklingError:
+        rank_zero_warn(
+            f"The best checkpoint {checkpoint} holds more than tensors and plain values (hyperparameters that are "
+            "objects?) and is not unpickled; the adapter folder gets the adapter of the last step instead."
+        )
+        return None
+    tensors = {key: stored[prefix + key] for key in wanted if prefix + key in stored}
+    if shapes(tensors) != shapes(wanted):
+        rank_zero_warn(
+            f"The best checkpoint {checkpoint} holds another adapter (is the ModelCheckpoint of an earlier run used "
+            "again?); the adapter folder gets the adapter of the last step instead."
+        )
+        return None
+    return tensors
 
 
 def _best_checkpoint(trainer: pl.Trainer) -> Path | None:

@@ -28,7 +28,8 @@ class PeraLinear(nn.Module):
         alpha: Alpha of this layer, if `config.alpha_pattern` gives it another one.
 
     Attributes:
-        pera_A: Shape (rank, in). float32 on half-precision bases, else the base's dtype.
+        pera_A: Shape (rank, in). Made in float32 on half-precision bases, else in the base's dtype; converting the
+            whole model afterwards (Trainer(precision="bf16-true")) converts it too.
         pera_B: Shape (out, rank), the dtype of A.
         pera_h: Shape (number of monomials,), the dtype of A; None at order 1, where no coefficients exist.
 

@@ -142,6 +142,8 @@ DAMAGES = {
     "lora": (lambda folder: rewrite_config(folder, peft_type="LORA"), "no PERA adapter"),
     "future": (lambda folder: rewrite_config(folder, format_version=99), "newer"),
     "bad option": (lambda folder: rewrite_config(folder, config={"rank": 0}), "rank must be positive"),
+    "empty layers": (lambda folder: rewrite_config(folder, layers={}), "incomplete or damaged"),
+    "bad rank": (lambda folder: rewrite_config(folder, layers={"x": {"rank": 0, "alpha": None}}), "rank must be"),
     "no layers": (lambda folder: rewrite_config(folder, layers=None), "incomplete or damaged"),
     "missing tensor": (drop_a_tensor, "q_proj.pera_B"),
     "not finite": (put_nan, "not finite"),
@@ -180,6 +182,18 @@ def test_adapter_of_another_base(saved: tuple[nn.Module, Path], model: Any, word
         load_adapter(other, saved[1])
     assert list(other.modules()) == modules
     assert all(parameter.requires_grad for parameter in other.parameters())
+
+
+def test_a_merged_model_is_refused(saved: tuple[nn.Module, Path]) -> None:
+    model, folder = saved
+    next(adapted_layers(model))[1].merge()
+    with pytest.raises(InjectionError, match="1 merged layers"):
+        load_adapter(model, folder)
+
+
+def test_a_file_in_place_of_the_folder(saved: tuple[nn.Module, Path]) -> None:
+    with pytest.raises(AdapterFileError, match="config is missing"):
+        load_adapter(same_base(), saved[1] / "adapter_model.safetensors")
 
 
 def test_adapter_of_another_form(saved: tuple[nn.Module, Path]) -> None:

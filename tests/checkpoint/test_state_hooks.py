@@ -28,12 +28,15 @@ def test_state_dict_is_the_adapter() -> None:
     assert len(model._state_dict_hooks) == 1
 
 
-def test_prefix_of_an_outer_module() -> None:
+def test_as_a_part_of_another_module_it_is_saved_whole_and_loaded_strictly() -> None:
     outer = nn.ModuleDict({"inner": make_model(), "other": nn.Linear(2, 2)})
-    keys = outer.state_dict().keys()
-    assert "inner.0.pera_A" in keys
-    assert "other.weight" in keys
-    assert not any("base_layer" in key for key in keys)
+    state = outer.state_dict()
+    assert {"inner.0.pera_A", "inner.0.base_layer.weight", "other.weight"} <= state.keys()
+    outer.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        outer.load_state_dict({key: value for key, value in state.items() if not key.startswith("other")})
+    # Loading as a part must not change how it loads by itself afterwards.
+    outer["inner"].load_state_dict(make_model().state_dict())
 
 
 def test_strict_loading() -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pera_lightning import PeraConfig, inject_adapter, merge_adapter
+from pera_lightning.checkpoint import install_state_hooks
 from pera_lightning.errors import InjectionError
 from pera_lightning.injection import adapted_layers
 from tests.support.models import randomise_adapter, tiny_gpt2, tiny_llama, token_ids
@@ -30,6 +31,20 @@ def test_merged_model_is_plain_and_computes_the_same(make: object, merged_before
         torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-5)
     assert [type(module) for module in model.modules()] == kinds
     assert list(model.state_dict()) == keys
+
+
+def test_modules_saved_whole_are_plain_afterwards() -> None:
+    model = tiny_llama()
+    keys = list(model.state_dict())
+    install_state_hooks(model)
+    inject_adapter(model, PeraConfig(2, modules_to_save=["norm"]))
+    with torch.no_grad():
+        model.model.norm.weight.fill_(2.0)
+    merge_adapter(model)
+    assert list(model.state_dict()) == keys
+    assert model.model.norm.weight.eq(2.0).all()
+    inject_adapter(model, PeraConfig(2))
+    assert not model.model.norm.weight.requires_grad
 
 
 def test_reports_the_rounding_error(caplog: pytest.LogCaptureFixture) -> None:

@@ -171,6 +171,31 @@ def test_adapter_disabled_also_when_merged_and_after_an_exception() -> None:
         pass
 
 
+def test_adapter_disabled_nests() -> None:
+    model = tiny_bert_classifier()
+    ids = token_ids()
+    expected = logits(model, ids)
+    inject_adapter(model, PeraConfig(2, modules_to_save=["classifier"]))
+    randomise_adapter(model)
+    with torch.no_grad():
+        model.classifier.weight.add_(1.0)
+    trained = logits(model, ids)
+    with adapter_disabled(model):
+        with adapter_disabled(model):
+            assert torch.equal(logits(model, ids), expected)
+        assert torch.equal(logits(model, ids), expected)
+    assert torch.equal(logits(model, ids), trained)
+
+
+def test_a_computed_weight_is_refused() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 2))
+    with pytest.raises(TargetError, match="remove_parametrizations"):
+        inject_adapter(model, PeraConfig(2))
+    lazy = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2))
+    with pytest.raises(TargetError, match="lazy"):
+        inject_adapter(lazy, PeraConfig(2))
+
+
 def test_a_layer_used_twice_gets_one_adapter() -> None:
     shared = nn.Linear(4, 4)
     model = nn.ModuleDict({"one": shared, "two": shared, "head": nn.Linear(4, 2)})

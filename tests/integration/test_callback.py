@@ -246,6 +246,70 @@ def test_an_optimizer_without_the_adapters_is_refused(tmp_path: Path) -> None:
         make_trainer(tmp_path, PeraCallback(rank=2)).fit(EarlyOptimizer())
 
 
+class Thawing(Regressor):
+    def on_train_epoch_start(self) -> None:
+        self.net.requires_grad_(True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_a_base_that_thaws_is_refused_before_the_step(tmp_path: Path) -> None:
+    module = Thawing()
+    with pytest.raises(TrainingError, match=r"net.0.base_layer.weight"):
+        make_trainer(tmp_path, PeraCallback(rank=2)).fit(module)
+    assert torch.equal(module.net[0].base_layer.weight, Regressor().net[0].weight)
+
+
+def test_another_callback_on_an_adapted_module(tmp_path: Path) -> None:
+    module = Regressor()
+    make_trainer(tmp_path, PeraCallback(rank=2), enable_checkpointing=False).fit(module)
+    before = module.net[0].pera_B.clone()
+    make_trainer(tmp_path, PeraCallback(rank=2), enable_checkpointing=False).fit(module)
+    assert not torch.equal(module.net[0].pera_B, before)
+    with pytest.raises(ConfigError, match="other options"):
+        make_trainer(tmp_path, PeraCallback(rank=4), enable_checkpointing=False).fit(module)
+
+
+@pytest.mark.filterwarnings("ignore:The best checkpoint .* holds another adapter:UserWarning")
+def test_a_best_checkpoint_of_another_run_is_not_taken(tmp_path: Path) -> None:
+    shared = best_checkpoint(tmp_path)
+    make_trainer(tmp_path, PeraCallback(rank=2), shared, max_epochs=4).fit(Regressor())
+    shared.best_model_score = torch.tensor(-1.0)
+    shared.kth_value = torch.tensor(-1.0)
+    second = Regressor()
+    make_trainer(tmp_path / "second", PeraCallback(rank=3), shared, max_epochs=1).fit(second)
+    fresh = Regressor()
+    load_adapter(fresh, tmp_path / "second" / "adapter")
+    assert torch.equal(fresh.net[0].pera_B, second.net[0].pera_B)
+
+
+class WithObjects(Regressor):
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+
+@pytest.mark.filterwarnings("ignore:The best checkpoint .* holds more than tensors:UserWarning")
+def test_hyperparameters_that_are_objects_do_not_lose_the_adapter(tmp_path: Path) -> None:
+    module = WithObjects(Path("somewhere"))
+    make_trainer(tmp_path, PeraCallback(rank=2), best_checkpoint(tmp_path)).fit(module)
+    load_adapter(fresh := Regressor(), tmp_path / "adapter")
+    assert torch.equal(fresh.net[0].pera_B, module.net[0].pera_B)
+
+
+class FailingSetup(Regressor):
+    def setup(self, stage: str) -> None:
+        raise RuntimeError("on purpose")
+
+
+def test_an_exception_before_injection_leaves_no_patch(tmp_path: Path) -> None:
+    module = FailingSetup()
+    with pytest.raises(RuntimeError, match="on purpose"):
+        make_trainer(tmp_path, PeraCallback(rank=2)).fit(module)
+    assert "configure_model" not in module.__dict__
+
+
 class Rebuilding(Regressor):
     def setup(self, stage: str) -> None:
         self.net = None

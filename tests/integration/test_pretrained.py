@@ -20,6 +20,7 @@ from pera_lightning.integration.pretrained import (
     enable_gradient_checkpointing,
     load_causal_lm,
     load_tokenizer,
+    native_dtype,
 )
 from tests.support.models import randomise_adapter, tiny_gpt2, tiny_llama, token_ids
 from tests.support.pretrained import character_tokenizer, save_pretrained
@@ -223,8 +224,9 @@ def test_gguf_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.real_model
 def test_real_gguf(smollm2_folder: Path, warnings_of_transformers: Callable[[], list[str]]) -> None:
     source = PretrainedSource(str(smollm2_folder), GGUF_FILE)
-    tokenizer, model = load_tokenizer(source), load_causal_lm(source)
+    tokenizer, model = load_tokenizer(source), load_causal_lm(source, dtype="float32")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert load_causal_lm(source).dtype == getattr(torch, native_dtype())
     # A plain dense model, as if loaded from safetensors.
     assert not getattr(model, "is_quantized", False)
     assert not hasattr(model.config, "quantization_config")
