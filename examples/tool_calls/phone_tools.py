@@ -52,6 +52,7 @@ PHONE_TOOLS = (
                 ("can we have something from {artist}",),
             ),
         },
+        share=2,
     ),
     Tool(
         "send_message",

@@ -1,9 +1,9 @@
-"""Tools for money, languages and getting about."""
+"""Tools for money, the weather and getting about."""
 
 from __future__ import annotations
 
 from tool import Templates, Tool
-from values import AMOUNTS, CURRENCIES, LANGUAGES, PHRASES, PLACES, TRAVEL_MODES
+from values import AMOUNTS, CURRENCIES, PLACES, TRAVEL_MODES
 
 TRAVEL_TOOLS = (
     Tool(
@@ -57,60 +57,6 @@ TRAVEL_TOOLS = (
                 (
                     "if I hand over {amount} {from} how many {to} do I get back",
                     "what would {amount} {from} come to in {to}",
-                ),
-            ),
-        },
-    ),
-    Tool(
-        "translate",
-        {"text": PHRASES, "language": LANGUAGES},
-        templates={
-            "train": Templates(
-                (
-                    "translate {text} into {language}",
-                    "say {text} in {language}",
-                    "tell me how to say {text} in {language}",
-                    "put {text} into {language}",
-                    "tell me the {language} for {text}",
-                    "translate into {language} {text}",
-                    "turn {text} into {language}",
-                    "express {text} in {language}",
-                    "show me {text} in {language}",
-                    "find the {language} words for {text}",
-                    "write {text} in {language}",
-                    "help me say {text} in {language}",
-                    "tell me what {text} is in {language}",
-                ),
-                (
-                    "how do you say {text} in {language}",
-                    "what's the {language} for {text}",
-                    "what is {text} in {language}",
-                    "how would I say {text} in {language}",
-                    "what would {text} be in {language}",
-                    "I want to say {text} in {language}",
-                    "I'd like to know how to say {text} in {language}",
-                    "I need {text} in {language}",
-                    "can I hear {text} in {language}",
-                    "{text} in {language}",
-                    "in {language} how do you say {text}",
-                    "how do {language} speakers say {text}",
-                    "what do I say in {language} for {text}",
-                    "could I have {text} in {language}",
-                ),
-            ),
-            "val": Templates(
-                (
-                    "give me the {language} for {text}",
-                    "translate {text} to {language}",
-                    "teach me to say {text} in {language}",
-                ),
-                ("how do I say {text} in {language}", "what does {text} sound like in {language}"),
-            ),
-            "test": Templates(
-                ("show me {text} written in {language}",),
-                (
-                    "I need the {language} translation of {text}",
-                    "if I wanted to say {text} in {language} what would it be",
                 ),
             ),
         },

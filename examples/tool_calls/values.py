@@ -172,18 +172,6 @@ MESSAGES = _copied(
     "I am at the airport, the bus broke down, the shop is closed, we won the game, we are at the beach",
     "lunch is ready, I will be home soon, I found your phone, I need a lift",
 )
-PHRASES = _copied(
-    "good night, thank you very much, where is the station, I am hungry, how much is it, see you soon, "
-    "good morning, a glass of water, I am lost, the bill please, my name is Alex, I love this city, two "
-    "tickets please, where is the toilet, what time is it, can you help me, more bread please",
-    "happy new year, open the window, have a nice day, I need a doctor, how are you",
-    "I am tired, a cup of tea, where is the beach, see you tomorrow",
-)
-LANGUAGES = _copied(
-    "French, German, Spanish, Italian, Dutch, Japanese, Arabic, Latin, Irish, Swedish, Polish, English",
-    "Russian, Chinese, Danish",
-    "Greek, Hungarian",
-)
 ROOMS = _copied(
     "living room, hall, library, front room, back garden, play room, music room, main bedroom, kitchen, "
     "bedroom, big attic, garage",

@@ -207,11 +207,13 @@ class PeraCausalLM(LightningModule):
     def _evaluate(self, stage: str, metrics: _AnswerMetrics, batch: dict[str, Tensor], *, generate: bool) -> None:
         logits, targets = answer_logits(self._built_model(), batch)
         labelled = targets != IGNORE_INDEX
+        # One row of the labelled positions alone: a softmax over the vocabulary is what the metrics cost.
+        logits, targets = logits[labelled].unsqueeze(0), targets[labelled].unsqueeze(0)
         # Weighted by tokens, the epoch's loss is the mean over all its answer tokens, however they are batched.
-        loss, tokens = answer_loss(logits, targets), int(labelled.sum())
+        loss, tokens = answer_loss(logits, targets), targets.numel()
         self.log(f"{stage}_loss", loss, prog_bar=True, batch_size=tokens, sync_dist=True)
         metrics.perplexity.update(logits.float(), targets)
-        metrics.token_accuracy.update((logits.argmax(dim=-1) == targets)[labelled].float())
+        metrics.token_accuracy.update((logits.argmax(dim=-1) == targets).float())
         self.log(f"{stage}_perplexity", metrics.perplexity)
         self.log(f"{stage}_token_accuracy", metrics.token_accuracy)
         if generate:
