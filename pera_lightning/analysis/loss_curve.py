@@ -5,9 +5,6 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-SMOOTHING = 0.9
-"""Weight of the past in the running mean drawn over the losses of single steps."""
-
 
 def plot_loss_curve(metrics: Path, picture: Path) -> Path:
     """Draw training and validation loss over optimizer steps.
@@ -48,10 +45,12 @@ def _column(metrics: Path, name: str) -> tuple[list[int], list[float]]:
 
 
 def _running_mean(values: list[float]) -> list[float]:
+    # Over about a tenth of the run, so that a short run is not smoothed into its past.
+    past = min(0.95, max(0.0, 1 - 10 / len(values)))
     mean, weight, means = 0.0, 0.0, []
     for value in values:
-        mean = SMOOTHING * mean + (1 - SMOOTHING) * value
+        mean = past * mean + (1 - past) * value
         # Without this division the mean would start near zero.
-        weight = SMOOTHING * weight + (1 - SMOOTHING)
+        weight = past * weight + (1 - past)
         means.append(mean / weight)
     return means

@@ -15,9 +15,14 @@ def test_draws_a_picture(tmp_path: Path) -> None:
     assert picture.stat().st_size > 5000
 
 
-def test_running_mean_starts_at_the_first_value() -> None:
-    assert _running_mean([2.0, 2.0]) == pytest.approx([2.0, 2.0])
-    assert 1.0 < _running_mean([2.0, 1.0])[1] < 2.0
+def test_running_mean() -> None:
+    assert _running_mean([2.0] * 30) == pytest.approx([2.0] * 30)
+    falling = _running_mean([2.0] * 30 + [1.0] * 30)
+    assert falling[0] == 2.0
+    assert 1.0 < falling[30] < 2.0
+    assert falling[-1] == pytest.approx(1.0, abs=0.05)
+    # Too short to smooth.
+    assert _running_mean([2.0, 1.0]) == [2.0, 1.0]
 
 
 def test_a_run_without_losses_draws_an_empty_picture(tmp_path: Path) -> None:
