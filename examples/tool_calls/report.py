@@ -38,10 +38,11 @@ def main() -> None:
 
 
 def sizes(adapter: Path) -> tuple[int, int]:
-    """Bytes of the base model's file, which the adapter's config names, and of the adapter's weights."""
+    """Bytes of the base model's weights, whose folder the adapter's config names, and of the adapter's."""
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     base = Path(config["base_model_name_or_path"])
-    return base.stat().st_size, (adapter / "adapter_model.safetensors").stat().st_size
+    weights = sum(path.stat().st_size for path in base.glob("*.safetensors"))
+    return weights, (adapter / "adapter_model.safetensors").stat().st_size
 
 
 if __name__ == "__main__":

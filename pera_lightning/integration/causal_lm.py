@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Dtype = Literal["auto", "native", "float32", "bfloat16", "float16"]
 
 
 class PeraCausalLM(LightningModule):
@@ -46,8 +46,9 @@ class PeraCausalLM(LightningModule):
         pretrained: Hub id or local folder of a causal language model.
         gguf_file: Name of a GGUF file in that repository or folder; its weights are dequantised on loading.
         revision: Branch, tag or commit of the hub repository.
-        dtype: Dtype of the model's weights; "auto" keeps the one they were saved in (GGUF: bfloat16 where the
-            machine has instructions for it, else float32). The adapter's factors are float32 on a bfloat16 base.
+        dtype: Dtype of the model's weights: "auto" keeps the one they were saved in (GGUF, which has none:
+            "native"), "native" is bfloat16 where the machine has instructions for it, else float32. The adapter's
+            factors are float32 on a bfloat16 base.
         attn_implementation: "eager", "sdpa", "flash_attention_2", ...; null leaves the choice to transformers.
         trust_remote_code: Whether code that comes with the repository may run.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.

@@ -105,8 +105,8 @@ def load_causal_lm(
 
     Args:
         source: Where the model comes from.
-        dtype: Name of a floating torch dtype, or "auto": the one the weights were saved in; for GGUF, whose
-            weights have none, what `native_dtype` says.
+        dtype: Name of a floating torch dtype; "native": what `native_dtype` says; or "auto": the one the weights
+            were saved in, "native" for GGUF, whose weights have none.
         attn_implementation: "eager", "sdpa", "flash_attention_2", ...; None leaves the choice to transformers.
 
     Raises:
@@ -120,7 +120,8 @@ def load_causal_lm(
         options["attn_implementation"] = attn_implementation
     if source.gguf_file is not None:
         options |= _dense_gguf()
-        dtype = native_dtype() if dtype == "auto" else dtype
+        dtype = "native" if dtype == "auto" else dtype
+    dtype = native_dtype() if dtype == "native" else dtype
     try:
         # Any: with output_loading_info it returns a pair, which its annotation does not know.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
