@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +10,29 @@ from torch import Tensor
 
 from pera_lightning.config import Terms, check_dropout
 from pera_lightning.errors import ConfigError
-from pera_lightning.functional.weight import expanded_factors
+from pera_lightning.functional.autograd import PeraFunction
+from pera_lightning.functional.cost import forward_path, sizes_of
+from pera_lightning.functional.dropout_mask import draw_seed
+from pera_lightning.functional.form import Form
+from pera_lightning.functional.operands import Operands, column_coefficients, prepare
+from pera_lightning.functional.precision import balanced, product_dtype, without_autocast
+from pera_lightning.functional.weight import check_shapes
 
-Path = Literal["auto", "factored", "dense"]
+Path = Literal["auto", "factored", "dense", "implicit"]
+PATHS: tuple[Path, ...] = get_args(Path)
+# A backward pass has no implicit form; None lets the cost model choose.
+_BACKWARD = {"auto": None, "factored": "factored", "dense": "dense", "implicit": "factored"}
+
+
+class Options(NamedTuple):
+    """The form of an adapter and how to compute it; see `pera_linear`."""
+
+    order: int
+    terms: Terms
+    scaling: float
+    dropout: float = 0.0
+    """Zero while not training."""
+    path: Path = "auto"
 
 
 def pera_linear(
@@ -31,9 +50,6 @@ def pera_linear(
 ) -> Tensor:
     """What a PERA adapter adds to the output of its frozen linear layer: `dropout(x) dW^T`.
 
-    The factors are expanded in their own dtype and only then rounded to the dtype of x, because a product of
-    two small entries loses more in half precision than each of them.
-
     Args:
         x: Input, shape (..., in), floating; no leading dimension, several and empty ones are all right.
         A: Shape (rank, in), floating.
@@ -45,7 +61,7 @@ def pera_linear(
         dropout: Probability of zeroing an entry of x (the others grow by `1 / (1 - dropout)`).
         training: Whether dropout is active.
         path: How to compute. "factored": two thin products through the K expanded columns. "dense": build dW,
-            then one product. "auto" chooses.
+            then one product. "implicit": no expansion, for few tokens. "auto" takes the cheapest, by counting.
 
     Returns:
         Tensor of shape (..., out) and the dtype of x (under autocast: autocast's dtype). A bias is no part
@@ -69,26 +85,53 @@ def pera_linear(
             expected=f"(..., {A.shape[-1]})",
             fix="the last dimension of x is the layer's in_features",
         )
-    left, right = expanded_factors(A, B, h, order=order, terms=terms)
-    if dropout > 0 and training:
-        x = F.dropout(x, dropout)
-    return PATHS[path](x, left, right) * scaling
+    check_shapes(A, B, h, order=order, terms=terms)
+    return add_adapter(None, x, A, B, h, Options(order, terms, scaling, dropout if training else 0.0, path))
 
 
-def _factored(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    return F.linear(F.linear(x, right.to(x.dtype)), left.to(x.dtype))
+def add_adapter(output: Tensor | None, x: Tensor, A: Tensor, B: Tensor, h: Tensor | None, options: Options) -> Tensor:
+    """`output + pera_linear(x, ...)` in one go, without checks.
+
+    Args:
+        output: The base layer's output, shape (..., out); None stands for zero.
+        x: Shape (..., in).
+        A: Shape (rank, in).
+        B: Shape (out, rank).
+        h: Coefficients; None at order 1.
+        options: The adapter's form, and how to compute.
+
+    Returns:
+        Shape (..., out), the dtype of `output` if there is one, else the one `product_dtype` tells.
+    """
+    dtype = product_dtype(x)
+    if output is not None and output.dtype != dtype:
+        return output + add_adapter(None, x, A, B, h, options).to(output.dtype)
+    order, terms, scaling, dropout, path = options
+    columns = column_coefficients(h, A.shape[0])
+    chosen = forward_path(sizes_of(x, A, B, order, terms)) if path == "auto" else path
+    with without_autocast(x.device.type):
+        # A compiler sees through plain operations, and decides itself what to keep and what to compute again.
+        if torch.compiler.is_compiling() or not needs_gradient(output, x, A, B, h):
+            operands = prepare(chosen, A, B, columns, order=order, terms=terms, scaling=scaling, dtype=dtype)
+            return apply_operands(operands, output, F.dropout(x, dropout) if dropout else x)
+        if dtype == torch.float16 and columns is not None:
+            A, B, columns = balanced(A, B, columns, order, terms)
+        seed = draw_seed() if dropout else None
+        form = Form(order, terms, scaling / (1 - dropout), chosen, _BACKWARD[path], dtype, dropout, seed)
+        return PeraFunction.apply(output, x, A, B, columns, form)
 
 
-def _dense(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    # Built outside autocast: the sum over K terms keeps the factors' precision.
-    with torch.autocast(x.device.type, enabled=False):
-        weight = left @ right
-    return F.linear(x, weight.to(x.dtype))
+def apply_operands(operands: Operands, output: Tensor | None, x: Tensor) -> Tensor:
+    """`output` plus what the operands make of x (..., in); shape (..., out), the dtype of `output` if there is one."""
+    dtype = operands[0].dtype
+    flat = x.reshape(-1, x.shape[-1]).to(dtype)
+    if output is not None and output.dtype == dtype:
+        return operands.add_to(output.reshape(-1, output.shape[-1]), flat).view(output.shape)
+    part = operands.add_to(None, flat)
+    part = part.view(*x.shape[:-1], part.shape[-1])
+    return part if output is None else output + part.to(output.dtype)
 
 
-# The seam for faster ways: each takes (x, left (out, K), right (K, in)) and returns x (left @ right)^T.
-PATHS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "auto": _factored,
-    "factored": _factored,
-    "dense": _dense,
-}
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd has to know of a result of these tensors."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)

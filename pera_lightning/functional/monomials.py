@@ -44,13 +44,20 @@ def expanded_rank(rank: int, order: int = 2, terms: Terms = "full") -> int:
     check_rank(rank)
     check_order(order)
     check_terms(terms)
+    return column_count(rank, order, terms)
+
+
+def column_count(rank: int, order: int, terms: Terms) -> int:
+    """`expanded_rank` without checks."""
     return rank + sum(count_of_degree(rank, degree, terms) for degree in range(2, order + 1))
 
 
 def count_of_degree(rank: int, degree: int, terms: Terms) -> int:
     """Number of monomials of one degree >= 2, in closed form."""
+    if terms == "square":
+        return rank
     total = comb(rank + degree - 1, degree)
-    return {"full": total, "square": rank, "cross": total - rank}[terms]
+    return total if terms == "full" else total - rank
 
 
 @lru_cache(maxsize=256)
@@ -80,3 +87,14 @@ def _cached_indices(rank: int, degree: int, terms: Terms, device: torch.device) 
     with torch.inference_mode(mode=False):
         table = torch.tensor(monomials_of_degree(rank, degree, terms), dtype=torch.int64)
         return tuple(column.contiguous() for column in table.reshape(-1, degree).T.to(device))
+
+
+@lru_cache(maxsize=256)
+def degree_selections(
+    rank: int, degree: int, terms: Terms, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """`degree_indices` as 0/1 matrices of shape (rank, count): entry (i, c) says whether monomial c has i there."""
+    with torch.inference_mode(mode=False):
+        components = torch.arange(rank, device=device)[:, None]
+        indices = degree_indices(rank, degree, terms, device)
+        return tuple((components == index).to(dtype) for index in indices)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from pera_lightning.bases import base_of, describe_supported
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import InjectionError, TargetError
-from pera_lightning.functional import delta_weight, expanded_rank, pera_linear
+from pera_lightning.functional import delta_weight, expanded_rank
+from pera_lightning.functional.cost import FEW_TOKENS, forward_path, sizes_of
+from pera_lightning.functional.linear import Options, add_adapter, apply_operands, needs_gradient
 from pera_lightning.functional.monomials import count_of_degree
+from pera_lightning.functional.operands import Operands, column_coefficients, prepare
+from pera_lightning.functional.precision import product_dtype, without_autocast
+from pera_lightning.layers.operand_cache import OperandCache
 
 
 class PeraLinear(nn.Module):
@@ -67,6 +74,7 @@ class PeraLinear(nn.Module):
         self.enabled = True
         # Not a buffer: it must neither be saved nor follow the base to another dtype.
         self._unmerged_weight: Tensor | None = None
+        self._operand_cache = OperandCache()
         self._make_parameters()
         self.train(base_layer.training)
 
@@ -158,18 +166,47 @@ class PeraLinear(nn.Module):
         if self.merged:
             self._refuse_training_while_merged()
             return output
-        change = pera_linear(
-            x,
-            self.pera_A,
-            self.pera_B,
-            self.coefficients,
-            order=self.config.order,
-            terms=self.config.terms,
-            scaling=self.scaling,
-            dropout=self.config.dropout,
-            training=self.training,
-        )
-        return output + change.to(output.dtype)
+        A, B, h = self.pera_A, self.pera_B, self.pera_h
+        # A compiler would take what is kept for a constant.
+        if not (self.training or needs_gradient(output, x, A, B, h) or torch.compiler.is_compiling()):
+            return apply_operands(self._operands(x, A, B, h), output, x)
+        dropout = self.config.dropout if self.training else 0.0
+        options = Options(self.config.order, self.config.terms, self.scaling, dropout)
+        return add_adapter(output, x, A, B, self.coefficients, options)
+
+    def _operands(self, x: Tensor, A: Tensor, B: Tensor, h: Tensor | None) -> Operands:
+        """What to multiply x with where no gradient is asked for; kept for the next call if x has few tokens."""
+        tokens, dtype = x.numel() // self.in_features, product_dtype(x)
+        # Inference tensors do not tell when they change.
+        if tokens > FEW_TOKENS or A.is_inference():
+            return self._prepare(x, dtype, kept=False)
+        key = (tokens, dtype, self.scaling)
+        return self._operand_cache.get((A, B, h), key, lambda: self._prepare(x, dtype, kept=True))
+
+    def _prepare(self, x: Tensor, dtype: torch.dtype, kept: bool) -> Operands:
+        order, terms = self.config.order, self.config.terms
+        path = forward_path(sizes_of(x, self.pera_A, self.pera_B, order, terms), prepared=kept)
+        with torch.no_grad(), without_autocast(x.device.type):
+            return prepare(
+                path,
+                self.pera_A,
+                self.pera_B,
+                column_coefficients(self.coefficients, self.rank),
+                order=order,
+                terms=terms,
+                scaling=self.scaling,
+                dtype=dtype,
+            )
+
+    def train(self, mode: bool = True) -> Self:
+        """See `nn.Module.train`; forgets the expanded factors kept in eval mode."""
+        self._operand_cache.clear()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Self:
+        # What .to(), .half() and the like go through; they exchange the memory without a new version.
+        self._operand_cache.clear()
+        return super()._apply(fn, recurse)
 
     def _refuse_training_while_merged(self) -> None:
         if self.training and torch.is_grad_enabled() and self.pera_A.requires_grad:
