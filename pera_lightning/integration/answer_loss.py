@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
 
 from pera_lightning.errors import DataError
+from pera_lightning.functional.cross_entropy import chunked_cross_entropy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,21 +40,12 @@ def answer_logits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[
     Raises:
         DataError: No token of the batch is labelled.
     """
-    targets = batch["labels"][:, 1:]
+    targets = _targets(batch)
     columns = (targets != IGNORE_INDEX).any(dim=0).nonzero().flatten()
-    if columns.numel() == 0:
-        raise DataError(
-            "The batch holds no answer to learn from.",
-            got=f"{targets.shape[0]} rows of {targets.shape[1] + 1} tokens, all of them labelled {IGNORE_INDEX}",
-            expected="at least one labelled token",
-            fix="raise the maximum length (truncation took every answer away), or drop rows with empty answers",
-        )
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
-    # Packed samples are told apart by position_ids only where there is no cache.
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        logits = model(**inputs, use_cache=False, logits_to_keep=columns).logits
+        logits = model(**_inputs(batch), logits_to_keep=columns).logits
     else:
-        logits = model(**inputs, use_cache=False).logits[:, columns]
+        logits = model(**_inputs(batch)).logits[:, columns]
     return logits, targets[:, columns]
 
 
@@ -66,3 +60,89 @@ def answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
         The loss in nats, a float32 scalar.
     """
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX)
+
+
+def chunked_answer_loss(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
+    """`answer_loss(*answer_logits(model, batch))` without ever holding the logits as a whole.
+
+    Args:
+        model: A causal language model that `ends_in_frozen_head` accepts.
+        batch: See `answer_logits`.
+
+    Returns:
+        The loss in nats, a float32 scalar.
+
+    Raises:
+        DataError: No token of the batch is labelled.
+    """
+    targets = _targets(batch)
+    labelled = targets != IGNORE_INDEX
+    hidden = model.base_model(**_inputs(batch)).last_hidden_state[:, :-1]
+    head = model.get_output_embeddings()
+    return chunked_cross_entropy(hidden[labelled], head.weight, head.bias, targets[labelled], ignore_index=IGNORE_INDEX)
+
+
+def ends_in_frozen_head(model: PreTrainedModel) -> bool:
+    """Whether the model's logits are its last hidden state times a frozen, plain linear layer, and nothing more.
+
+    Models that scale or cap their logits, heads that are adapted, trained, sharded or quantised, and models whose
+    own forward must run (compiled, hooked) answer no. Runs the model once on two tokens to see.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter or head.weight.dim() != 2:
+        return False
+    if any(parameter.requires_grad for parameter in head.parameters()):
+        return False
+    if getattr(model, "_compiled_call_impl", None) is not None or isinstance(model, OptimizedModule):
+        return False
+    if model.base_model is model or _has_hooks(model) or _has_hooks(head):
+        return False
+    return _logits_are_the_heads(model, head)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+def _logits_are_the_heads(model: PreTrainedModel, head: nn.Linear) -> bool:
+    device = head.weight.device
+    seen: dict[str, Any] = {}
+
+    def note_state(module: nn.Module, inputs: Any, output: Any) -> None:
+        seen["state"] = getattr(output, "last_hidden_state", None)
+
+    def note_logits(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        # In place of the true logits some that any cap, scale or shift would show on.
+        seen["input"], seen["logits"] = inputs[0], torch.linspace(-100, 100, output.numel()).to(output).view_as(output)
+        return seen["logits"]
+
+    hooks = [model.base_model.register_forward_hook(note_state), head.register_forward_hook(note_logits)]
+    try:
+        # Dropout must not move the random numbers of the run.
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            logits = model(input_ids=torch.ones(1, 2, dtype=torch.int64, device=device), use_cache=False).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if seen.get("state") is None or "logits" not in seen:
+        return False
+    return torch.equal(seen["state"], seen["input"]) and torch.equal(logits, seen["logits"])
+
+
+def _targets(batch: Mapping[str, Tensor]) -> Tensor:
+    """What each position but the last predicts, shape (B, T - 1)."""
+    targets = batch["labels"][:, 1:]
+    if not (targets != IGNORE_INDEX).any():
+        raise DataError(
+            "The batch holds no answer to learn from.",
+            got=f"{targets.shape[0]} rows of {targets.shape[1] + 1} tokens, all of them labelled {IGNORE_INDEX}",
+            expected="at least one labelled token",
+            fix="raise the maximum length (truncation took every answer away), or drop rows with empty answers",
+        )
+    return targets
+
+
+def _inputs(batch: Mapping[str, Tensor]) -> dict[str, Any]:
+    # Packed samples are told apart by position_ids only where there is no cache.
+    names = ("input_ids", "attention_mask", "position_ids")
+    return {**{name: batch[name] for name in names if name in batch}, "use_cache": False}

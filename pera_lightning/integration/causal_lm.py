@@ -17,7 +17,13 @@ from typing_extensions import override
 
 from pera_lightning.errors import ConfigError, InjectionError
 from pera_lightning.injection import adapted_layers
-from pera_lightning.integration.answer_loss import IGNORE_INDEX, answer_logits, answer_loss
+from pera_lightning.integration.answer_loss import (
+    IGNORE_INDEX,
+    answer_logits,
+    answer_loss,
+    chunked_answer_loss,
+    ends_in_frozen_head,
+)
 from pera_lightning.integration.generation import GenerationSample, generate_answers, sample_table, split_prompts
 from pera_lightning.integration.optimization import Schedule, parameter_groups, warmup_schedule
 from pera_lightning.integration.pretrained import (
@@ -109,6 +115,8 @@ class PeraCausalLM(LightningModule):
         self.test_metrics = _AnswerMetrics()
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._samples: list[GenerationSample] = []
+        # Found out when a fit starts: whether the loss can do without the whole logits.
+        self._chunks_loss = False
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -141,6 +149,7 @@ class PeraCausalLM(LightningModule):
     def on_fit_start(self) -> None:
         """Put the model in train mode, and say so when it is trained without an adapter."""
         model = self._built_model()
+        self._chunks_loss = ends_in_frozen_head(model)
         # from_pretrained returns eval mode and Lightning keeps what it finds: without this, dropout and gradient
         # checkpointing would be off throughout.
         model.train()
@@ -153,7 +162,8 @@ class PeraCausalLM(LightningModule):
 
     @override
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss = answer_loss(*answer_logits(self._built_model(), batch))
+        model = self._built_model()
+        loss = chunked_answer_loss(model, batch) if self._chunks_loss else answer_loss(*answer_logits(model, batch))
         self.log("train_loss", loss, prog_bar=True, batch_size=batch["input_ids"].shape[0])
         return loss
 

@@ -1,0 +1,98 @@
+"""Cross entropy over a large vocabulary whose logits never exist as a whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pera_lightning.errors import ConfigError
+from pera_lightning.functional.precision import product_dtype, without_autocast
+
+CHUNK = 1 << 23
+"""Logits that exist at one time: 32 MB in float32."""
+
+
+def chunked_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *, ignore_index: int = -100
+) -> Tensor:
+    """`cross_entropy(hidden weight^T + bias, targets)` for a frozen output head, a few positions at a time.
+
+    The gradient of `hidden` is computed along with the loss, while a chunk's logits are at hand, so the backward pass
+    needs neither the logits nor a second product with the head.
+
+    Args:
+        hidden: Shape (N, hidden), floating: the head's input at N positions.
+        weight: Shape (vocabulary, hidden); gets no gradient.
+        bias: Shape (vocabulary,) or None; gets no gradient.
+        targets: Shape (N,), int64.
+        ignore_index: Target of a position that takes no part.
+
+    Returns:
+        Mean over the positions that take part, a float32 scalar (float64 for float64 inputs); NaN if there are none.
+        Can be differentiated once.
+
+    Raises:
+        ConfigError: The head wants a gradient, or a shape does not fit.
+    """
+    if weight.requires_grad or (bias is not None and bias.requires_grad):
+        raise ConfigError(
+            "The output head cannot be trained with a chunked loss.",
+            got="a head that requires a gradient",
+            expected="a frozen weight and bias",
+            fix="use torch.nn.functional.cross_entropy on the whole logits",
+        )
+    if hidden.dim() != 2 or targets.shape != hidden.shape[:1] or weight.shape[1:] != hidden.shape[1:]:
+        raise ConfigError(
+            "The loss's inputs do not fit together.",
+            got=f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, targets {tuple(targets.shape)}",
+            expected="(N, hidden), (vocabulary, hidden) and (N,)",
+            fix="flatten batch and time",
+        )
+    dtype = product_dtype(hidden)
+    with without_autocast(hidden.device.type):
+        return _ChunkedCrossEntropy.apply(hidden, weight.to(dtype), bias, targets, ignore_index, dtype)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        ignore_index: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        positions = max(1, CHUNK // weight.shape[0])
+        count = (targets != ignore_index).sum()
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        for start in range(0, hidden.shape[0], positions):
+            part = slice(start, start + positions)
+            logits = F.linear(hidden[part].to(dtype), weight).to(total.dtype)
+            if bias is not None:
+                logits += bias
+            total += F.cross_entropy(logits, targets[part], ignore_index=ignore_index, reduction="sum")
+            if gradient is not None:
+                _to_gradient(logits, targets[part], ignore_index)
+                gradient[part] = ((logits / count).to(dtype) @ weight).to(hidden.dtype)
+        ctx.save_for_backward(gradient)
+        return total / count
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * grad.to(gradient.dtype), None, None, None, None, None)
+
+
+def _to_gradient(logits: Tensor, targets: Tensor, ignore_index: int) -> None:
+    """Overwrite the logits by the gradient of the summed loss: probabilities, less one at the target."""
+    torch.softmax(logits, dim=-1, out=logits)
+    taken = targets != ignore_index
+    logits.scatter_add_(1, targets.where(taken, 0)[:, None], -taken[:, None].to(logits.dtype))
+    logits.mul_(taken[:, None])
