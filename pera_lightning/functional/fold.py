@@ -83,14 +83,14 @@ def _componentwise(block: Tensor, degree: int, terms: Terms) -> bool:
 def _pairs(rows: Tensor, block: Tensor, terms: Terms) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Per component: itself (columns,), its partners (count, columns) and their part of `block`, of the same shape."""
     first = 1 if terms == "cross" else 0
-    counts = range(rows.shape[0] - first, 0, -1)
-    for index, pairs in enumerate(block.split(list(counts))):
-        yield rows[index], rows[index + first :], pairs
+    counts = list(range(rows.shape[0] - first, 0, -1))
+    for component, count, pairs in zip(rows.unbind(), counts, block.split(counts), strict=False):
+        yield component, rows[-count:], pairs
 
 
 def _fold_pairs(folded: Tensor, grad: Tensor, rows: Tensor, terms: Terms) -> None:
-    for index, (component, partners, pairs) in enumerate(_pairs(rows, grad, terms)):
-        folded[index] += (pairs * partners).sum(0)
+    for target, (component, partners, pairs) in zip(folded.unbind(), _pairs(rows, grad, terms), strict=False):
+        target.add_((pairs * partners).sum(0))
         folded[-partners.shape[0] :].addcmul_(pairs, component)
 
 
