@@ -32,7 +32,7 @@ def chunked_cross_entropy(
 
     Returns:
         Mean over the positions that take part, a float32 scalar (float64 for float64 inputs); NaN if there are none.
-        Can be differentiated once.
+        Can be differentiated once; a backward pass with `create_graph=True` raises ConfigError.
 
     Raises:
         ConfigError: The head wants a gradient, or a shape does not fit.
@@ -84,8 +84,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total / count
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise ConfigError(
+                "The chunked loss has no second derivative.",
+                got="a backward pass with create_graph=True",
+                expected="one that asks for gradients alone",
+                fix="use torch.nn.functional.cross_entropy on the whole logits",
+            )
         (gradient,) = ctx.saved_tensors
         return (gradient * grad.to(gradient.dtype), None, None, None, None, None)
 

@@ -14,8 +14,8 @@ class OperandCache:
     """Holds the expanded factors of one layer between calls in eval mode.
 
     They count as long as the parameters are the same memory at the same version. Every in-place operation moves
-    torch's version counter: optimizer steps, `load_state_dict`, `copy_`. Only an edit through `parameter.data` moves
-    none; after one, call `layer.eval()`, which forgets what is held.
+    torch's version counter: optimizer steps, `load_state_dict`, `copy_`. An edit through `parameter.data` and the step
+    of a fused optimizer move none; a forward pass with gradients forgets what is held, and so does `layer.eval()`.
     Copies and pickles of a layer start with an empty cache.
     """
 

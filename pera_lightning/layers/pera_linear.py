@@ -170,6 +170,8 @@ class PeraLinear(nn.Module):
         # A compiler would take what is kept for a constant.
         if not (self.training or needs_gradient(output, x, A, B, h) or torch.compiler.is_compiling()):
             return apply_operands(self._operands(x, A, B, h), output, x)
+        # Training may go on in eval mode, and a fused optimizer changes parameters without a new version.
+        self._operand_cache.clear()
         dropout = self.config.dropout if self.training else 0.0
         options = Options(self.config.order, self.config.terms, self.scaling, dropout)
         return add_adapter(output, x, A, B, self.coefficients, options)

@@ -47,7 +47,7 @@ def test_delta_weight(case: dict[str, Any]) -> None:
     torch.testing.assert_close(weight, tensor(case, "delta_weight"), **TOLERANCE)
 
 
-@pytest.mark.parametrize("path", ["auto", "factored", "dense"])
+@pytest.mark.parametrize("path", ["auto", "factored", "dense", "implicit"])
 @pytest.mark.parametrize("case", CASES, ids=case_id)
 def test_output_and_gradients(case: dict[str, Any], path: str) -> None:
     inputs = {name: tensor(case, name).requires_grad_() for name in ("x", "A", "B", "h")}
