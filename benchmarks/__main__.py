@@ -32,7 +32,7 @@ Job = Callable[[], dict[str, Any]]
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=9, help="rounds of alternating runs behind each ratio")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds of alternating runs behind each ratio")
     parser.add_argument("--only", nargs="+", choices=list(jobs(1)), help="some of the benchmarks")
     arguments = parser.parse_args()
     # Of transformers, about its own names, and of the compiler, about a CPU.
