@@ -25,8 +25,11 @@ def measure(rank: int, repeats: int) -> dict[str, Any]:
         "naive": trained(adapted_model("naive", rank, 0.0)),
     }
     runs = {kind: Decoding(model.eval()) for kind, model in models.items()}
-    over_lora = ratios({kind: runs[kind] for kind in ("lora", "pera", "naive")}, repeats, to="lora")
-    over_base = ratios({kind: runs[kind] for kind in ("base", "merged")}, repeats, to="base")
+    over_lora = {
+        kind: ratios({"lora": runs["lora"], kind: runs[kind]}, 3 * repeats, to="lora")[kind]
+        for kind in ("pera", "naive")
+    }
+    over_base = ratios({kind: runs[kind] for kind in ("base", "merged")}, 3 * repeats, to="base")
     seconds = medians(runs, 3)
     row: dict[str, Any] = {"rank": rank, "merged_over_base": over_base["merged"]}
     row |= {f"{kind}_over_lora": over_lora[kind] for kind in ("pera", "naive")}

@@ -1,4 +1,4 @@
-"""The arithmetic of one training step, in multiply-adds: no implementation can do with less (DESIGN: cost)."""
+"""The arithmetic of one training step, in multiply-adds, computed by the factored form."""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ def measure(
     layers = {kind: adapted_layer(kind, shape, rank, DROPOUT, order) for kind in kinds}
     x = torch.randn(tokens, shape[1], requires_grad=True)
     grad = torch.randn(tokens, shape[0])
-    found = ratios({kind: partial(step, layer, x, grad) for kind, layer in layers.items()}, repeats, to="lora")
+    steps = {kind: partial(step, layer, x, grad) for kind, layer in layers.items()}
+    found = {kind: ratios({"lora": steps["lora"], kind: steps[kind]}, repeats, to="lora")[kind] for kind in kinds[1:]}
     kept = {kind: saved_bytes(lambda layer=layer: layer(x), layer) for kind, layer in layers.items()}
     row = {"out": shape[0], "in": shape[1], "rank": rank, "order": order, "tokens": tokens}
     row |= {"floor": layer_floor(shape, rank, order), "time_pera": found["pera"], "time_naive": found.get("naive")}

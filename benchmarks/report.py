@@ -23,7 +23,7 @@ TITLES = {
     "order": "Cost against order: the same layer, rank 8",
     "tokens": "Cost against the number of tokens: the same layer, rank 16",
     "shape": "Cost against shape: layers of SmolLM2 and Llama-3-8B, rank 16, 256 tokens",
-    "compile": "Under torch.compile (fullgraph), the training step of above",
+    "compile": "Under torch.compile (fullgraph): the training step with the first 6 of 30 layers",
 }
 INTRODUCTION = """# What PERA costs
 

@@ -28,7 +28,7 @@ class PeraConfig:
             powers (paper Eq. 10), "cross" only mixed ones (Eq. 11).
         alpha: Numerator of the scaling `alpha / rank`. None means alpha = rank, the paper's scaling of 1.
         use_rslora: Scale by `alpha / sqrt(rank)` instead.
-        dropout: Probability of zeroing an entry of the adapter's input while training, in [0, 1).
+        dropout: Probability of zeroing an entry of the adapter's input while training, in [0, 1); met to 1 / 65536.
         coefficient_scale: Constant factor on the coefficients h. 1.0 is the paper's form; "auto" gives each
             degree d the factor `sqrt(3 * in_features) ** (d - 1)`, with which the expanded rows of A start
             with the root mean square of the plain ones.

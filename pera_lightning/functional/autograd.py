@@ -33,7 +33,8 @@ class PeraFunction(torch.autograd.Function):
             middle = dropped @ form.expanded(A).t()
             weighted, left = form.weighted(middle, columns), form.expanded(B.t().contiguous())
             result = weighted @ left if flat is None else torch.addmm(flat, weighted, left)
-            if not keeps_middle(form.sizes(x, A, B)):
+            wanted = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
+            if not (wanted and keeps_middle(form.sizes(x, A, B))):
                 middle = None
         else:
             result = form.operands(form.forward_path, A, B, columns).add_to(flat, dropped)

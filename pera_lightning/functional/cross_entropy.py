@@ -53,7 +53,9 @@ def chunked_cross_entropy(
         )
     dtype = product_dtype(hidden)
     with without_autocast(hidden.device.type):
-        return _ChunkedCrossEntropy.apply(hidden, weight.to(dtype), bias, targets, ignore_index, dtype)
+        return _ChunkedCrossEntropy.apply(
+            hidden, weight.to(dtype), bias, targets, ignore_index, dtype, torch.is_grad_enabled()
+        )
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -66,10 +68,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         ignore_index: int,
         dtype: torch.dtype,
+        with_gradient: bool,
     ) -> Tensor:
         positions = max(1, CHUNK // weight.shape[0])
         count = (targets != ignore_index).sum()
-        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        gradient = torch.empty_like(hidden) if with_gradient and ctx.needs_input_grad[0] else None
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         for start in range(0, hidden.shape[0], positions):
             part = slice(start, start + positions)
@@ -79,8 +82,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             total += F.cross_entropy(logits, targets[part], ignore_index=ignore_index, reduction="sum")
             if gradient is not None:
                 _to_gradient(logits, targets[part], ignore_index)
-                gradient[part] = ((logits / count).to(dtype) @ weight).to(hidden.dtype)
-        ctx.save_for_backward(gradient)
+                gradient[part] = (logits.to(dtype) @ weight).to(hidden.dtype)
+        ctx.save_for_backward(gradient, count)
         return total / count
 
     @staticmethod
@@ -92,8 +95,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 expected="one that asks for gradients alone",
                 fix="use torch.nn.functional.cross_entropy on the whole logits",
             )
-        (gradient,) = ctx.saved_tensors
-        return (gradient * grad.to(gradient.dtype), None, None, None, None, None)
+        gradient, count = ctx.saved_tensors
+        # In the loss's own dtype: a float16 gradient could hold neither 1 / count nor a GradScaler's scale.
+        return ((gradient.to(grad.dtype) * (grad / count)).to(gradient.dtype), None, None, None, None, None, None)
 
 
 def _to_gradient(logits: Tensor, targets: Tensor, ignore_index: int) -> None:

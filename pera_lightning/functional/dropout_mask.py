@@ -14,7 +14,12 @@ _LEVELS = 1 << 16
 
 def draw_seed() -> int:
     """A seed from torch's CPU generator: the run's own seed decides it, and activation checkpointing repeats it."""
-    return int(torch.randint(1 << 62, ()))
+    return int(torch.randint(1 << 62, (), device="cpu"))
+
+
+def met_dropout(dropout: float) -> float:
+    """The probability that `keep_mask` really has: a multiple of 1 / 65536 below 1."""
+    return min(round(dropout * _LEVELS), _LEVELS - 1) / _LEVELS
 
 
 def keep_mask(seed: int, shape: Sequence[int], device: torch.device, dtype: torch.dtype, dropout: float) -> Tensor:
@@ -23,21 +28,20 @@ def keep_mask(seed: int, shape: Sequence[int], device: torch.device, dtype: torc
     Args:
         seed: From `draw_seed`.
         shape: Of the mask.
-        device: Of the mask. Another kind of device gives another mask.
+        device: Of the mask. A CUDA GPU gives another mask than a CPU; other devices get the CPU's.
         dtype: Of the mask.
-        dropout: Probability of losing an entry, met to 1 / 65536.
+        dropout: Probability of losing an entry, above 0, as `met_dropout` gives it.
 
     Returns:
         Tensor of 1 where an entry is kept and 0 where it is lost.
     """
-    generator = torch.Generator(device).manual_seed(seed)
+    # Elsewhere generators may be missing, or draw no 64 bits.
+    source = device if device.type == "cuda" else torch.device("cpu")
+    generator = torch.Generator(source).manual_seed(seed)
     count = prod(shape)
-    words = torch.empty((count + 3) // 4, dtype=torch.int64, device=device)
+    words = torch.empty((count + 3) // 4, dtype=torch.int64, device=source)
     words.random_(torch.iinfo(torch.int64).min, None, generator=generator)
     numbers = words.view(torch.int16)[:count].view(shape)
-    last_lost = round(dropout * _LEVELS) - _LEVELS // 2 - 1
-    if last_lost < torch.iinfo(torch.int16).min:
-        return torch.ones(shape, dtype=dtype, device=device)
     # A comparison would be natural; on a CPU this gives the same and takes a third of the time.
-    last_lost = min(last_lost, torch.iinfo(torch.int16).max - 1)
-    return numbers.clamp_(last_lost, last_lost + 1).sub_(last_lost).to(dtype)
+    last_lost = round(dropout * _LEVELS) - _LEVELS // 2 - 1
+    return numbers.clamp_(last_lost, last_lost + 1).sub_(last_lost).to(dtype).to(device)

@@ -12,7 +12,7 @@ from pera_lightning.config import Terms, check_dropout
 from pera_lightning.errors import ConfigError
 from pera_lightning.functional.autograd import PeraFunction
 from pera_lightning.functional.cost import forward_path, sizes_of
-from pera_lightning.functional.dropout_mask import draw_seed
+from pera_lightning.functional.dropout_mask import draw_seed, met_dropout
 from pera_lightning.functional.form import Form
 from pera_lightning.functional.operands import Operands, column_coefficients, prepare
 from pera_lightning.functional.precision import balanced, product_dtype, without_autocast
@@ -110,20 +110,32 @@ def add_adapter(output: Tensor | None, x: Tensor, A: Tensor, B: Tensor, h: Tenso
     columns = column_coefficients(h, A.shape[0])
     chosen = forward_path(sizes_of(x, A, B, order, terms)) if path == "auto" else path
     with without_autocast(x.device.type):
-        # A compiler sees through plain operations, and decides itself what to keep and what to compute again.
-        if torch.compiler.is_compiling() or not needs_gradient(output, x, A, B, h):
+        if _wants_plain_operations():
             operands = prepare(chosen, A, B, columns, order=order, terms=terms, scaling=scaling, dtype=dtype)
-            return apply_operands(operands, output, F.dropout(x, dropout) if dropout else x)
-        if dtype == torch.float16 and columns is not None:
-            A, B, columns = balanced(A, B, columns, order, terms)
+            return apply_operands(operands, output, F.dropout(x, dropout) if dropout else x, dtype)
+        dropout = met_dropout(dropout)
         seed = draw_seed() if dropout else None
         form = Form(order, terms, scaling / (1 - dropout), chosen, _BACKWARD[path], dtype, dropout, seed)
+        if not needs_gradient(output, x, A, B, h):
+            # The same mask as with gradients: reentrant activation checkpointing comes by here first.
+            dropped = form.dropped(x, form.mask(x)).view(x.shape)
+            return apply_operands(form.operands(chosen, A, B, columns), output, dropped, dtype)
+        if dtype == torch.float16 and columns is not None:
+            A, B, columns = balanced(A, B, columns, order, terms)
         return PeraFunction.apply(output, x, A, B, columns, form)
 
 
-def apply_operands(operands: Operands, output: Tensor | None, x: Tensor) -> Tensor:
-    """`output` plus what the operands make of x (..., in); shape (..., out), the dtype of `output` if there is one."""
-    dtype = operands[0].dtype
+def _wants_plain_operations() -> bool:
+    # A compiler sees through them, and decides itself what to keep and what to compute again; the transforms of
+    # torch.func see through nothing else.
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def apply_operands(operands: Operands, output: Tensor | None, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`output` plus what operands of this dtype make of x (..., in).
+
+    Shape (..., out), the dtype of `output` if there is one.
+    """
     flat = x.reshape(-1, x.shape[-1]).to(dtype)
     if output is not None and output.dtype == dtype:
         return operands.add_to(output.reshape(-1, output.shape[-1]), flat).view(output.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from functools import lru_cache
 from itertools import combinations_with_replacement
 from math import comb
@@ -81,20 +82,38 @@ def degree_indices(rank: int, degree: int, terms: Terms, device: torch.device) -
     return _cached_indices(rank, degree, terms, device)
 
 
-@lru_cache(maxsize=256)
 def _cached_indices(rank: int, degree: int, terms: Terms, device: torch.device) -> tuple[Tensor, ...]:
-    # A tensor made in inference mode could not be saved for a later backward pass.
-    with torch.inference_mode(mode=False):
-        table = torch.tensor(monomials_of_degree(rank, degree, terms), dtype=torch.int64)
+    def make() -> tuple[Tensor, ...]:
+        table = torch.tensor(monomials_of_degree(rank, degree, terms), dtype=torch.int64, device="cpu")
         return tuple(column.contiguous() for column in table.reshape(-1, degree).T.to(device))
 
+    return _kept((rank, degree, terms, device), make)
 
-@lru_cache(maxsize=256)
+
 def degree_selections(
     rank: int, degree: int, terms: Terms, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, ...]:
     """`degree_indices` as 0/1 matrices of shape (rank, count): entry (i, c) says whether monomial c has i there."""
-    with torch.inference_mode(mode=False):
+
+    def make() -> tuple[Tensor, ...]:
         components = torch.arange(rank, device=device)[:, None]
-        indices = degree_indices(rank, degree, terms, device)
+        indices = _cached_indices(rank, degree, terms, device)
         return tuple((components == index).to(dtype) for index in indices)
+
+    return _kept((rank, degree, terms, device, dtype), make)
+
+
+# Constants by what they were made from; small, and never changed.
+_tables: dict[Hashable, tuple[Tensor, ...]] = {}
+
+
+def _kept(key: Hashable, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    found = _tables.get(key)
+    if found is None:
+        # A tensor made in inference mode could not be saved for a later backward pass.
+        with torch.inference_mode(mode=False):
+            found = make()
+        # While torch.export or a fake mode looks on, they are no tensors that anybody else could use.
+        if all(type(table) is Tensor for table in found):
+            _tables[key] = found
+    return found

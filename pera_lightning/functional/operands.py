@@ -11,19 +11,24 @@ from torch import Tensor
 from pera_lightning.config import Terms
 from pera_lightning.functional.expansion import expand
 from pera_lightning.functional.monomials import count_of_degree, degree_indices
+from pera_lightning.functional.precision import balanced
 
 
 class Factored(NamedTuple):
-    """Two thin products through the K expanded columns: `y = (x right^T) left`."""
+    """Two thin products through the K expanded columns: `y = (x right^T * columns) left`."""
 
     right: Tensor
     """Shape (K, in)."""
     left: Tensor
-    """Shape (K, out), coefficients and scaling included."""
+    """Shape (K, out)."""
+    columns: Tensor | None
+    """What the K columns are multiplied with, scaling included, shape (K,); None where `left` includes it."""
 
     def add_to(self, output: Tensor | None, x: Tensor) -> Tensor:
         """`output` (tokens, out) plus the adapter's part for x (tokens, in); the part alone if there is no output."""
         middle = x @ self.right.t()
+        if self.columns is not None:
+            middle = (middle * self.columns).to(middle.dtype)
         return middle @ self.left if output is None else torch.addmm(output, middle, self.left)
 
 
@@ -58,7 +63,8 @@ class Implicit(NamedTuple):
 
     def add_to(self, output: Tensor | None, x: Tensor) -> Tensor:
         """See `Factored.add_to`."""
-        nested = self.coefficients.dim() - 1
+        nested, dtype = self.coefficients.dim() - 1, x.dtype
+        x = x.to(self.A.dtype)
         if nested > 0:
             x = x.unsqueeze(-2) * self.A
         for _ in range(nested - 1):
@@ -71,6 +77,7 @@ class Implicit(NamedTuple):
             total = (total * self.outputs).sum(-2)
         if nested > 0:
             total = (total * self.Bt).sum(-2)
+        total = total.to(dtype)
         return total if output is None else output + total
 
 
@@ -104,16 +111,22 @@ def prepare(
         dtype: Of the operands.
     """
     if path == "implicit":
+        # Its coefficients may lie beyond float16, and for few tokens a wider dtype costs next to nothing.
+        dtype = torch.float32 if dtype == torch.float16 else dtype
         every = A.new_ones(A.shape[0]) if columns is None else columns
         coefficients = _coefficient_array(every * scaling, A.shape[0], order, terms)
         A, Bt = A.to(dtype), B.t().contiguous().to(dtype)
         inputs, outputs = F.pad(A.t(), (0, 1), value=1.0), F.pad(Bt, (0, 0, 0, 1), value=1.0)
         return Implicit(A, Bt, inputs, outputs, coefficients.to(dtype))
+    if path == "factored" and dtype == torch.float16 and columns is not None:
+        A, B, columns = balanced(A, B, columns, order, terms)
+        right, left = expand(A, 0, order, terms), expand(B.t().contiguous(), 0, order, terms)
+        return Factored(right.to(dtype), left.to(dtype), columns * scaling)
     right, left = expand(A, 0, order, terms), expand(B.t().contiguous(), 0, order, terms)
     left = left * (scaling if columns is None else (columns * scaling)[:, None])
     if path == "dense":
         return Dense((left.t() @ right).to(dtype))
-    return Factored(right.to(dtype), left.to(dtype))
+    return Factored(right.to(dtype), left.to(dtype), None)
 
 
 def column_coefficients(h: Tensor | None, rank: int) -> Tensor | None:

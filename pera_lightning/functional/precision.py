@@ -14,14 +14,19 @@ from pera_lightning.functional.monomials import count_of_degree
 def product_dtype(x: Tensor) -> torch.dtype:
     """What the products with x are taken in: the dtype of x, or autocast's."""
     kind = x.device.type
-    if x.dtype != torch.float64 and torch.is_autocast_enabled(kind):
+    if x.dtype != torch.float64 and _autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return x.dtype
 
 
 def without_autocast(kind: str) -> AbstractContextManager[object]:
     """Autocast off for this kind of device; the dtypes are the adapter's own business."""
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    return torch.autocast(kind, enabled=False) if _autocast_enabled(kind) else nullcontext()
+
+
+def _autocast_enabled(kind: str) -> bool:
+    # torch knows no autocast for tensors without memory, and raises.
+    return kind != "meta" and torch.is_autocast_enabled(kind)
 
 
 def balanced(A: Tensor, B: Tensor, columns: Tensor, order: int, terms: Terms) -> tuple[Tensor, Tensor, Tensor]:

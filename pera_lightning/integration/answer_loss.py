@@ -89,19 +89,24 @@ def ends_in_frozen_head(model: PreTrainedModel) -> bool:
     own forward must run (compiled, hooked) answer no. Runs the model once on two tokens to see.
     """
     head = model.get_output_embeddings()
+    return has_frozen_head(model) and _logits_are_the_heads(model, head)
+
+
+def has_frozen_head(model: PreTrainedModel) -> bool:
+    """What `ends_in_frozen_head` looks at before it runs the model; cheap enough for every step."""
+    head = model.get_output_embeddings()
     if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter or head.weight.dim() != 2:
         return False
     if any(parameter.requires_grad for parameter in head.parameters()):
         return False
     if getattr(model, "_compiled_call_impl", None) is not None or isinstance(model, OptimizedModule):
         return False
-    if model.base_model is model or _has_hooks(model) or _has_hooks(head):
-        return False
-    return _logits_are_the_heads(model, head)
+    return model.base_model is not model and not _has_hooks(model) and not _has_hooks(head)
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    backward = module._backward_hooks or module._backward_pre_hooks
+    return bool(module._forward_hooks or module._forward_pre_hooks or backward)
 
 
 def _logits_are_the_heads(model: PreTrainedModel, head: nn.Linear) -> bool:
@@ -121,6 +126,8 @@ def _logits_are_the_heads(model: PreTrainedModel, head: nn.Linear) -> bool:
         # Dropout must not move the random numbers of the run.
         with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             logits = model(input_ids=torch.ones(1, 2, dtype=torch.int64, device=device), use_cache=False).logits
+    except Exception:  # a model that two tokens are too little for, or that needs a context of its own
+        return False
     finally:
         for hook in hooks:
             hook.remove()

@@ -23,6 +23,7 @@ from pera_lightning.integration.answer_loss import (
     answer_loss,
     chunked_answer_loss,
     ends_in_frozen_head,
+    has_frozen_head,
 )
 from pera_lightning.integration.generation import GenerationSample, generate_answers, sample_table, split_prompts
 from pera_lightning.integration.optimization import Schedule, parameter_groups, warmup_schedule
@@ -149,7 +150,8 @@ class PeraCausalLM(LightningModule):
     def on_fit_start(self) -> None:
         """Put the model in train mode, and say so when it is trained without an adapter."""
         model = self._built_model()
-        self._chunks_loss = ends_in_frozen_head(model)
+        with self.trainer.precision_plugin.forward_context():
+            self._chunks_loss = ends_in_frozen_head(model)
         # from_pretrained returns eval mode and Lightning keeps what it finds: without this, dropout and gradient
         # checkpointing would be off throughout.
         model.train()
@@ -163,7 +165,9 @@ class PeraCausalLM(LightningModule):
     @override
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         model = self._built_model()
-        loss = chunked_answer_loss(model, batch) if self._chunks_loss else answer_loss(*answer_logits(model, batch))
+        # Somebody may unfreeze or hook the head in the middle of a run.
+        chunks = self._chunks_loss and has_frozen_head(model)
+        loss = chunked_answer_loss(model, batch) if chunks else answer_loss(*answer_logits(model, batch))
         self.log("train_loss", loss, prog_bar=True, batch_size=batch["input_ids"].shape[0])
         return loss
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pera_lightning.functional.operands import Operands
 
@@ -20,10 +21,9 @@ class OperandCache:
     """
 
     def __init__(self) -> None:
-        self._key: Hashable = None
-        # Held so that no other tensor can take their place in memory.
-        self._parameters: tuple[Tensor | None, ...] = ()
-        self._operands: Operands | None = None
+        # Key, parameters, operands; the parameters so that no other tensors can take their place in memory. Replaced as
+        # one, because nn.DataParallel's replicas share it between threads.
+        self._held: tuple[tuple[Hashable, ...], tuple[Tensor | None, ...], Operands] | None = None
 
     def get(
         self, parameters: tuple[Tensor | None, ...], key: tuple[Hashable, ...], prepare: Callable[[], Operands]
@@ -31,20 +31,26 @@ class OperandCache:
         """What is held for these parameters and this key; made by `prepare` if nothing is.
 
         Args:
-            parameters: What the operands are made of.
+            parameters: What the operands are made of; each one `tells_changes`.
             key: Whatever else they depend on.
             prepare: Makes them.
         """
         for parameter in parameters:
             if parameter is not None:
                 key += (parameter.data_ptr(), parameter._version)
-        if self._operands is None or key != self._key:
-            self._key, self._parameters, self._operands = key, parameters, prepare()
-        return self._operands
+        held = self._held
+        if held is None or held[0] != key or not all(map(operator.is_, held[1], parameters)):
+            held = self._held = (key, parameters, prepare())
+        return held[2]
 
     def clear(self) -> None:
         """Forget everything."""
-        self._key, self._parameters, self._operands = None, (), None
+        self._held = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return OperandCache, ()
+
+
+def tells_changes(parameter: Tensor | None) -> bool:
+    """Whether a change of the parameter can be noticed: not if it is an inference tensor, or sharded."""
+    return parameter is None or (type(parameter) is nn.Parameter and not parameter.is_inference())

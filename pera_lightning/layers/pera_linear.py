@@ -19,7 +19,7 @@ from pera_lightning.functional.linear import Options, add_adapter, apply_operand
 from pera_lightning.functional.monomials import count_of_degree
 from pera_lightning.functional.operands import Operands, column_coefficients, prepare
 from pera_lightning.functional.precision import product_dtype, without_autocast
-from pera_lightning.layers.operand_cache import OperandCache
+from pera_lightning.layers.operand_cache import OperandCache, tells_changes
 
 
 class PeraLinear(nn.Module):
@@ -136,7 +136,7 @@ class PeraLinear(nn.Module):
 
     def delta_weight(self) -> Tensor:
         """The dense weight change of the adapter, shape (out, in), the dtype of A; differentiable."""
-        with torch.autocast(self.pera_A.device.type, enabled=False):
+        with without_autocast(self.pera_A.device.type):
             return delta_weight(
                 self.pera_A,
                 self.pera_B,
@@ -167,22 +167,22 @@ class PeraLinear(nn.Module):
             self._refuse_training_while_merged()
             return output
         A, B, h = self.pera_A, self.pera_B, self.pera_h
-        # A compiler would take what is kept for a constant.
-        if not (self.training or needs_gradient(output, x, A, B, h) or torch.compiler.is_compiling()):
-            return apply_operands(self._operands(x, A, B, h), output, x)
+        # A compiler or tracer would take what is kept for a constant.
+        if not (self.training or needs_gradient(output, x, A, B, h) or _is_traced()):
+            dtype = product_dtype(x)
+            return apply_operands(self._operands(x, dtype, A, B, h), output, x, dtype)
         # Training may go on in eval mode, and a fused optimizer changes parameters without a new version.
         self._operand_cache.clear()
         dropout = self.config.dropout if self.training else 0.0
         options = Options(self.config.order, self.config.terms, self.scaling, dropout)
         return add_adapter(output, x, A, B, self.coefficients, options)
 
-    def _operands(self, x: Tensor, A: Tensor, B: Tensor, h: Tensor | None) -> Operands:
+    def _operands(self, x: Tensor, dtype: torch.dtype, A: Tensor, B: Tensor, h: Tensor | None) -> Operands:
         """What to multiply x with where no gradient is asked for; kept for the next call if x has few tokens."""
-        tokens, dtype = x.numel() // self.in_features, product_dtype(x)
-        # Inference tensors do not tell when they change.
-        if tokens > FEW_TOKENS or A.is_inference():
+        tokens = x.numel() // self.in_features
+        if tokens > FEW_TOKENS or not all(map(tells_changes, (A, B, h))):
             return self._prepare(x, dtype, kept=False)
-        key = (tokens, dtype, self.scaling)
+        key = (tokens, dtype, self.scaling, self.config)
         return self._operand_cache.get((A, B, h), key, lambda: self._prepare(x, dtype, kept=True))
 
     def _prepare(self, x: Tensor, dtype: torch.dtype, kept: bool) -> Operands:
@@ -286,3 +286,7 @@ class PeraLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}, "
             f"order={self.config.order}, terms={self.config.terms!r}, scaling={self.scaling:g}"
         )
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from pera_lightning.functional import expanded_rank, gradients, pera_linear
@@ -29,11 +30,11 @@ def saved_sizes(forward: Callable[[], Tensor], *own: Tensor) -> list[int]:
     alive = []
 
     def pack(value: Tensor) -> Tensor:
-        alive.append(value)
+        alive.append(value.detach())
         storage = value.untyped_storage()
         if storage.data_ptr() not in known:
             kept[storage.data_ptr()] = storage.nbytes()
-        return value
+        return alive[-1]
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
         alive.append(forward())
@@ -158,13 +159,22 @@ def test_activation_checkpointing_repeats_the_mask(reentrant: bool) -> None:
     A, B, h = factors(3, 40, 20)
     x = torch.randn(8, 40, dtype=torch.float64, requires_grad=True)
 
+    outputs = []
+
     def function(x: Tensor) -> Tensor:
-        return pera_linear(x, A, B, h, dropout=0.5, training=True).tanh()
+        y = torch.nn.functional.dropout(pera_linear(x, A, B, h, dropout=0.5, training=True).tanh())
+        outputs.append(y.detach())
+        return y
 
     torch.manual_seed(5)
     expected = torch.autograd.grad(function(x).sum(), (x, A, B, h))
     torch.manual_seed(5)
     checkpoint(function, x, use_reentrant=reentrant).sum().backward()
+    # Recomputation may stop before the last operation.
+    assert len(outputs) >= (3 if reentrant else 2)
+    for output in outputs[1:]:
+        assert torch.equal(output == 0, outputs[0] == 0)
+        torch.testing.assert_close(output, outputs[0])
     for value, gradient in zip((x, A, B, h), expected, strict=True):
         torch.testing.assert_close(value.grad, gradient)
 
@@ -208,3 +218,55 @@ def test_small_factors_survive_training_in_float16(path: str) -> None:
     y.backward(grad)
     for value, gradient in zip((x, A, B, h), expected, strict=True):
         assert (value.grad - gradient).abs().max() <= 4e-3 * gradient.abs().max()
+
+
+@pytest.mark.parametrize("path", ["auto", "factored", "dense", "implicit"])
+@pytest.mark.parametrize("with_gradient", [True, False])
+@pytest.mark.parametrize("order", [2, 3])
+def test_large_coefficients_do_not_overflow_float16(path: str, with_gradient: bool, order: int) -> None:
+    """As of coefficient_scale="auto" in a wide layer: products of A are 1e-6 and h is above what float16 holds."""
+    tokens, n, m, rank = 5, 14336, 24, 4
+    A, B, _ = factors(rank, n, m, order, dtype=torch.float32)
+    h = (torch.randn(expanded_rank(rank, order) - rank) * 3 * n).requires_grad_()
+    x = torch.randn(tokens, n).half()
+    with torch.set_grad_enabled(with_gradient):
+        y = pera_linear(x, A, B, h, order=order, path=path)
+    exact = x.double() @ reference_delta_weight(A, B, h, order, "full", 1.0).T
+    assert y.dtype == torch.float16
+    assert (y - exact).abs().max() <= 4e-3 * exact.abs().max()
+
+
+@pytest.mark.parametrize("path", ["auto", "factored", "dense", "implicit"])
+def test_shapes_can_be_worked_out_without_memory(path: str) -> None:
+    A, B, h = (value.detach().to("meta").requires_grad_() for value in factors(3, 6, 5))
+    x = torch.randn(2, 7, 6, dtype=torch.float64, device="meta")
+    y = pera_linear(x, A, B, h, path=path, dropout=0.5, training=True)
+    assert y.shape == (2, 7, 5)
+    y.sum().backward()
+    assert A.grad.shape == A.shape
+
+
+def test_a_fake_mode_leaves_nothing_behind() -> None:
+    A, B, h = factors(7, 9, 8)
+    x = torch.randn(4000, 9, dtype=torch.float64)
+    with FakeTensorMode() as mode:
+        pera_linear(*(mode.from_tensor(value) for value in (x, A, B, h)))
+    y = pera_linear(x, A, B, h)
+    assert type(y) is Tensor
+    y.sum().backward()
+    assert type(A.grad) is Tensor
+
+
+@pytest.mark.parametrize("path", ["auto", "factored", "dense", "implicit"])
+def test_function_transforms(path: str) -> None:
+    """Gradients per sample, as privacy and influence methods take them."""
+    A, B, h = (value.detach() for value in factors(3, 6, 5))
+    x = torch.randn(4, 6, dtype=torch.float64)
+
+    def loss(A: Tensor, x: Tensor) -> Tensor:
+        return pera_linear(x, A, B, h, path=path).square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(A, x)
+    for row, gradient in zip(x, found, strict=True):
+        inputs = A.clone().requires_grad_()
+        torch.testing.assert_close(gradient, torch.autograd.grad(loss(inputs, row), inputs)[0])

@@ -60,7 +60,7 @@ def test_the_logits_never_exist_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> N
     with torch.autograd.graph.saved_tensors_hooks(lambda value: saved.append(value) or value, lambda value: value):
         loss = chunked_cross_entropy(hidden, weight, bias, targets)
     assert max(largest) == 500
-    assert [value.shape for value in saved] == [hidden.shape]
+    assert [value.shape for value in saved] == [hidden.shape, ()]
     loss.backward()
 
 
@@ -83,6 +83,16 @@ def test_autocast() -> None:
         loss = chunked_cross_entropy(hidden, weight, bias, targets)
         expected = F.cross_entropy(F.linear(hidden, weight).float(), targets)
     torch.testing.assert_close(loss, expected)
+
+
+def test_a_gradient_scaler_has_room_in_float16() -> None:
+    hidden, weight, bias, targets = inputs(2048, 8, 500, torch.float16, biased=False)
+    exact = F.cross_entropy(F.linear(hidden.double(), weight.double()), targets)
+    (expected,) = torch.autograd.grad(exact, hidden)
+    for scale in (1024.0, 65536.0):
+        (found,) = torch.autograd.grad(scale * chunked_cross_entropy(hidden, weight, bias, targets), hidden)
+        error = (found.double() / scale - expected.double()).abs().max() / expected.double().abs().max()
+        assert error <= TOLERANCE[torch.float16]
 
 
 def test_a_second_derivative_is_refused() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pera_lightning.functional import pera_linear
-from pera_lightning.functional.dropout_mask import draw_seed, keep_mask
+from pera_lightning.functional.dropout_mask import draw_seed, keep_mask, met_dropout
 
 CPU = torch.device("cpu")
 
@@ -41,10 +41,25 @@ def test_the_runs_seed_decides_and_moves_on() -> None:
     assert len(set(seeds)) == 5
 
 
-def test_extreme_rates() -> None:
-    assert keep_mask(1, (500, 500), CPU, torch.float32, 1e-7).all()
-    # Nearly everything lost is still not everything lost for sure.
-    assert 0 < keep_mask(1, (1000, 1000), CPU, torch.float32, 0.999999).mean() < 1e-3
+@pytest.mark.parametrize("dropout", [1e-7, 0.25, 0.999, 0.9999999])
+def test_extreme_rates_are_met_to_a_65536th_and_scaled_by_what_is_met(dropout: float) -> None:
+    met = met_dropout(dropout)
+    assert 0 <= met < 1
+    assert abs(met - dropout) <= 1 / 65536
+    x = torch.ones(4_000_000, 1, dtype=torch.float64)
+    A, B = torch.ones(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+    y = pera_linear(x, A, B, order=1, dropout=dropout, training=True)
+    assert set(y.unique().tolist()) <= {0.0, 1 / (1 - met)}
+    # Five standard errors.
+    assert abs(y.mean().item() - 1) <= 5 * (met / (1 - met) / 4e6) ** 0.5
+
+
+def test_the_seed_is_drawn_on_the_cpu_whatever_the_default_device() -> None:
+    torch.manual_seed(3)
+    seed = draw_seed()
+    torch.manual_seed(3)
+    with torch.device("meta"):
+        assert draw_seed() == seed
 
 
 def test_the_expected_output_is_that_without_dropout() -> None:

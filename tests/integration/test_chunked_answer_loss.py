@@ -96,7 +96,19 @@ def hooked() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("make", [capped, scaled, trained_head, adapted_head, compiled_in_place, hooked])
+def needs_more_than_two_tokens() -> nn.Module:
+    model = tiny_llama().requires_grad_(False)
+
+    def forward(*arguments: object, **options: object) -> None:
+        raise ValueError("at least three tokens")
+
+    model.forward = forward
+    return model
+
+
+@pytest.mark.parametrize(
+    "make", [needs_more_than_two_tokens, capped, scaled, trained_head, adapted_head, compiled_in_place, hooked]
+)
 def test_whole_logits_where_there_is_more_than_a_frozen_head(make: object) -> None:
     model = make()
     if make in (capped, scaled):

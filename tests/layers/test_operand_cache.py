@@ -102,6 +102,10 @@ def scaling(layer: PeraLinear) -> None:
     layer.scaling = 0.5
 
 
+def other_config(layer: PeraLinear) -> None:
+    layer.config = PeraConfig(3, coefficient_scale=5.0)
+
+
 def edit_of_data_then_eval(layer: PeraLinear) -> None:
     layer.pera_B.data.add_(1)
     layer.eval()
@@ -119,6 +123,7 @@ CHANGES = [
     half_and_back,
     double,
     scaling,
+    other_config,
     edit_of_data_then_eval,
 ]
 
@@ -161,7 +166,7 @@ def test_training_forgets(made: list[str]) -> None:
     with torch.no_grad():
         layer(x)
     layer.train()
-    assert layer._operand_cache._operands is None
+    assert layer._operand_cache._held is None
     assert layer(x).requires_grad
     assert len(made) == 1
 
@@ -184,6 +189,15 @@ def test_inference_parameters_are_never_kept(made: list[str]) -> None:
     assert len(made) == 2
 
 
+def test_one_inference_parameter_is_enough_to_keep_nothing(made: list[str]) -> None:
+    layer, x = layer_of(), torch.randn(2, 10)
+    with torch.inference_mode():
+        layer.pera_B = nn.Parameter(torch.randn(7, 3))
+        for _ in range(2):
+            torch.testing.assert_close(layer(x), exact(layer, x))
+    assert len(made) == 2
+
+
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
 def test_copies_start_empty(way: Callable[[PeraLinear], PeraLinear]) -> None:
     layer, x = layer_of(), torch.randn(2, 10)
@@ -192,7 +206,7 @@ def test_copies_start_empty(way: Callable[[PeraLinear], PeraLinear]) -> None:
         layer(x)
         assert len(pickle.dumps(layer)) == size
         other = way(layer)
-        assert other._operand_cache._operands is None
+        assert other._operand_cache._held is None
         other.pera_B.add_(1)
         torch.testing.assert_close(other(x), exact(other, x))
         torch.testing.assert_close(layer(x), exact(layer, x))

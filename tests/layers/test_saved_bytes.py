@@ -21,7 +21,8 @@ def saved_bytes(model: nn.Module, ids: torch.Tensor) -> int:
         storage = value.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return value
+        # An alias keeps the storage alive; the tensor itself, if an output, would keep its own graph alive for ever.
+        return value.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
         loss = model(input_ids=ids, labels=ids).loss
