@@ -30,7 +30,8 @@ INTRODUCTION = """# What PERA costs
 Everything is measured beside PEFT's LoRA of the same rank on the same base, with dropout 0.05 unless said. *Naive* is
 PERA written down from the paper's equations (`benchmarks/naive_pera.py`), *floor* the ratio of multiply-adds that no
 implementation of the factored form can avoid (`benchmarks/floor.py`). Times are medians of ratios of runs that take
-turns in one process; a ratio below 1 is faster than LoRA, one below the floor says that LoRA is above its own. Bytes are exact: *saved* counts the distinct storages that
+turns in one process; a ratio below 1 is faster than LoRA, one below the floor says that LoRA is above its
+own. Bytes are exact: *saved* counts the distinct storages that
 autograd keeps for the backward pass, *share* what the adapter adds to the frozen base's {base:.0f} MB over what LoRA
 adds.
 

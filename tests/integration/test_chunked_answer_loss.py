@@ -148,7 +148,8 @@ def test_a_fit_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         torch.manual_seed(4)
         losses = Losses()
         options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-        trainer = Trainer(max_epochs=1, callbacks=[PeraCallback(2), losses], enable_model_summary=False, **options)
+        options["enable_model_summary"] = False
+        trainer = Trainer(max_epochs=1, callbacks=[PeraCallback(2), losses], default_root_dir=tmp_path, **options)
         trainer.fit(PeraCausalLM(folder, learning_rate=0.05, schedule="constant"), loader)
         runs.append(losses.values)
     assert len(calls) == 6
