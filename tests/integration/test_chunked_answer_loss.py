@@ -62,7 +62,10 @@ def capped() -> nn.Module:
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
-    return Gemma2ForCausalLM(Gemma2Config(**sizes, num_attention_heads=4, num_key_value_heads=2)).eval()
+    model = Gemma2ForCausalLM(Gemma2Config(**sizes, num_attention_heads=4, num_key_value_heads=2)).eval()
+    # Its logits are all zero, on which a cap does not show.
+    torch.nn.init.zeros_(model.get_output_embeddings().weight)
+    return model
 
 
 def scaled() -> nn.Module:

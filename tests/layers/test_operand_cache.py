@@ -171,6 +171,17 @@ def test_training_forgets(made: list[str]) -> None:
     assert len(made) == 1
 
 
+@pytest.mark.parametrize("move", [nn.Module.float, nn.Module.cpu, nn.Module.double])
+def test_moving_the_module_forgets(move: Callable[[nn.Module], nn.Module]) -> None:
+    """Even where the old memory is given out again, at the same address."""
+    model = nn.Sequential(layer_of())
+    with torch.no_grad():
+        model(torch.randn(2, 10))
+    assert model[0]._operand_cache._held is not None
+    move(model)
+    assert model[0]._operand_cache._held is None
+
+
 def test_gradients_flow_in_eval_mode_whatever_is_kept() -> None:
     layer, x = layer_of(), torch.randn(2, 10, requires_grad=True)
     with torch.no_grad():
