@@ -16,7 +16,7 @@ from pera_lightning.functional.monomials import column_count, count_of_degree, d
 LARGE = 1 << 18
 
 
-def unfold(rows: Tensor, order: int, terms: Terms) -> Tensor:
+def expand_rows(rows: Tensor, order: int, terms: Terms) -> Tensor:
     """`expand(rows, 0, order, terms)` without a graph.
 
     Args:
@@ -46,13 +46,13 @@ def unfold(rows: Tensor, order: int, terms: Terms) -> Tensor:
 
 
 def fold(grad: Tensor, rows: Tensor, order: int, terms: Terms) -> Tensor:
-    """The gradient of the rank components, given that of their expansion: the transposed Jacobian of `unfold`.
+    """The gradient of the rank components, given that of their expansion: the transposed Jacobian of `expand_rows`.
 
     Each product hands its gradient to every one of its members, times the other members. Nothing larger than the
     expansion is made, and unlike with scattered additions a GPU gives the same bits every time.
 
     Args:
-        grad: Gradient of `unfold(rows, order, terms)`, shape (K, columns).
+        grad: Gradient of `expand_rows(rows, order, terms)`, shape (K, columns).
         rows: The rank components, shape (rank, columns), the dtype of `grad`.
         order: Highest degree.
         terms: Which monomials take part.

@@ -10,7 +10,7 @@ from torch import Tensor
 from pera_lightning.config import Terms
 from pera_lightning.functional.cost import Sizes, sizes_of
 from pera_lightning.functional.dropout_mask import keep_mask
-from pera_lightning.functional.fold import fold, unfold
+from pera_lightning.functional.fold import expand_rows, fold
 from pera_lightning.functional.operands import Operands, prepare
 
 
@@ -43,7 +43,7 @@ class Form(NamedTuple):
 
     def expanded(self, rows: Tensor) -> Tensor:
         """The expansion of A or of B transposed, in the dtype of the products."""
-        return unfold(rows, self.order, self.terms).to(self.dtype)
+        return expand_rows(rows, self.order, self.terms).to(self.dtype)
 
     def folded(self, grad: Tensor, rows: Tensor) -> Tensor:
         """The gradient of A or of B transposed, given that of its expansion."""

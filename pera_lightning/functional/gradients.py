@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pera_lightning.functional.fold import unfold
+from pera_lightning.functional.fold import expand_rows
 from pera_lightning.functional.form import Form
 
 
@@ -119,12 +119,12 @@ class DenseBackward(Backward):
     @cached_property
     def right(self) -> Tensor:
         """The expansion of A in its own dtype, shape (K, in)."""
-        return unfold(self.A, self.form.order, self.form.terms)
+        return expand_rows(self.A, self.form.order, self.form.terms)
 
     @cached_property
     def left(self) -> Tensor:
         """The expansion of B transposed in its own dtype, shape (K, out)."""
-        return unfold(self.rows, self.form.order, self.form.terms)
+        return expand_rows(self.rows, self.form.order, self.form.terms)
 
     @cached_property
     def factor(self) -> Tensor | float:

@@ -21,7 +21,7 @@ def test_fold_is_the_gradient_of_the_expansion(
     grad = torch.randn_like(expanded)
     (expected,) = torch.autograd.grad(expanded, rows, grad)
     kept = grad.clone()
-    assert torch.equal(fold_module.unfold(rows.detach(), order, terms), expanded)
+    assert torch.equal(fold_module.expand_rows(rows.detach(), order, terms), expanded)
     torch.testing.assert_close(fold_module.fold(grad, rows.detach(), order, terms), expected, rtol=1e-12, atol=1e-12)
     assert torch.equal(grad, kept)
 
@@ -31,8 +31,8 @@ def test_both_ways_agree_at_a_size_that_chooses_by_itself(monkeypatch: pytest.Mo
     rank, columns = 24, 1100
     assert expanded_rank(rank, 2, terms) * columns > fold_module.LARGE
     rows, grad = torch.randn(rank, columns), torch.randn(expanded_rank(rank, 2, terms), columns)
-    large = fold_module.unfold(rows, 2, terms), fold_module.fold(grad, rows, 2, terms)
+    large = fold_module.expand_rows(rows, 2, terms), fold_module.fold(grad, rows, 2, terms)
     monkeypatch.setattr(fold_module, "LARGE", 1 << 40)
-    assert torch.equal(large[0], fold_module.unfold(rows, 2, terms))
+    assert torch.equal(large[0], fold_module.expand_rows(rows, 2, terms))
     # Sums of 48 products in another order.
     torch.testing.assert_close(large[1], fold_module.fold(grad, rows, 2, terms), rtol=1e-5, atol=1e-5)
