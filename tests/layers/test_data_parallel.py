@@ -36,12 +36,16 @@ def work(rank: int, folder: str, dropout: float) -> None:
     torch.manual_seed(1)
     model(inputs(rank)).square().mean().backward()
     torch.save(gradients(model.module), f"{folder}/{rank}.pt")
+    # DDP must not hold the last reference to the group: it would join the group's threads while it holds the
+    # interpreter's lock, which those threads wait for. destroy_process_group lets go of the lock.
+    del model
     distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_gradients(tmp_path: Path, dropout: float) -> None:
-    multiprocessing.spawn(work, (str(tmp_path), dropout), nprocs=2)
+    # As daemons, so that a test that runs out of time takes them with it.
+    multiprocessing.spawn(work, (str(tmp_path), dropout), nprocs=2, daemon=True)
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     model = make_model(dropout)
     for rank in range(2):
