@@ -7,7 +7,13 @@ from pera_lightning.checkpoint import adapter_state_dict, load_adapter, save_ada
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import PeraError
 from pera_lightning.export import merge_adapter
-from pera_lightning.injection import InjectionReport, adapter_disabled, inject_adapter, remove_adapter
+from pera_lightning.injection import (
+    InjectionReport,
+    adapter_disabled,
+    inject_adapter,
+    quantize_model,
+    remove_adapter,
+)
 from pera_lightning.layers import PeraLinear
 
 if TYPE_CHECKING:
@@ -30,6 +36,7 @@ __all__ = [
     "inject_adapter",
     "load_adapter",
     "merge_adapter",
+    "quantize_model",
     "remove_adapter",
     "save_adapter",
 ]

@@ -14,6 +14,8 @@ from pera_lightning.errors import ConfigError
 
 Terms = Literal["full", "square", "cross"]
 TERMS: tuple[Terms, ...] = ("full", "square", "cross")
+Init = Literal["default", "loftq"]
+INITS: tuple[Init, ...] = ("default", "loftq")
 ALL_LINEAR = "all-linear"
 
 
@@ -40,6 +42,11 @@ class PeraConfig:
         rank_pattern: Other ranks for some layers: name suffix or regular expression -> rank. The first entry
             that matches a layer counts.
         alpha_pattern: Other alphas for some layers, by the same rules.
+        init: How A and B start: "default" (B = 0: the model computes what its base does), or on a quantised base
+            "loftq": the best low-rank approximation of what quantisation took away (LoftQ, arXiv 2310.08659), so that
+            the model starts closer to the floating one, whose weights it needs. h starts at 0 in both.
+        loftq_steps: With "loftq": how often quantisation and approximation take turns. 1 leaves the quantised base as
+            it is; more change its bits, and loading the adapter then takes the floating weights again.
 
     Raises:
         ConfigError: An option has a wrong type or value.
@@ -58,6 +65,8 @@ class PeraConfig:
     modules_to_save: Sequence[str] = ()
     rank_pattern: Mapping[str, int] | None = None
     alpha_pattern: Mapping[str, float] | None = None
+    init: Init = "default"
+    loftq_steps: int = 1
 
     def __post_init__(self) -> None:
         check_rank(self.rank)
@@ -74,6 +83,7 @@ class PeraConfig:
             )
         check_dropout(self.dropout)
         self._check_coefficient_scale()
+        self._check_init()
         self._normalise_names()
         self._check_patterns()
         ranks = [self.rank, *(self.rank_pattern or {}).values()]
@@ -94,6 +104,21 @@ class PeraConfig:
                 expected='a finite number > 0, or "auto"',
                 fix="use 1.0 for the paper's form",
             )
+
+    def _check_init(self) -> None:
+        if self.init not in INITS:
+            raise ConfigError(
+                "init says how the factors start.",
+                got=repr(self.init),
+                expected=" or ".join(map(repr, INITS)),
+                fix="use 'default', or 'loftq' on a quantised base",
+            )
+        check_rank(self.loftq_steps, "loftq_steps", fix="1 is the usual one")
+
+    @property
+    def base_steps(self) -> int:
+        """How often the start quantises the base: 1 unless LoftQ alternates."""
+        return self.loftq_steps if self.init == "loftq" else 1
 
     def _normalise_names(self) -> None:
         for field in ("target_modules", "exclude_modules"):
@@ -171,15 +196,10 @@ class PeraConfig:
         return cls(**values)
 
 
-def check_rank(rank: object, name: str = "rank") -> None:
+def check_rank(rank: object, name: str = "rank", fix: str = "8 is a good start") -> None:
     """Raise ConfigError unless `rank` is a whole number >= 1."""
     if not _is_whole(rank) or rank < 1:  # type: ignore[operator]
-        raise ConfigError(
-            f"{name} must be positive.",
-            got=repr(rank),
-            expected="a whole number >= 1",
-            fix="8 is a good start",
-        )
+        raise ConfigError(f"{name} must be positive.", got=repr(rank), expected="a whole number >= 1", fix=fix)
 
 
 def check_order(order: object) -> None:

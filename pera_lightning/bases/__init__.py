@@ -1,6 +1,21 @@
 """Read and write access to the frozen layers that an adapter can sit on."""
 
 from pera_lightning.bases.base import Base
-from pera_lightning.bases.registry import base_of, describe_supported, is_linear_like
+from pera_lightning.bases.four_bit import set_compute_dtype
+from pera_lightning.bases.library import bitsandbytes
+from pera_lightning.bases.quantize import QUANTIZATIONS, Quantization, check_quantization, quantize_linear
+from pera_lightning.bases.registry import base_of, describe_supported, expect_base, is_linear_like
 
-__all__ = ["Base", "base_of", "describe_supported", "is_linear_like"]
+__all__ = [
+    "QUANTIZATIONS",
+    "Base",
+    "Quantization",
+    "base_of",
+    "bitsandbytes",
+    "check_quantization",
+    "describe_supported",
+    "expect_base",
+    "is_linear_like",
+    "quantize_linear",
+    "set_compute_dtype",
+]

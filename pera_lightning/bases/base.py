@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +29,44 @@ class Base(ABC):
 
     @abstractmethod
     def write(self, layer: nn.Module, weight: Tensor) -> None:
-        """Overwrite the layer's weight with `weight` of shape (out, in), rounded to the layer's dtype."""
+        """Overwrite the layer's weight with `weight` of shape (out, in), rounded as the layer stores it."""
 
-    def snapshot(self, layer: nn.Module) -> Tensor:
-        """A copy of the stored weight from which `restore` brings back the same bits."""
+    def dtype(self, layer: nn.Module) -> torch.dtype:
+        """The floating dtype that the layer's weight stands for."""
+        return cast("Tensor", layer.weight).dtype
+
+    def quantization(self, layer: nn.Module) -> str | None:
+        """How the stored weight is quantised ("nf4", "int8", ...), or None if it is the weight itself."""
+        return None
+
+    def scales(self, layer: nn.Module) -> list[Tensor]:
+        """The tensors beside the stored weight that it takes to read it."""
+        return []
+
+    def prepare(self, layer: nn.Module) -> None:  # noqa: B027 - most kinds have nothing to stop
+        """Stop the layer from doing to itself what adapters above or below it do not survive."""
+
+    def snapshot(self, layer: nn.Module) -> Any:
+        """A copy of what the layer stores, from which `restore` brings back the same bits."""
         return cast("Tensor", layer.weight).detach().clone()
 
     @torch.no_grad()
-    def restore(self, layer: nn.Module, snapshot: Tensor) -> None:
+    def restore(self, layer: nn.Module, snapshot: Any) -> None:
         """Put back what `snapshot` copied."""
         cast("Tensor", layer.weight).copy_(snapshot)
+
+    def plain(self, layer: nn.Module, weight: Tensor, dtype: torch.dtype) -> nn.Linear:
+        """A plain linear layer in the place of `layer`.
+
+        Args:
+            layer: Gives the bias and the mode.
+            weight: Shape (out, in).
+            dtype: Of the new layer's weight and bias.
+        """
+        in_features, out_features = self.features(layer)
+        # On meta nothing is allocated or drawn.
+        plain = nn.Linear(in_features, out_features, bias=False, device="meta")
+        plain.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+        if layer.bias is not None:
+            plain.bias = nn.Parameter(cast("Tensor", layer.bias).detach().to(dtype), requires_grad=False)
+        return plain.train(layer.training)

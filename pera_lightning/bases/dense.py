@@ -23,7 +23,7 @@ class DenseBase(Base):
         if isinstance(layer.weight, nn.parameter.UninitializedParameter):
             return False
         shape = (layer.out_features, layer.in_features)
-        return layer.weight.is_floating_point() and tuple(layer.weight.shape) == shape
+        return _is_plain(layer.weight) and tuple(layer.weight.shape) == shape
 
     def features(self, layer: nn.Module) -> tuple[int, int]:
         """`(in_features, out_features)` of the layer."""
@@ -37,3 +37,13 @@ class DenseBase(Base):
     def write(self, layer: nn.Module, weight: Tensor) -> None:
         """Overwrite the weight in place."""
         cast("Tensor", layer.weight).copy_(weight)
+
+
+def _is_plain(weight: Tensor) -> bool:
+    """Whether the tensor holds the matrix itself.
+
+    float8 needs its scales; some tensors of quantisation libraries look like floats of the right shape and are not.
+    """
+    if type(weight).__module__.startswith(("torchao", "bitsandbytes")):
+        return False
+    return weight.is_floating_point() and weight.dtype.itemsize > 1

@@ -7,8 +7,11 @@ from torch import nn
 from pera_lightning.bases.base import Base
 from pera_lightning.bases.conv1d import Conv1DBase
 from pera_lightning.bases.dense import DenseBase
+from pera_lightning.bases.eight_bit import EightBitBase
+from pera_lightning.bases.four_bit import FourBitBase
+from pera_lightning.errors import InjectionError
 
-BASES: tuple[Base, ...] = (DenseBase(), Conv1DBase())
+BASES: tuple[Base, ...] = (FourBitBase(), EightBitBase(), DenseBase(), Conv1DBase())
 
 
 def base_of(layer: nn.Module) -> Base | None:
@@ -16,13 +19,38 @@ def base_of(layer: nn.Module) -> Base | None:
     return next((base for base in BASES if base.accepts(layer)), None)
 
 
-def is_linear_like(layer: nn.Module) -> bool:
-    """Whether `layer` calls itself linear, supported or not.
+def expect_base(layer: nn.Module) -> Base:
+    """The `Base` that serves a layer which an adapter sits on.
 
-    Layers that are linear but of an unknown kind (a quantised subclass of `nn.Linear`) must be refused by
-    name; passing over them in silence would leave them untrained.
+    Raises:
+        InjectionError: The layer was exchanged for one that nothing here can read.
     """
-    return isinstance(layer, nn.Linear) or base_of(layer) is not None
+    base = base_of(layer)
+    if base is None:
+        raise InjectionError(
+            "The layer below an adapter was exchanged for one that cannot be read.",
+            got=f"{type(layer).__module__}.{type(layer).__qualname__}",
+            expected=describe_supported(),
+            fix="choose another quantisation (of Lightning's BitsandbytesPrecision: not int8-training)",
+        )
+    return base
+
+
+def is_linear_like(layer: nn.Module) -> bool:
+    """Whether `layer` is linear, supported or not.
+
+    Layers that are linear but of an unknown kind (other libraries' quantised layers) must be refused by name; passing
+    over them in silence would leave them untrained.
+    """
+    return isinstance(layer, nn.Linear) or base_of(layer) is not None or _is_packed_linear(layer)
+
+
+def _is_packed_linear(layer: nn.Module) -> bool:
+    """Whether `layer` has a linear layer's sizes and holds packed integers, as GPTQ, AWQ and HQQ layers do."""
+    sizes = (getattr(layer, "in_features", None), getattr(layer, "out_features", None))
+    own = (*layer.parameters(recurse=False), *layer.buffers(recurse=False))
+    packed = any(tensor.dim() > 1 and not tensor.is_floating_point() for tensor in own)
+    return all(isinstance(size, int) for size in sizes) and packed
 
 
 def describe_supported() -> str:

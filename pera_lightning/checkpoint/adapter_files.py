@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from pera_lightning.checkpoint.adapter_state import adapter_state_dict, copy_into
 from pera_lightning.checkpoint.atomic import replacing
-from pera_lightning.checkpoint.comparison import describe_mismatch, form_difference, shapes
-from pera_lightning.checkpoint.manifest import Manifest, manifest_of, read_manifest
+from pera_lightning.checkpoint.comparison import describe_mismatch, form_difference, quantization_difference, shapes
+from pera_lightning.checkpoint.manifest import Manifest, manifest_of, quantization_of, read_manifest
 from pera_lightning.checkpoint.model_card import model_card
-from pera_lightning.errors import AdapterFileError, InjectionError, TargetError
-from pera_lightning.injection import InjectionReport, adapted_layers, inject_plan, remove_adapter
+from pera_lightning.errors import AdapterFileError, ConfigError, InjectionError, TargetError
+from pera_lightning.injection import InjectionReport, adapted_layers, init_loftq, inject_plan, remove_adapter
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -60,7 +60,13 @@ def write_adapter(directory: str | Path, tensors: dict[str, Tensor], manifest: M
     return folder
 
 
-def load_adapter(model: nn.Module, directory: str | Path) -> InjectionReport | None:
+def load_adapter(
+    model: nn.Module,
+    directory: str | Path,
+    *,
+    allow_other_quantization: bool = False,
+    float_model: nn.Module | None = None,
+) -> InjectionReport | None:
     """Load an adapter folder into a model. All or nothing.
 
     A model without adapters gets them injected at the layers that the folder lists. A model with adapters must
@@ -69,6 +75,10 @@ def load_adapter(model: nn.Module, directory: str | Path) -> InjectionReport | N
     Args:
         model: The base model the adapter was trained on (the module whose names the folder uses).
         directory: Folder written by `save_adapter`.
+        allow_other_quantization: Load it although the base is quantised otherwise than the one it was trained on, or
+            only one of them is. The outputs then differ from the trained model's by the error of quantisation.
+        float_model: For an adapter trained with `loftq_steps` > 1, whose base it is made of: a module with the floating
+            weights under the same names.
 
     Returns:
         The report of the injection, or None when the model held the adapters already.
@@ -76,6 +86,7 @@ def load_adapter(model: nn.Module, directory: str | Path) -> InjectionReport | N
     Raises:
         AdapterFileError: A file is missing or damaged, or the adapter does not fit the model: then the message
             names the tensors, and the model is as it was.
+        ConfigError: `float_model` is needed and does not fit.
         InjectionError: The model's adapters are merged.
     """
     folder = Path(directory)
@@ -85,8 +96,10 @@ def load_adapter(model: nn.Module, directory: str | Path) -> InjectionReport | N
         _refuse_merged(model)
         _check_same_form(manifest, manifest_of(model), folder)
         _check_fit(tensors, model, folder)
+        _check_base(manifest, model, folder, allow_other_quantization)
         copy_into(model, tensors)
         return None
+    _check_steps(manifest, float_model, folder)
     try:
         report = inject_plan(model, manifest.plan)
     except TargetError as error:
@@ -98,7 +111,10 @@ def load_adapter(model: nn.Module, directory: str | Path) -> InjectionReport | N
         ) from error
     try:
         _check_fit(tensors, model, folder)
-    except AdapterFileError:
+        _check_base(manifest, model, folder, allow_other_quantization)
+        if manifest.config.base_steps > 1 and float_model is not None:
+            init_loftq(model, float_model, steps=manifest.config.base_steps)
+    except (AdapterFileError, ConfigError):
         remove_adapter(model)
         raise
     copy_into(model, tensors)
@@ -162,4 +178,26 @@ def _check_same_form(stored: Manifest, present: Manifest, folder: Path) -> None:
             got=f"{folder}: {difference}",
             expected="the same options",
             fix="remove_adapter(model) first, then load",
+        )
+
+
+def _check_base(manifest: Manifest, model: nn.Module, folder: Path, allow_other: bool) -> None:
+    difference = quantization_difference(manifest.quantization, quantization_of(model))
+    if difference and not allow_other:
+        raise AdapterFileError(
+            "The adapter was trained on another base than this one.",
+            got=f"{folder}: {difference}",
+            expected="a base quantised in the same way",
+            fix="load the base as in training; or, if the error of quantisation does not matter, "
+            "load_adapter(model, folder, allow_other_quantization=True)",
+        )
+
+
+def _check_steps(manifest: Manifest, float_model: nn.Module | None, folder: Path) -> None:
+    if manifest.config.base_steps > 1 and float_model is None:
+        raise AdapterFileError(
+            "The base of this adapter was changed when its training began.",
+            got=f"{folder}: loftq_steps={manifest.config.base_steps}, without float_model",
+            expected="the floating weights, from which the same base is made again",
+            fix="load_adapter(model, folder, float_model=...)",
         )

@@ -25,10 +25,8 @@ def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 def _adapter_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for path, layer in adapted_layers(model):
-        for name in layer.ADAPTER_PARAMETERS:
-            parameter = getattr(layer, name)
-            if parameter is not None:
-                yield f"{path}.{name}", parameter
+        for name, parameter in layer.adapter().items():
+            yield f"{path}.{name}", parameter
     for path, module in saved_modules(model):
         for key, value in module.state_dict().items():
             if isinstance(value, Tensor):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pera_lightning.checkpoint.manifest import Manifest
+from pera_lightning.checkpoint.manifest import FLOATING, Manifest
 
 
 def describe_mismatch(given: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> str | None:
@@ -42,7 +42,7 @@ def form_difference(stored: Manifest, present: Manifest) -> str | None:
     """
     lines = [
         f"{name} is {getattr(stored.config, name)!r} there and {getattr(present.config, name)!r} here"
-        for name in ("order", "terms", "coefficient_scale", "use_rslora")
+        for name in ("order", "terms", "coefficient_scale", "use_rslora", "base_steps")
         if getattr(stored.config, name) != getattr(present.config, name)
     ]
     for kind, here, there in (
@@ -61,3 +61,11 @@ def form_difference(stored: Manifest, present: Manifest) -> str | None:
             continue
         break
     return "; ".join(lines) or None
+
+
+def quantization_difference(stored: tuple[str, ...], present: tuple[str, ...]) -> str | None:
+    """In words, if two adapters sit on bases that are quantised differently; None if not."""
+    if stored == present:
+        return None
+    there, here = (" and ".join(kinds).replace(FLOATING, "not quantised") for kinds in (stored, present))
+    return f"trained on a base that is {there}; this one is {here}"

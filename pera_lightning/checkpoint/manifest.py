@@ -16,6 +16,8 @@ from pera_lightning.injection import InjectionPlan, LayerPlan, adapted_layers, s
 
 FORMAT_VERSION = 1
 PEFT_TYPE = "PERA"
+FLOATING = "none"
+"""The quantisation of a base that is not quantised."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Manifest:
         saved: Names of the modules saved whole.
         base_model: Name or path of the base model, if known.
         versions: Versions of the libraries that wrote it.
+        quantization: How the adapted layers' bases were quantised ("nf4-dq", ...; "none"), each kind once.
     """
 
     config: PeraConfig
@@ -36,6 +39,7 @@ class Manifest:
     saved: tuple[str, ...] = ()
     base_model: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    quantization: tuple[str, ...] = (FLOATING,)
 
     @property
     def plan(self) -> InjectionPlan:
@@ -51,6 +55,7 @@ class Manifest:
             "config": self.config.to_dict(),
             "layers": {name: {"rank": plan.rank, "alpha": plan.alpha} for name, plan in self.layers.items()},
             "saved_modules": list(self.saved),
+            "base_quantization": list(self.quantization),
             "versions": self.versions,
         }
 
@@ -69,6 +74,8 @@ class Manifest:
                 saved=tuple(values["saved_modules"]),
                 base_model=values.get("base_model_name_or_path"),
                 versions=dict(values.get("versions", {})),
+                # Adapters were written before quantised bases were supported.
+                quantization=tuple(values.get("base_quantization", (FLOATING,))),
             )
         except (KeyError, TypeError, AttributeError, PeraError) as error:
             raise AdapterFileError(
@@ -129,7 +136,13 @@ def manifest_of(model: nn.Module, base_model: str | None = None) -> Manifest:
         saved=tuple(name for name, _ in saved_modules(model)),
         base_model=base_model or _name_of(model),
         versions=_versions(),
+        quantization=quantization_of(model),
     )
+
+
+def quantization_of(model: nn.Module) -> tuple[str, ...]:
+    """How the bases of a model's adapted layers are quantised, each kind once; "none" for dense ones."""
+    return tuple(sorted({layer.quantization or FLOATING for _, layer in adapted_layers(model)}))
 
 
 def read_manifest(path: Path) -> Manifest:

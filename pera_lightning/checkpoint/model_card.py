@@ -19,6 +19,7 @@ def model_card(manifest: Manifest, parameters: int) -> str:
         header.append(f"base_model: {manifest.base_model}")
     rows = {
         "base model": base,
+        "quantisation of the base": ", ".join(manifest.quantization),
         "rank, order, terms": f"{config.rank}, {config.order}, {config.terms}",
         "alpha": "rank" if config.alpha is None else f"{config.alpha:g}",
         "coefficient scale": config.coefficient_scale,

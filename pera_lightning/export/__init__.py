@@ -1,5 +1,5 @@
 """Leaving PERA behind: plain models."""
 
-from pera_lightning.export.merge import merge_adapter
+from pera_lightning.export.merge import MergeReport, merge_adapter, merge_and_report
 
-__all__ = ["merge_adapter"]
+__all__ = ["MergeReport", "merge_adapter", "merge_and_report"]

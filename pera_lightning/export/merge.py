@@ -3,36 +3,130 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pera_lightning.errors import InjectionError
-from pera_lightning.injection import adapted_layers
+from pera_lightning.bases import base_of, expect_base
+from pera_lightning.errors import ConfigError, InjectionError
+from pera_lightning.export.probe import probe_outputs, relative_error
+from pera_lightning.export.room import check_room
+from pera_lightning.injection import adapted_layers, clean_name
 from pera_lightning.injection.inject import take_out
+from pera_lightning.injection.loftq import check_float_model, float_weight
 from pera_lightning.layers import PeraLinear
+from pera_lightning.layers.merging import refuse_infinite
 
 logger = logging.getLogger(__name__)
 
+MergeInto = Literal["auto", "dequantized", "original", "requantized"]
+WAYS: tuple[MergeInto, ...] = ("dequantized", "original", "requantized")
 
-@torch.no_grad()
-def merge_adapter(model: nn.Module) -> nn.Module:
-    """Fold every adapter into its base weight and put the plain layers back, in place. All or nothing.
 
-    The merged model computes what the adapted one did, up to the rounding to the base's dtype, which is
-    reported as the largest relative error of a weight matrix (Frobenius norm).
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge did to the weights and to the outputs.
+
+    Attributes:
+        into: The way of merging; "dense" if no base was quantised.
+        layers: Number of merged layers.
+        weight_error: Relative error of the merged weights against base weight plus adapter, all layers together
+            (Frobenius norm).
+        worst_error: The same of the layer where it is largest.
+        worst_layer: Name of that layer.
+        logit_error: Relative error of the model's outputs on the probe, None without a probe.
+    """
+
+    into: str
+    layers: int
+    weight_error: float
+    worst_error: float
+    worst_layer: str
+    logit_error: float | None
+
+    def __str__(self) -> str:
+        logits = "" if self.logit_error is None else f"; of the outputs on the probe {self.logit_error:.1e}"
+        return (
+            f"merged {self.layers} layers ({self.into}); relative error of the weights {self.weight_error:.1e}, "
+            f"at most {self.worst_error:.1e} ({self.worst_layer}){logits}"
+        )
+
+
+def merge_adapter(
+    model: nn.Module,
+    *,
+    into: MergeInto = "auto",
+    original: nn.Module | None = None,
+    dtype: torch.dtype | None = None,
+    probe: Any = None,
+) -> nn.Module:
+    """Fold every adapter into its base weight and put plain layers back, in place. All or nothing.
+
+    Dense bases are overwritten: the merged model computes what the adapted one did, up to the rounding to the base's
+    dtype. Over a quantised base there are three ways:
+
+    - "dequantized" ("auto"): plain 16-bit layers of the dequantised weight plus the adapter. What was trained is what
+      comes out; takes the memory of the 16-bit model. Layers without an adapter are dequantised too.
+    - "original": the weights before quantisation plus the adapter. The adapter has learned to make up for errors of
+      quantisation that are no longer there.
+    - "requantized": the sum is quantised again, as the base was. Smallest; rounds most of a small update away.
+
+    A report with the relative errors of weights and outputs is logged (at level INFO).
 
     Args:
         model: A model with adapters.
+        into: The way of merging quantised bases.
+        original: For "original": a module with the floating weights under the same names.
+        dtype: Dtype of the new plain layers; by default that of most of the model's floating weights (their head,
+            embeddings and norms).
+        probe: What to call the model with, before and after, to report the error of its outputs: a tensor, a tuple of
+            arguments or a dict of keyword arguments. Language models have one by default.
 
     Returns:
         The same model without adapters. Modules saved whole keep their trained values.
 
     Raises:
-        InjectionError: The model holds no adapter, an adapter holds a value that is not finite, or an adapted
-            weight is shared with another module (a tied embedding), which the merge would change too.
+        ConfigError: The options do not go together.
+        InjectionError: The model holds no adapter, an adapter holds a value that is not finite, an adapted weight is
+            shared with another module (a tied embedding), or there is no room for the plain weights.
     """
+    logger.info("%s", merge_and_report(model, into=into, original=original, dtype=dtype, probe=probe))
+    return model
+
+
+@torch.no_grad()
+def merge_and_report(
+    model: nn.Module,
+    *,
+    into: MergeInto = "auto",
+    original: nn.Module | None = None,
+    dtype: torch.dtype | None = None,
+    probe: Any = None,
+) -> MergeReport:
+    """`merge_adapter`, returning the report instead of logging it."""
     layers = dict(adapted_layers(model))
+    quantized = _check_merge(model, layers, into, original)
+    way: MergeInto = "dequantized" if into == "auto" else into
+    if quantized and way != "requantized":
+        dtype = dtype or _floating_dtype(model)
+        check_room(_plain_sizes(model), dtype)
+    for layer in layers.values():
+        if layer.merged:
+            layer.unmerge()
+    before = probe_outputs(model, probe)
+    errors = {name: _merge_layer(layer, name, way, original, dtype) for name, layer in layers.items()}
+    take_out(model)
+    if quantized and way != "requantized":
+        _replace_quantized(model, original if way == "original" else None, dtype)
+        _forget_quantization(model)
+    return _report(errors, way if quantized else "dense", before, probe_outputs(model, probe))
+
+
+def _check_merge(model: nn.Module, layers: dict[str, PeraLinear], into: str, original: nn.Module | None) -> bool:
+    """Raise if the merge cannot be done; returns whether there is a quantised base."""
     if not layers:
         raise InjectionError(
             "There is no adapter to merge.",
@@ -40,18 +134,89 @@ def merge_adapter(model: nn.Module) -> nn.Module:
             expected="a model with adapters",
             fix="load_adapter(model, folder) first",
         )
+    quantized = {name: layer for name, layer in layers.items() if layer.quantization is not None}
+    if into not in ("auto", *WAYS) or (into == "original") != (original is not None):
+        raise ConfigError(
+            "The options of the merge do not go together.",
+            got=f"into={into!r}, original={type(original).__name__}",
+            expected="into: auto, dequantized, requantized; or original together with the floating model",
+            fix="leave both out to keep what the trained model computes",
+        )
+    if original is not None:
+        check_float_model(quantized, original)
     _refuse_tied(model, layers)
     for layer in layers.values():
-        layer.refuse_infinite()
-    errors = {}
-    for name, layer in layers.items():
-        if layer.merged:
-            layer.unmerge()
-        errors[name] = layer.merge_for_good()
-    take_out(model)
-    worst = max(errors, key=errors.__getitem__)
-    logger.info("merged %d layers; largest relative rounding error %.1e (%s)", len(errors), errors[worst], worst)
-    return model
+        refuse_infinite(layer.adapter())
+    return bool(quantized)
+
+
+def _merge_layer(
+    layer: PeraLinear, name: str, way: MergeInto, original: nn.Module | None, dtype: torch.dtype | None
+) -> tuple[float, float]:
+    """Merge one layer; returns the squared norms of the error and of the exact weight."""
+    base, below = expect_base(layer.base_layer), layer.base_layer
+    exact = layer.merged_weight()
+    if layer.quantization is None or way == "requantized":
+        base.write(below, exact)
+    else:
+        start = None if original is None else float_weight(original, name)
+        weight = exact if start is None else layer.merged_weight(start)
+        layer.base_layer = base.plain(below, weight, dtype or base.dtype(below))
+    merged = expect_base(layer.base_layer).weight(layer.base_layer).to(exact.dtype)
+    return (merged - exact).square().sum().item(), exact.square().sum().item()
+
+
+def _report(
+    errors: dict[str, tuple[float, float]], into: str, before: Tensor | None, after: Tensor | None
+) -> MergeReport:
+    relative = {name: (error / norm) ** 0.5 if norm else 0.0 for name, (error, norm) in errors.items()}
+    worst = max(relative, key=relative.__getitem__)
+    error, norm = (sum(column) for column in zip(*errors.values(), strict=True))
+    logits = None if before is None or after is None else relative_error(after, before)
+    return MergeReport(into, len(errors), (error / norm) ** 0.5 if norm else 0.0, relative[worst], worst, logits)
+
+
+def _replace_quantized(model: nn.Module, original: nn.Module | None, dtype: torch.dtype | None) -> None:
+    """Put plain layers in the place of quantised ones that had no adapter."""
+    for name, layer in list(model.named_modules()):
+        base = base_of(layer)
+        if base is not None and base.quantization(layer) is not None:
+            weight = base.weight(layer) if original is None else float_weight(original, clean_name(name))
+            model.set_submodule(name, base.plain(layer, weight, dtype or base.dtype(layer)))
+
+
+def _plain_sizes(model: nn.Module) -> dict[torch.device, int]:
+    """Weights to come on each device: of all quantised layers."""
+    sizes: Counter[torch.device] = Counter()
+    for layer in model.modules():
+        base = base_of(layer)
+        if base is not None and base.quantization(layer) is not None:
+            in_features, out_features = base.features(layer)
+            sizes[next(layer.parameters()).device] += in_features * out_features
+    return dict(sizes)
+
+
+def _floating_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of most floating weights beside quantised ones and adapters; float16 if there is none."""
+    adapters = {id(value) for _, layer in adapted_layers(model) for value in layer.adapter().values()}
+    found: Counter[torch.dtype] = Counter()
+    for module in model.modules():
+        base = base_of(module)
+        if base is None or base.quantization(module) is None:
+            own = (value for value in module.parameters(recurse=False) if id(value) not in adapters)
+            found.update({value.dtype: value.numel() for value in own if value.is_floating_point()})
+    return found.most_common(1)[0][0] if found else torch.float16
+
+
+def _forget_quantization(model: nn.Module) -> None:
+    """Take the marks of a quantised model off transformers models: saved and loaded again, they would not fit."""
+    for module in model.modules():
+        quantizer: Any = getattr(module, "hf_quantizer", None)
+        if quantizer is not None:
+            quantizer.remove_quantization_config(module)
+            for mark in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
+                if hasattr(module, mark):
+                    setattr(module, mark, False)
 
 
 def _refuse_tied(model: nn.Module, layers: dict[str, PeraLinear]) -> None:

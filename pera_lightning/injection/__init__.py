@@ -9,22 +9,32 @@ from pera_lightning.injection.inject import (
     inject_plan,
     remove_adapter,
 )
+from pera_lightning.injection.loftq import LoftqReport, init_loftq
 from pera_lightning.injection.names import adapted_layers, clean_name
 from pera_lightning.injection.plan import InjectionPlan, LayerPlan, plan_injection
+from pera_lightning.injection.quantize_model import QuantizationReport, quantize_model
 from pera_lightning.injection.saved_modules import saved_modules
+from pera_lightning.injection.stored_bytes import adapter_bytes, parameter_count, stored_bytes
 
 __all__ = [
     "InjectionPlan",
     "InjectionReport",
     "LayerPlan",
+    "LoftqReport",
+    "QuantizationReport",
     "adapted_layers",
+    "adapter_bytes",
     "adapter_disabled",
     "adapter_parameters",
     "clean_name",
     "freeze_base",
+    "init_loftq",
     "inject_adapter",
     "inject_plan",
+    "parameter_count",
     "plan_injection",
+    "quantize_model",
     "remove_adapter",
     "saved_modules",
+    "stored_bytes",
 ]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from torch import nn
 
+from pera_lightning.bases import base_of
 from pera_lightning.config import PeraConfig
-from pera_lightning.errors import InjectionError, TargetError
+from pera_lightning.errors import ConfigError, InjectionError, TargetError
+from pera_lightning.injection.loftq import init_loftq
 from pera_lightning.injection.names import adapted_layers, clean_name, near_names
 from pera_lightning.injection.plan import InjectionPlan, plan_injection, refuse_adapted
 from pera_lightning.injection.saved_modules import forget_saved, mark_saved, saved_modules, swap_saved
+from pera_lightning.injection.stored_bytes import parameter_count
 from pera_lightning.layers import PeraLinear
 
 # A plain attribute on the model that was injected into: which parameters had requires_grad before.
@@ -49,23 +53,42 @@ class InjectionReport:
         return "; ".join(parts)
 
 
-def inject_adapter(model: nn.Module, config: PeraConfig) -> InjectionReport:
+def inject_adapter(model: nn.Module, config: PeraConfig, *, float_model: nn.Module | None = None) -> InjectionReport:
     """Put PERA adapters into a model, in place, and freeze everything else. All or nothing.
 
-    The model's outputs do not change: the adapters start at zero. A module that is used twice gets one adapter.
+    The model's outputs do not change: the adapters start at zero (with `init="loftq"` they change towards those of the
+    floating model). A module that is used twice gets one adapter.
 
     Args:
-        model: Any module with linear layers.
+        model: Any module with linear layers, dense or quantised by bitsandbytes.
         config: The adapter's options.
+        float_model: With `init="loftq"`: a module that holds the floating weights under the same names.
 
     Returns:
         Names and numbers of what was adapted.
 
     Raises:
+        ConfigError: `init="loftq"` without a quantised base or without its floating weights.
         InjectionError: The model holds adapters already.
         TargetError: A pattern matches nothing or something that cannot be adapted, or no layer is left.
     """
-    return inject_plan(model, plan_injection(model, config))
+    plan = plan_injection(model, config)
+    if config.init == "loftq" and float_model is None:
+        raise ConfigError(
+            "A LoftQ start needs the floating weights of the base.",
+            got="init='loftq' without float_model",
+            expected="the model before quantisation",
+            fix="inject_adapter(model, config, float_model=...); with PeraCallback give your LightningModule a method "
+            "float_model() that returns it (PeraCausalLM has one)",
+        )
+    report = inject_plan(model, plan)
+    if config.init == "loftq":
+        try:
+            init_loftq(model, cast("nn.Module", float_model), steps=config.loftq_steps)
+        except ConfigError:
+            remove_adapter(model)
+            raise
+    return report
 
 
 def inject_plan(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
@@ -91,6 +114,11 @@ def inject_plan(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
         id(modules[name]): PeraLinear(modules[name], plan.config, rank=layer.rank, alpha=layer.alpha)
         for name, layer in plan.layers.items()
     }
+    # Also those without an adapter: gradients pass through them.
+    for module in modules.values():
+        base = base_of(module)
+        if base is not None:
+            base.prepare(module)
     trainable_before = [clean_name(name) for name, value in model.named_parameters() if value.requires_grad]
     _replace(model, adapters)
     setattr(model, _TRAINABLE_BEFORE, trainable_before)
@@ -110,7 +138,7 @@ def freeze_base(model: nn.Module) -> None:
 def adapter_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     """The parameters that belong to the adapter: factors, coefficients and modules saved whole."""
     for _, layer in adapted_layers(model):
-        yield from (value for name in layer.ADAPTER_PARAMETERS if (value := getattr(layer, name)) is not None)
+        yield from layer.adapter().values()
     for _, module in saved_modules(model):
         yield from module.parameters()
 
@@ -169,11 +197,10 @@ def _replace(model: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
 
 
 def _report(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
-    parameters = list(model.parameters())
     return InjectionReport(
         adapted=tuple(plan.layers),
         saved=plan.saved,
         head=plan.head,
-        trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        total=sum(parameter.numel() for parameter in parameters),
+        trainable=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        total=parameter_count(model),
     )

@@ -147,7 +147,20 @@ def _saved(patterns: Sequence[str], modules: dict[str, nn.Module]) -> list[str]:
                 expected="a module that can be trained",
                 fix="remove it from modules_to_save",
             )
+        _refuse_quantized(name, modules[name])
     return [name for name in named if not _within_any(name, [other for other in named if other != name])]
+
+
+def _refuse_quantized(name: str, module: nn.Module) -> None:
+    bases = [(part, base_of(part)) for part in module.modules()]
+    kinds = [kind for part, base in bases if base is not None and (kind := base.quantization(part)) is not None]
+    if kinds:
+        raise TargetError(
+            "modules_to_save names a quantised module, which cannot be trained whole.",
+            got=f"{name!r}, quantised as {kinds[0]}",
+            expected="a module with floating weights",
+            fix="leave it out of the quantisation (llm_int8_skip_modules, skip_modules or ignore_modules), or adapt it",
+        )
 
 
 def _within_any(name: str, containers: Sequence[str]) -> bool:

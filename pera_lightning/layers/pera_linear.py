@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from pera_lightning.bases import base_of, describe_supported
+from pera_lightning.bases import Base, base_of, describe_supported, expect_base
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import InjectionError, TargetError
 from pera_lightning.functional import delta_weight, expanded_rank
+from pera_lightning.functional.coefficient_scale import scaled_coefficients
 from pera_lightning.functional.cost import FEW_TOKENS, forward_path, sizes_of
 from pera_lightning.functional.linear import Options, add_adapter, apply_operands, needs_gradient
-from pera_lightning.functional.monomials import count_of_degree
 from pera_lightning.functional.operands import Operands, column_coefficients, prepare
 from pera_lightning.functional.precision import product_dtype, without_autocast
+from pera_lightning.layers.merging import MergeTarget, Unmerged, fold, refuse_infinite
 from pera_lightning.layers.operand_cache import OperandCache, tells_changes
 
 
@@ -64,7 +65,7 @@ class PeraLinear(nn.Module):
                 expected=describe_supported(),
                 fix="name linear layers in target_modules",
             )
-        self._base = base
+        base.prepare(base_layer)
         self.base_layer = base_layer
         self.config = config
         self.rank = config.rank if rank is None else rank
@@ -72,16 +73,17 @@ class PeraLinear(nn.Module):
         self.scaling = config.scaling(self.rank, self.alpha)
         self.in_features, self.out_features = base.features(base_layer)
         self.enabled = True
-        # Not a buffer: it must neither be saved nor follow the base to another dtype.
-        self._unmerged_weight: Tensor | None = None
+        # Hides its layer from the module tree: it must neither be saved nor follow the base to another dtype.
+        self._unmerged: Unmerged | None = None
         self._operand_cache = OperandCache()
         self._make_parameters()
         self.train(base_layer.training)
 
     def _make_parameters(self) -> None:
-        weight = self._base.weight(self.base_layer)
-        half = weight.dtype in (torch.float16, torch.bfloat16)
-        options: dict[str, Any] = {"device": weight.device, "dtype": torch.float32 if half else weight.dtype}
+        dtype = self._base.dtype(self.base_layer)
+        half = dtype in (torch.float16, torch.bfloat16)
+        device = cast("Tensor", self.base_layer.weight).device
+        options: dict[str, Any] = {"device": device, "dtype": torch.float32 if half else dtype}
         self.pera_A = nn.Parameter(torch.empty(self.rank, self.in_features, **options))
         self.pera_B = nn.Parameter(torch.empty(self.out_features, self.rank, **options))
         count = expanded_rank(self.rank, self.config.order, self.config.terms) - self.rank
@@ -98,24 +100,34 @@ class PeraLinear(nn.Module):
             self.pera_h.zero_()
 
     @property
+    def _base(self) -> Base:
+        # Looked up each time: Lightning's BitsandbytesPrecision exchanges the base layer after the injection.
+        return expect_base(self.base_layer)
+
+    @property
+    def quantization(self) -> str | None:
+        """How the base's weight is quantised ("nf4", "nf4-dq", "fp4", "int8"), or None if it is not."""
+        layer = self.base_layer if self._unmerged is None else self._unmerged.layer
+        return expect_base(layer).quantization(layer)
+
+    @property
     def coefficients(self) -> Tensor | None:
         """Coefficients h times `coefficient_scale`, shape (number of monomials,); None at order 1."""
         if self.pera_h is None:
             return None
-        scale = self.config.coefficient_scale
-        if scale != "auto":
-            return self.pera_h * scale if scale != 1.0 else self.pera_h
-        # 1 / RMS of a Kaiming-uniform A: each further factor of a product shrinks it by this much.
-        inverse_rms = math.sqrt(3 * self.in_features)
-        degrees = range(2, self.config.order + 1)
-        counts = [count_of_degree(self.rank, degree, self.config.terms) for degree in degrees]
-        blocks = zip(self.pera_h.split(counts), degrees, strict=True)
-        return torch.cat([block * inverse_rms ** (degree - 1) for block, degree in blocks])
+        return scaled_coefficients(
+            self.pera_h,
+            self.config.coefficient_scale,
+            self.rank,
+            self.config.order,
+            self.config.terms,
+            self.in_features,
+        )
 
     @property
     def merged(self) -> bool:
         """Whether the base's weight holds the adapter now."""
-        return self._unmerged_weight is not None
+        return self._unmerged is not None
 
     @property
     def weight(self) -> Tensor:
@@ -124,7 +136,8 @@ class PeraLinear(nn.Module):
         Code that reads a layer's weight instead of calling the layer (attention fast paths of torch) thereby
         sees the adapter too. Differentiable; builds a dense matrix, so call the layer where you can.
         """
-        weight = self._base.weight(self.base_layer)
+        base = self._base
+        weight = base.weight(self.base_layer).to(base.dtype(self.base_layer))
         if self.merged or not self.enabled:
             return weight
         return weight + self.delta_weight().to(weight.dtype)
@@ -133,6 +146,11 @@ class PeraLinear(nn.Module):
     def bias(self) -> Tensor | None:
         """The base's bias."""
         return self.base_layer.bias  # type: ignore[return-value]
+
+    def adapter(self) -> dict[str, nn.Parameter]:
+        """The adapter's parameters by their names; without pera_h at order 1."""
+        parameters = {name: getattr(self, name) for name in self.ADAPTER_PARAMETERS}
+        return {name: parameter for name, parameter in parameters.items() if parameter is not None}
 
     def delta_weight(self) -> Tensor:
         """The dense weight change of the adapter, shape (out, in), the dtype of A; differentiable."""
@@ -160,11 +178,10 @@ class PeraLinear(nn.Module):
         Raises:
             InjectionError: The adapter is merged and the layer trains: it would get no gradient.
         """
+        if self.merged:
+            return self._forward_merged(x, *args, **kwargs)
         output = self.base_layer(x, *args, **kwargs)
         if not self.enabled:
-            return output
-        if self.merged:
-            self._refuse_training_while_merged()
             return output
         A, B, h = self.pera_A, self.pera_B, self.pera_h
         # A compiler or tracer would take what is kept for a constant.
@@ -208,9 +225,11 @@ class PeraLinear(nn.Module):
     def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Self:
         # What .to(), .half() and the like go through; they exchange the memory without a new version.
         self._operand_cache.clear()
+        if self._unmerged is not None and self._unmerged.stand_in:
+            self._unmerged.layer._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
-    def _refuse_training_while_merged(self) -> None:
+    def _forward_merged(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.training and torch.is_grad_enabled() and self.pera_A.requires_grad:
             raise InjectionError(
                 "A merged adapter cannot be trained.",
@@ -218,54 +237,43 @@ class PeraLinear(nn.Module):
                 expected="an unmerged adapter",
                 fix="call unmerge() on the layer first, or model.eval()",
             )
+        if self._unmerged is None or not self._unmerged.stand_in:
+            return self.base_layer(x, *args, **kwargs)
+        # The quantised layer took inputs of any dtype, the plain one in its place only those of its own.
+        return self.base_layer(x.to(self._base.dtype(self.base_layer)), *args, **kwargs).to(x.dtype)
 
     @torch.no_grad()
-    def merge(self) -> None:
-        """Fold the adapter into the base's weight. The base's original bits are kept for `unmerge`.
+    def merge(self, into: MergeTarget = "auto") -> None:
+        """Fold the adapter into the base's weight. What it takes to `unmerge` to the same bits is kept.
 
-        The sum is taken in float32 or better and rounded once to the base's dtype.
+        The sum is taken in float32 or better and rounded once.
+
+        Args:
+            into: For a quantised base, "dequantized": a plain layer in the dtype that the base was quantised from
+                computes in its place until `unmerge`, or "requantized": the sum is quantised again, which saves memory
+                and changes the outputs. "auto" is "dequantized". A dense base is overwritten in any case.
 
         Raises:
             InjectionError: Already merged, or the adapter holds a value that is not finite.
         """
         if self.merged:
             raise InjectionError(
-                "The adapter is merged already.",
-                got="merge() twice",
-                expected="one merge()",
-                fix="unmerge() first",
+                "The adapter is merged already.", got="merge() twice", expected="one merge()", fix="unmerge() first"
             )
-        self.refuse_infinite()
-        snapshot = self._base.snapshot(self.base_layer)
-        self.merge_for_good()
-        self._unmerged_weight = snapshot
+        refuse_infinite(self.adapter())
+        self.base_layer, self._unmerged = fold(self.base_layer, self.merged_weight(), into)
 
     @torch.no_grad()
-    def merge_for_good(self) -> float:
-        """Fold the adapter into the base's weight, keeping nothing to unmerge with.
+    def merged_weight(self, start: Tensor | None = None) -> Tensor:
+        """The base's weight plus `delta_weight()`, in float32 or better and not rounded yet.
 
-        Returns:
-            Relative error of the stored weight by rounding to the base's dtype (Frobenius norm).
+        Args:
+            start: Shape (out, in): what to add to instead of the base's present weight.
         """
         change = self.delta_weight()
-        weight = self._base.weight(self.base_layer)
+        weight = self._base.weight(self.base_layer) if start is None else start.to(change.device)
         dtype = torch.promote_types(torch.promote_types(weight.dtype, change.dtype), torch.float32)
-        exact = weight.to(dtype) + change.to(dtype)
-        self._base.write(self.base_layer, exact)
-        error = torch.linalg.norm(self._base.weight(self.base_layer).to(dtype) - exact)
-        return (error / torch.linalg.norm(exact).clamp_min(torch.finfo(dtype).tiny)).item()
-
-    def refuse_infinite(self) -> None:
-        """Raise InjectionError if the adapter holds a value that is not finite."""
-        for name in self.ADAPTER_PARAMETERS:
-            parameter = getattr(self, name)
-            if parameter is not None and not torch.isfinite(parameter).all():
-                raise InjectionError(
-                    "The adapter cannot be merged.",
-                    got=f"{name} with NaN or infinity",
-                    expected="finite values",
-                    fix="go back to an earlier checkpoint; training has diverged",
-                )
+        return weight.to(dtype) + change.to(dtype)
 
     def unmerge(self) -> None:
         """Take the adapter out of the base's weight again: the original bits come back.
@@ -273,12 +281,12 @@ class PeraLinear(nn.Module):
         Raises:
             InjectionError: Not merged.
         """
-        if self._unmerged_weight is None:
+        if self._unmerged is None:
             raise InjectionError(
                 "The adapter is not merged.", got="unmerge()", expected="merge() before", fix="leave it out"
             )
-        self._base.restore(self.base_layer, self._unmerged_weight)
-        self._unmerged_weight = None
+        self.base_layer = self._unmerged.restore().train(self.training)
+        self._unmerged = None
 
     def extra_repr(self) -> str:
         """Shape and form of the adapter."""

@@ -1,0 +1,103 @@
+"""Quantising one linear layer with bitsandbytes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from pera_lightning.bases.four_bit import BLOCKSIZE
+from pera_lightning.bases.library import bitsandbytes
+from pera_lightning.bases.registry import base_of
+from pera_lightning.errors import ConfigError, TargetError
+
+Quantization = Literal["nf4", "nf4-dq", "fp4", "int8"]
+QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
+BLOCKSIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+
+def check_quantization(
+    quantization: str, blocksize: int | None = None, compute_dtype: torch.dtype | None = None
+) -> None:
+    """Raise ConfigError unless bitsandbytes is there and the options go together."""
+    if quantization not in QUANTIZATIONS:
+        raise ConfigError(
+            "quantization names how the base's weights are stored.",
+            got=repr(quantization),
+            expected=", ".join(QUANTIZATIONS),
+            fix="nf4-dq is the smallest; leave quantization out for a floating base",
+        )
+    if quantization == "int8" and (blocksize is not None or compute_dtype is not None):
+        raise ConfigError(
+            "int8 has one scale for each row and computes in float16: it has no such option.",
+            got=f"int8 with blocksize={blocksize}, compute_dtype={compute_dtype}",
+            expected="int8 without them",
+            fix="leave them out, or use nf4",
+        )
+    if blocksize is not None and blocksize not in BLOCKSIZES:
+        raise ConfigError(
+            "blocksize is the number of weights that share one scale.",
+            got=repr(blocksize),
+            expected=f"one of {', '.join(map(str, BLOCKSIZES))}",
+            fix="64 is the usual one",
+        )
+    bitsandbytes()
+
+
+def quantize_linear(
+    layer: nn.Module,
+    quantization: Quantization,
+    *,
+    blocksize: int | None = None,
+    compute_dtype: torch.dtype | None = None,
+    quant_storage: torch.dtype = torch.uint8,
+    device: torch.device | None = None,
+) -> nn.Module:
+    """A quantised layer in the place of a dense one; the bias is shared, the dense weight is not kept.
+
+    Args:
+        layer: A floating linear layer (also a Conv1D), float32, bfloat16 or float16.
+        quantization: "nf4", "nf4-dq" (the scales are quantised too), "fp4" or "int8".
+        blocksize: Weights that share one scale (4-bit only); 64 by default.
+        compute_dtype: Dtype of the products (4-bit only); by default the weight's.
+        quant_storage: Dtype that the 4-bit weights are stored as; FSDP wants that of the other weights.
+        device: Where the new weight lies; by default where the old one does.
+
+    Raises:
+        ConfigError: The options do not go together, or bitsandbytes is missing.
+        TargetError: The layer is of no kind that can be quantised.
+    """
+    check_quantization(quantization, blocksize, compute_dtype)
+    base = base_of(layer)
+    if base is None or base.quantization(layer) is not None or base.dtype(layer) == torch.float64:
+        raise TargetError(
+            "This layer cannot be quantised.",
+            got=f"{type(layer).__name__} of dtype {getattr(layer.weight, 'dtype', None)}",
+            expected="a linear layer of float32, bfloat16 or float16",
+            fix="leave it out",
+        )
+    in_features, out_features = base.features(layer)
+    weight, bias = base.weight(layer).detach(), cast("Tensor | None", layer.bias)
+    device = weight.device if device is None else device
+    library: Any = bitsandbytes()
+    # On meta the constructors allocate and draw nothing.
+    if quantization == "int8":
+        new = library.nn.Linear8bitLt(in_features, out_features, False, has_fp16_weights=False, device="meta")
+        # Its constructor quantises what comes from the CPU only.
+        new.weight = library.nn.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False).to(device)
+    else:
+        new = library.nn.Linear4bit(in_features, out_features, False, compute_dtype or weight.dtype, device="meta")
+        new.quant_storage = quant_storage
+        new.weight = library.nn.Params4bit(
+            weight,
+            requires_grad=False,
+            blocksize=blocksize or BLOCKSIZE,
+            compress_statistics=quantization.endswith("-dq"),
+            quant_type=quantization.removesuffix("-dq"),
+            quant_storage=quant_storage,
+            module=new,
+        ).to(device)
+    if bias is not None:
+        new.bias = nn.Parameter(bias.detach().to(device), requires_grad=False)
+    return new.train(layer.training)

@@ -1,0 +1,63 @@
+"""Outputs of a model on a probe, to tell what a change of its weights did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PROBE_LENGTH = 64
+"""Tokens of the probe that language models get by default."""
+
+
+@torch.no_grad()
+def probe_outputs(model: nn.Module, probe: Any = None) -> Tensor | None:
+    """What a model computes for a probe, in eval mode.
+
+    Args:
+        model: Any module.
+        probe: A tensor, a tuple of arguments or a dict of keyword arguments; None is `token_probe(model)`.
+
+    Returns:
+        The output's first tensor (logits), float32 on the CPU; None if there is no probe, or tokens do not make one.
+    """
+    if probe is None:
+        tokens = token_probe(model)
+        try:
+            return None if tokens is None else probe_outputs(model, tokens)
+        except Exception:  # a model that wants more than tokens: only its user can say what
+            return None
+    was_training = {module for module in model.modules() if module.training}
+    model.eval()
+    try:
+        if isinstance(probe, dict):
+            output = model(**probe)
+        else:
+            output = model(*probe) if isinstance(probe, tuple) else model(probe)
+    finally:
+        for module in was_training:
+            module.training = True
+    return _first_tensor(output).float().cpu()
+
+
+def token_probe(model: nn.Module) -> dict[str, Tensor] | None:
+    """Tokens drawn evenly from the vocabulary, always the same ones; None unless the model embeds tokens."""
+    vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
+    if not isinstance(vocabulary, int) or not hasattr(model, "get_output_embeddings"):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(vocabulary, (1, PROBE_LENGTH), generator=generator)
+    return {"input_ids": tokens.to(next(model.parameters()).device)}
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    """`|found - wanted| / |wanted|`, Frobenius norm."""
+    return (torch.linalg.norm(found - wanted) / torch.linalg.norm(wanted).clamp_min(1e-30)).item()
+
+
+def _first_tensor(output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    values = output.values() if isinstance(output, dict) else output
+    return next(value for value in values if isinstance(value, Tensor))
