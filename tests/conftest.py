@@ -44,8 +44,9 @@ def _fixed_seed() -> None:
 
 
 _skipped: list[str] = []
-ALLOWED_SKIPS: frozenset[str] = frozenset()
-"""Reasons for which a test may be skipped under `make test`; empty while everything can run on a CPU."""
+NO_GPU = "needs a CUDA GPU"
+ALLOWED_SKIPS: frozenset[str] = frozenset({NO_GPU})
+"""Reasons for which a test may be skipped under `make test`. What was skipped is listed at the end of every run."""
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, cast
 
+from pera_lightning.bases import QUANTIZATIONS, Quantization
 from pera_lightning.checkpoint.adapter_files import CONFIG_FILE
-from pera_lightning.checkpoint.manifest import read_manifest
+from pera_lightning.checkpoint.manifest import FLOATING, Manifest, read_manifest
 from pera_lightning.errors import ConfigError
 from pera_lightning.integration.pretrained import PretrainedSource
 
@@ -19,10 +21,12 @@ def generate(
     use_chat_template: bool = True,
     max_new_tokens: int = 256,
     without_adapter: bool = False,
+    dtype: Literal["auto", "native", "float32", "bfloat16", "float16"] = "auto",
 ) -> None:
     """Print the answer of a causal language model with a PERA adapter, decoded greedily.
 
-    The prompt goes through the tokenizer's chat template as in training with InstructionDataModule.
+    The prompt goes through the tokenizer's chat template as in training with InstructionDataModule, and the base is
+    quantised as it was there.
 
     Args:
         adapter: Folder of the adapter, as the fit wrote it.
@@ -33,6 +37,7 @@ def generate(
         use_chat_template: Whether the adapter was trained with the tokenizer's chat template.
         max_new_tokens: Longest answer, in tokens.
         without_adapter: Let the base model answer, to compare.
+        dtype: Dtype of the base's weights; that of the training (`model.init_args.dtype`) is the best choice.
     """
     import torch
 
@@ -41,9 +46,10 @@ def generate(
     from pera_lightning.integration.generation import generate_answers
     from pera_lightning.integration.pretrained import load_causal_lm, load_tokenizer
 
-    source = _source(Path(adapter), base, gguf_file)
+    manifest = read_manifest(Path(adapter) / CONFIG_FILE)
+    source = _source(Path(adapter), manifest, base, gguf_file)
     tokenizer = load_tokenizer(source)
-    model = load_causal_lm(source, dtype="auto", attn_implementation=None)
+    model = load_causal_lm(source, dtype=dtype, quantization=_quantization(manifest))
     if not without_adapter:
         load_adapter(model, adapter)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -55,10 +61,25 @@ def generate(
     print(answer)
 
 
-def _source(adapter: Path, base: str | None, gguf_file: str | None) -> PretrainedSource:
+def _quantization(manifest: Manifest) -> Quantization | None:
+    """How to quantise the base so that the adapter fits."""
+    kinds = set(manifest.quantization) - {FLOATING}
+    if not kinds:
+        return None
+    if len(kinds) > 1 or not kinds <= set(QUANTIZATIONS):
+        raise ConfigError(
+            "The adapter's base is quantised in a way that this command cannot load.",
+            got=", ".join(manifest.quantization),
+            expected=f"one of {', '.join(QUANTIZATIONS)}",
+            fix="load the base in Python as in training, then load_adapter(model, folder)",
+        )
+    return cast("Quantization", kinds.pop())
+
+
+def _source(adapter: Path, manifest: Manifest, base: str | None, gguf_file: str | None) -> PretrainedSource:
     """Where the base model comes from: what the user says, else what the adapter names."""
     if base is None:
-        recorded = read_manifest(adapter / CONFIG_FILE).base_model
+        recorded = manifest.base_model
         if recorded is None:
             raise ConfigError(
                 "The adapter does not say which base model it belongs to.",

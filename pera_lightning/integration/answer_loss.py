@@ -13,6 +13,7 @@ from torch._dynamo import OptimizedModule
 
 from pera_lightning.errors import DataError
 from pera_lightning.functional.cross_entropy import chunked_cross_entropy
+from pera_lightning.integration.narrow_weights import NarrowLinear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -95,7 +96,7 @@ def ends_in_frozen_head(model: PreTrainedModel) -> bool:
 def has_frozen_head(model: PreTrainedModel) -> bool:
     """What `ends_in_frozen_head` looks at before it runs the model; cheap enough for every step."""
     head = model.get_output_embeddings()
-    if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter or head.weight.dim() != 2:
+    if type(head) not in (nn.Linear, NarrowLinear) or type(head.weight) is not nn.Parameter or head.weight.dim() != 2:
         return False
     if any(parameter.requires_grad for parameter in head.parameters()):
         return False

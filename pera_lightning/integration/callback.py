@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -22,8 +21,8 @@ from pera_lightning.checkpoint import (
     manifest_of,
     write_adapter,
 )
-from pera_lightning.checkpoint.comparison import form_difference, shapes
-from pera_lightning.config import ALL_LINEAR, PeraConfig, Terms
+from pera_lightning.checkpoint.comparison import form_difference, quantization_difference
+from pera_lightning.config import ALL_LINEAR, Init, PeraConfig, Terms
 from pera_lightning.errors import CheckpointError, ConfigError, TrainingError
 from pera_lightning.injection import (
     InjectionReport,
@@ -31,10 +30,11 @@ from pera_lightning.injection import (
     adapter_parameters,
     clean_name,
     freeze_base,
-    inject_adapter,
     saved_modules,
 )
 from pera_lightning.integration.adapter_root import adapter_root, prefix_of
+from pera_lightning.integration.best_checkpoint import best_checkpoint, tensors_of
+from pera_lightning.integration.float_model import inject_into
 from pera_lightning.integration.late_injection import cancel_late_injection, inject_after_configure_model
 
 
@@ -61,6 +61,9 @@ class PeraCallback(Callback):
         modules_to_save: Name suffixes of modules that are trained and saved whole, for example a new head.
         rank_pattern: Other ranks for some layers: name suffix or regular expression -> rank.
         alpha_pattern: Other alphas for some layers, by the same rules.
+        init: How A and B start: "default" (the model computes what its base does), or "loftq" over a quantised base:
+            closer to the floating model, which the module's method `float_model()` has to return.
+        loftq_steps: With "loftq": how often quantisation and approximation take turns.
         config: All of the options above in one object instead.
         adapter_dir: Folder for the adapter at the end of fit; by default `adapter` in the logger's folder of
             the run (in `default_root_dir` without a logger). Not written in `fast_dev_run`.
@@ -86,6 +89,8 @@ class PeraCallback(Callback):
         modules_to_save: Sequence[str] = (),
         rank_pattern: Mapping[str, int] | None = None,
         alpha_pattern: Mapping[str, float] | None = None,
+        init: Init = "default",
+        loftq_steps: int = 1,
         config: PeraConfig | None = None,
         adapter_dir: str | None = None,
         energy_every_n_steps: int | None = None,
@@ -103,6 +108,8 @@ class PeraCallback(Callback):
             modules_to_save=modules_to_save,
             rank_pattern=rank_pattern,
             alpha_pattern=alpha_pattern,
+            init=init,
+            loftq_steps=loftq_steps,
         )
         if config is not None and options != PeraConfig():
             raise ConfigError(
@@ -116,20 +123,25 @@ class PeraCallback(Callback):
         self.energy_every_n_steps = energy_every_n_steps
         self.report: InjectionReport | None = None
         self._manifest: Manifest | None = None
+        # How the base was quantised in the run that a checkpoint came from, until that is compared.
+        self._stored_quantization: tuple[str, ...] | None = None
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # Late, so that it comes after the module's own setup(), which may build or rebuild the model.
-        inject_after_configure_model(pl_module, lambda: self._inject(pl_module))
+        inject_after_configure_model(pl_module, lambda: self._inject(pl_module, stage))
 
-    def _inject(self, pl_module: pl.LightningModule) -> None:
+    def _inject(self, pl_module: pl.LightningModule, stage: str) -> None:
         layers = [layer for _, layer in adapted_layers(pl_module)]
         if not layers:
             self._refuse_lost_adapters()
-            self.report = inject_adapter(pl_module, self.config)
+            self.report = inject_into(pl_module, self.config, stage)
         elif self.report is None:
             self._take_over(pl_module, layers[0].config)
         install_state_hooks(pl_module)
+        self._describe(pl_module)
+
+    def _describe(self, pl_module: pl.LightningModule) -> None:
         self._manifest = manifest_of(adapter_root(pl_module), getattr(pl_module, "base_model_name", None))
 
     def _take_over(self, pl_module: pl.LightningModule, present: PeraConfig) -> None:
@@ -156,8 +168,32 @@ class PeraCallback(Callback):
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         _refuse_forgotten_adapters(trainer, pl_module)
+        # Lightning's BitsandbytesPrecision has quantised the base only now.
+        self._describe(pl_module)
+        self._refuse_other_base()
         if self.report is not None:
             rank_zero_info(str(self.report))
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._describe(pl_module)
+        self._refuse_other_base()
+
+    on_test_start = on_predict_start = on_validation_start
+
+    def _refuse_other_base(self) -> None:
+        stored, self._stored_quantization = self._stored_quantization, None
+        if stored is None or self._manifest is None:
+            return
+        difference = quantization_difference(stored, self._manifest.quantization)
+        if difference:
+            raise CheckpointError(
+                "The checkpoint was written with another base.",
+                got=difference,
+                expected="a base quantised in the same way",
+                fix="load the base as in the run that wrote it; to move an adapter to another base on purpose, use "
+                "load_adapter(model, folder, allow_other_quantization=True)",
+            )
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -229,7 +265,9 @@ class PeraCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self._manifest is None or "adapter" not in state_dict:
             return
-        difference = form_difference(Manifest.from_dict(state_dict["adapter"]), self._manifest)
+        stored = Manifest.from_dict(state_dict["adapter"])
+        self._stored_quantization = stored.quantization
+        difference = form_difference(stored, self._manifest)
         if difference:
             raise CheckpointError(
                 "The checkpoint was written with other adapter options.",
@@ -242,9 +280,9 @@ class PeraCallback(Callback):
     def _write_adapter(self, trainer: pl.Trainer, pl_module: pl.LightningModule, folder: Path) -> None:
         root = adapter_root(pl_module)
         manifest = manifest_of(root, getattr(pl_module, "base_model_name", None))
-        best, tensors = _best_checkpoint(trainer), None
+        best, tensors = best_checkpoint(trainer), None
         if best is not None:
-            tensors = _tensors_of(best, clean_name(prefix_of(pl_module, root)), adapter_state_dict(root))
+            tensors = tensors_of(best, clean_name(prefix_of(pl_module, root)), adapter_state_dict(root))
         write_adapter(folder, adapter_state_dict(root) if tensors is None else tensors, manifest)
         source = "the last step" if best is None or tensors is None else best.name
         rank_zero_info(f"PERA: adapter of {source} written to {folder}")
@@ -267,33 +305,3 @@ def _refuse_forgotten_adapters(trainer: pl.Trainer, pl_module: pl.LightningModul
             fix="make the optimizer in configure_optimizers, from self.parameters(); an optimizer that was made in "
             "__init__ or given to LightningCLI in YAML is older than the adapters",
         )
-
-
-def _tensors_of(checkpoint: Path, prefix: str, wanted: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """The adapter in a checkpoint; None, with a warning, if it cannot be read or is of another run."""
-    try:
-        stored = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    except pickle.UnpicklingError:
-        rank_zero_warn(
-            f"The best checkpoint {checkpoint} holds more than tensors and plain values (hyperparameters that are "
-            "objects?) and is not unpickled; the adapter folder gets the adapter of the last step instead."
-        )
-        return None
-    tensors = {key: stored[prefix + key] for key in wanted if prefix + key in stored}
-    if shapes(tensors) != shapes(wanted):
-        rank_zero_warn(
-            f"The best checkpoint {checkpoint} holds another adapter (is the ModelCheckpoint of an earlier run used "
-            "again?); the adapter folder gets the adapter of the last step instead."
-        )
-        return None
-    return tensors
-
-
-def _best_checkpoint(trainer: pl.Trainer) -> Path | None:
-    """File of the best checkpoint, if a ModelCheckpoint monitors a metric and has saved one."""
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
-            path = Path(callback.best_model_path)
-            if path.is_file():
-                return path
-    return None

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import rich
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor, nn
-from torch.optim import AdamW
-from torchmetrics import MeanMetric
-from torchmetrics.text import Perplexity
+from torch import Tensor
 from typing_extensions import override
 
-from pera_lightning.errors import ConfigError, InjectionError
-from pera_lightning.injection import adapted_layers
+from pera_lightning.bases import QUANTIZATIONS, Quantization, check_quantization, set_compute_dtype
+from pera_lightning.errors import InjectionError
+from pera_lightning.injection import adapted_layers, parameter_count, stored_bytes
 from pera_lightning.integration.answer_loss import (
     IGNORE_INDEX,
     answer_logits,
@@ -25,10 +23,19 @@ from pera_lightning.integration.answer_loss import (
     ends_in_frozen_head,
     has_frozen_head,
 )
+from pera_lightning.integration.answer_metrics import AnswerMetrics
 from pera_lightning.integration.generation import GenerationSample, generate_answers, sample_table, split_prompts
-from pera_lightning.integration.optimization import Schedule, parameter_groups, warmup_schedule
+from pera_lightning.integration.optimization import (
+    OptimizerName,
+    Schedule,
+    make_optimizer,
+    parameter_groups,
+    warmup_schedule,
+)
+from pera_lightning.integration.option_checks import between, count, one_of, positive
 from pera_lightning.integration.pretrained import (
     PretrainedSource,
+    compute_dtype,
     enable_gradient_checkpointing,
     load_causal_lm,
     load_tokenizer,
@@ -56,9 +63,13 @@ class PeraCausalLM(LightningModule):
         dtype: Dtype of the model's weights: "auto" keeps the one they were saved in (GGUF, which has none:
             "native"), "native" is bfloat16 where the machine has instructions for it, else float32. The adapter's
             factors are float32 on a bfloat16 base.
+        quantization: Store the linear layers but the output head in 4 bits ("nf4", "nf4-dq" with quantised scales,
+            "fp4") or 8 ("int8"), by bitsandbytes; everything else keeps `dtype`, the factors are float32.
         attn_implementation: "eager", "sdpa", "flash_attention_2", ...; null leaves the choice to transformers.
         trust_remote_code: Whether code that comes with the repository may run.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+        optimizer: "adamw", or bitsandbytes' with moments in 8 bits: "adamw_8bit", or "paged_adamw_8bit", which makes
+            room on the GPU when memory runs out.
         learning_rate: Peak learning rate of AdamW, for the factors A and everything trained whole.
         b_lr_factor: Factor on the learning rate of the factors B.
         h_lr_factor: Factor on the learning rate of the polynomial coefficients h.
@@ -81,9 +92,11 @@ class PeraCausalLM(LightningModule):
         gguf_file: str | None = None,
         revision: str | None = None,
         dtype: Dtype = "auto",
+        quantization: Quantization | None = None,
         attn_implementation: str | None = None,
         trust_remote_code: bool = False,
         gradient_checkpointing: bool = False,
+        optimizer: OptimizerName = "adamw",
         learning_rate: float = 2e-4,
         b_lr_factor: float = 1.0,
         h_lr_factor: float = 1.0,
@@ -98,22 +111,26 @@ class PeraCausalLM(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.source = PretrainedSource(pretrained, gguf_file, revision, trust_remote_code)
-        self.dtype_name = _one_of("dtype", dtype, get_args(Dtype))
+        self.dtype_name = one_of("dtype", dtype, get_args(Dtype))
+        self.quantization = one_of("quantization", quantization, (None, *QUANTIZATIONS))
+        if self.quantization is not None:
+            check_quantization(self.quantization)
         self.attn_implementation = attn_implementation
         self.gradient_checkpointing = gradient_checkpointing
-        self.learning_rate = _positive("learning_rate", learning_rate)
-        self.b_lr_factor = _positive("b_lr_factor", b_lr_factor)
-        self.h_lr_factor = _positive("h_lr_factor", h_lr_factor)
-        self.weight_decay = _between("weight_decay", weight_decay, 0, math.inf)
-        self.warmup_ratio = _between("warmup_ratio", warmup_ratio, 0, 1)
-        self.schedule = _one_of("schedule", schedule, get_args(Schedule))
+        self.optimizer_name = one_of("optimizer", optimizer, get_args(OptimizerName))
+        self.learning_rate = positive("learning_rate", learning_rate)
+        self.b_lr_factor = positive("b_lr_factor", b_lr_factor)
+        self.h_lr_factor = positive("h_lr_factor", h_lr_factor)
+        self.weight_decay = between("weight_decay", weight_decay, 0, math.inf)
+        self.warmup_ratio = between("warmup_ratio", warmup_ratio, 0, 1)
+        self.schedule = one_of("schedule", schedule, get_args(Schedule))
         self.generate_in_validation = generate_in_validation
         self.generate_in_test = generate_in_test
-        self.max_new_tokens = _count("max_new_tokens", max_new_tokens, least=1)
-        self.printed_samples = _count("printed_samples", printed_samples, least=0)
+        self.max_new_tokens = count("max_new_tokens", max_new_tokens, least=1)
+        self.printed_samples = count("printed_samples", printed_samples, least=0)
         self.model: PreTrainedModel | None = None
-        self.val_metrics = _AnswerMetrics()
-        self.test_metrics = _AnswerMetrics()
+        self.val_metrics = AnswerMetrics()
+        self.test_metrics = AnswerMetrics()
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._samples: list[GenerationSample] = []
         # Found out when a fit starts: whether the loss can do without the whole logits.
@@ -139,12 +156,36 @@ class PeraCausalLM(LightningModule):
     @override
     def configure_model(self) -> None:
         """Load the pretrained model; once, though Lightning calls this for every fit, validate, test and predict."""
-        if self.model is not None:
-            return
-        model = load_causal_lm(self.source, dtype=self.dtype_name, attn_implementation=self.attn_implementation)
+        if self.model is None:
+            self.model = self._load()
+        set_compute_dtype(self.model, self._compute_dtype(self.model.dtype))
+
+    def _load(self) -> PreTrainedModel:
+        model = load_causal_lm(
+            self.source,
+            dtype=self.dtype_name,
+            attn_implementation=self.attn_implementation,
+            quantization=self.quantization,
+        )
         if self.gradient_checkpointing:
             enable_gradient_checkpointing(model)
-        self.model = model
+        if self.quantization is not None:
+            taken, whole = stored_bytes(model), 4 * parameter_count(model)
+            rank_zero_info(
+                f"{self.quantization}: the base's weights take {taken / 1e6:.1f} MB in memory, "
+                f"{100 * taken / whole:.1f} % of float32's {whole / 1e6:.1f} MB"
+            )
+        return model
+
+    def _compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of products in 4-bit layers, which autocast does not reach."""
+        chosen = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "bf16-true": torch.bfloat16}
+        precision = "" if self._trainer is None else str(self._trainer.precision)
+        return compute_dtype(chosen.get(precision, dtype))
+
+    def float_model(self) -> PreTrainedModel:
+        """The model before quantisation, loaded anew: what a LoftQ start (`pera.init`) approximates."""
+        return load_causal_lm(self.source, dtype=self.dtype_name, attn_implementation=self.attn_implementation)
 
     @override
     def on_fit_start(self) -> None:
@@ -202,7 +243,7 @@ class PeraCausalLM(LightningModule):
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with the groups of `parameter_groups` and the schedule of `warmup_schedule`."""
+        """The chosen AdamW with the groups of `parameter_groups` and the schedule of `warmup_schedule`."""
         groups = parameter_groups(
             self.named_parameters(),
             learning_rate=self.learning_rate,
@@ -210,7 +251,7 @@ class PeraCausalLM(LightningModule):
             h_lr_factor=self.h_lr_factor,
             weight_decay=self.weight_decay,
         )
-        optimizer = AdamW(groups, lr=self.learning_rate)
+        optimizer = make_optimizer(self.optimizer_name, groups, self.learning_rate)
         scheduler = warmup_schedule(
             optimizer,
             schedule=self.schedule,
@@ -219,7 +260,7 @@ class PeraCausalLM(LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _evaluate(self, stage: str, metrics: _AnswerMetrics, batch: dict[str, Tensor], *, generate: bool) -> None:
+    def _evaluate(self, stage: str, metrics: AnswerMetrics, batch: dict[str, Tensor], *, generate: bool) -> None:
         logits, targets = answer_logits(self._built_model(), batch)
         labelled = targets != IGNORE_INDEX
         # One row of the labelled positions alone: a softmax over the vocabulary is what the metrics cost.
@@ -270,46 +311,3 @@ class PeraCausalLM(LightningModule):
                 fix="run it with a Trainer, or call configure_model() first",
             )
         return self.model
-
-
-class _AnswerMetrics(nn.Module):
-    """Metrics of one stage, accumulated over its batches and ranks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.perplexity = Perplexity(ignore_index=IGNORE_INDEX)
-        self.token_accuracy = MeanMetric()
-        self.exact_match = MeanMetric()
-
-    def reset(self) -> None:
-        """Start afresh, with tensors of the present autograd mode.
-
-        Lightning resets metrics too, at an epoch's end: after trainer.validate that leaves inference tensors,
-        which the validation of a fit, under no_grad, cannot update.
-        """
-        for metric in (self.perplexity, self.token_accuracy, self.exact_match):
-            metric.reset()
-
-
-def _one_of(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
-    return _checked(name, value, value in choices, f"one of {', '.join(map(str, choices))}")
-
-
-def _positive(name: str, value: float) -> float:
-    valid = isinstance(value, int | float) and math.isfinite(value) and value > 0
-    return _checked(name, value, valid, "a finite number above 0")
-
-
-def _between(name: str, value: float, low: float, high: float) -> float:
-    valid = isinstance(value, int | float) and low <= value < high
-    return _checked(name, value, valid, f"a number in [{low}, {high})")
-
-
-def _count(name: str, value: int, *, least: int) -> int:
-    return _checked(name, value, isinstance(value, int) and value >= least, f"a whole number, at least {least}")
-
-
-def _checked(name: str, value: Any, valid: bool, expected: str) -> Any:
-    if not valid:
-        raise ConfigError(f"{name} cannot have this value.", got=repr(value), expected=expected, fix=f"change {name}")
-    return value

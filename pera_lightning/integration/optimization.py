@@ -6,14 +6,18 @@ import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from pera_lightning.bases import bitsandbytes
 from pera_lightning.errors import ConfigError, TrainingError
 from pera_lightning.layers import PeraLinear
 
 Schedule = Literal["linear", "cosine", "constant"]
+OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 
 
 def parameter_groups(
@@ -66,6 +70,29 @@ def parameter_groups(
             fix="add PeraCallback to the trainer's callbacks, or unfreeze what is to be trained",
         )
     return filled
+
+
+def make_optimizer(name: OptimizerName, groups: list[dict[str, Any]], learning_rate: float) -> Optimizer:
+    """The AdamW of this name.
+
+    Args:
+        name: "adamw" of torch; "adamw_8bit" of bitsandbytes, which keeps its two moments in 8 bits; "paged_adamw_8bit",
+            whose moments move to the CPU when the GPU's memory runs out. Without CUDA, which paging needs,
+            "adamw_8bit" takes its place.
+        groups: As `parameter_groups` makes them.
+        learning_rate: Of groups without one of their own.
+
+    Raises:
+        ConfigError: bitsandbytes is missing.
+    """
+    if name == "adamw":
+        return AdamW(groups, lr=learning_rate)
+    optimizers: Any = bitsandbytes().optim
+    if name == "paged_adamw_8bit" and not torch.cuda.is_available():
+        rank_zero_warn("There is no CUDA device to page from: paged_adamw_8bit runs as adamw_8bit.")
+        name = "adamw_8bit"
+    kind = optimizers.PagedAdamW8bit if name == "paged_adamw_8bit" else optimizers.AdamW8bit
+    return kind(groups, lr=learning_rate)
 
 
 def warmup_schedule(optimizer: Optimizer, *, schedule: Schedule, warmup_ratio: float, total_steps: float) -> LambdaLR:

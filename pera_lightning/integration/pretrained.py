@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pera_lightning.bases import Quantization, check_quantization, set_compute_dtype
 from pera_lightning.errors import ConfigError
+from pera_lightning.injection import quantize_model
+from pera_lightning.integration.narrow_weights import widen_activations
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -99,28 +102,42 @@ def load_tokenizer(source: PretrainedSource) -> PreTrainedTokenizerBase:
 
 
 def load_causal_lm(
-    source: PretrainedSource, *, dtype: str = "auto", attn_implementation: str | None = None
+    source: PretrainedSource,
+    *,
+    dtype: str = "auto",
+    attn_implementation: str | None = None,
+    quantization: Quantization | None = None,
 ) -> PreTrainedModel:
-    """Load a causal language model with plain dense weights, in eval mode as transformers returns it.
+    """Load a causal language model, in eval mode as transformers returns it.
+
+    Quantised weights are made one layer at a time. On a CPU they stay there; where there is a GPU, transformers puts a
+    quantised model on the present one.
 
     Args:
         source: Where the model comes from.
         dtype: Name of a floating torch dtype; "native": what `native_dtype` says; or "auto": the one the weights
             were saved in, "native" for GGUF, whose weights have none.
         attn_implementation: "eager", "sdpa", "flash_attention_2", ...; None leaves the choice to transformers.
+        quantization: How bitsandbytes stores the linear layers but the output head; None: not at all. Everything else
+            keeps `dtype`.
 
     Raises:
-        ConfigError: The source cannot be loaded as a causal language model, or holds only part of its weights.
+        ConfigError: The source cannot be loaded as a causal language model, or holds only part of its weights, or
+            bitsandbytes is missing.
     """
     from transformers import AutoModelForCausalLM
 
     source.check()
+    if quantization is not None:
+        check_quantization(quantization)
     options = source._options()
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     if source.gguf_file is not None:
         options |= _dense_gguf()
         dtype = "native" if dtype == "auto" else dtype
+    elif quantization is not None:
+        options["quantization_config"] = _quantization_config(quantization)
     dtype = native_dtype() if dtype == "native" else dtype
     try:
         # Any: with output_loading_info it returns a pair, which its annotation does not know.
@@ -138,7 +155,32 @@ def load_causal_lm(
             expected="a checkpoint of a causal language model with all its weights, output head included",
             fix="name a model that was saved as a causal language model",
         )
+    if quantization is not None and source.gguf_file is not None:
+        quantize_model(model, quantization, device="cuda" if torch.cuda.is_available() else None)
+    if quantization is not None and compute_dtype(model.dtype) != model.dtype:
+        widen_activations(model, compute_dtype(model.dtype))
+    set_compute_dtype(model, compute_dtype(model.dtype))
     return model
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which 4-bit layers of a model of this dtype are best multiplied on this machine.
+
+    Products are what a CPU without bf16 instructions is slow at; everything else may keep its dtype.
+    """
+    return dtype if torch.cuda.is_available() or native_dtype() == "bfloat16" else torch.float32
+
+
+def _quantization_config(quantization: Quantization) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.removesuffix("-dq"),
+        bnb_4bit_use_double_quant=quantization.endswith("-dq"),
+    )
 
 
 def native_dtype() -> str:

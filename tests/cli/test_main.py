@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -148,6 +149,32 @@ def test_generate(project: Path) -> None:
     assert adapted != plain
     printed = run("generate", "--adapter", "nowhere", "--prompt", "x", folder=project, ok=False)
     assert "adapter's config is missing" in printed
+
+
+def test_quantised_fit_test_and_generate(project: Path) -> None:
+    """The same folder, over a 4-bit base: the command quantises as the adapter says."""
+    options = ("--model.init_args.quantization", "nf4-dq", "--trainer.logger.init_args.name", "nf4")
+    callbacks = ("--trainer.callbacks.init_args.dirpath", "runs/nf4/fit/checkpoints")
+    printed = run("fit", "--config", "config.yaml", *options, *callbacks, folder=project)
+    assert "nf4-dq: the base's weights take" in printed
+    config = json.loads((project / "runs/nf4/fit/adapter/adapter_config.json").read_text())
+    assert config["base_quantization"] == ["nf4-dq"]
+    words = ("generate", "--adapter", "runs/nf4/fit/adapter", "--prompt", "say a", "--max_new_tokens", 3)
+    assert run(*words, folder=project)
+    # Another base is refused, whoever loads it.
+    checkpoint = next((project / "runs/nf4/fit").rglob("*.ckpt"))
+    printed = run("test", "--config", "config.yaml", "--ckpt_path", checkpoint, folder=project, ok=False)
+    assert "trained on a base that is nf4-dq; this one is not quantised" in printed
+
+
+def test_generate_over_a_base_it_cannot_make(project: Path) -> None:
+    folder = project / "runs" / "other"
+    shutil.copytree(project / "runs/tiny/fit/adapter", folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["base_quantization"] = ["nf4, blocks of 128"]
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    printed = run("generate", "--adapter", folder, "--prompt", "x", folder=project, ok=False)
+    assert "quantised in a way that this command cannot load" in printed
 
 
 def test_print_config_names_every_option() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 from pera_lightning import PeraConfig, inject_adapter
 from pera_lightning.errors import ConfigError, TrainingError
-from pera_lightning.integration.optimization import parameter_groups, warmup_schedule
+from pera_lightning.integration.optimization import make_optimizer, parameter_groups, warmup_schedule
 from tests.support.models import tiny_llama
 
 RATES = {"learning_rate": 0.1, "b_lr_factor": 4.0, "h_lr_factor": 30.0, "weight_decay": 0.01}
@@ -106,3 +107,50 @@ def test_training_without_an_end(total_steps: float) -> None:
     for schedule, warmup_ratio in (("linear", 0.0), ("cosine", 0.0), ("constant", 0.1)):
         with pytest.raises(ConfigError, match=r"set trainer\.max_steps"):
             rates(schedule, warmup_ratio, total_steps, 1)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
+def test_optimizers_keep_the_groups(name: Any) -> None:
+    model = tiny_llama()
+    inject_adapter(model, PeraConfig(rank=2))
+    groups = parameter_groups(model.named_parameters(), **RATES)
+    optimizer = make_optimizer(name, groups, 0.1)
+    found = [(group["name"], group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+    assert found == [("pera_A", 0.1, 0.01), ("pera_B", 0.4, 0.01), ("pera_h", 3.0, 0.0)]
+    warmup_schedule(optimizer, schedule="linear", warmup_ratio=0.5, total_steps=10)
+
+
+def test_eight_bit_moments() -> None:
+    """A step is close to AdamW's, and the moments of all but small tensors take a byte a value."""
+    torch.manual_seed(0)
+    start, gradient = torch.randn(64, 128), torch.randn(64, 128)
+    found = {}
+    for name in ("adamw", "adamw_8bit"):
+        parameter = nn.Parameter(start.clone())
+        optimizer = make_optimizer(name, [{"params": [parameter], "weight_decay": 0.01}], 0.01)
+        for _ in range(3):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+        found[name] = parameter.detach()
+        moments = [value for value in optimizer.state[parameter].values() if torch.is_tensor(value)]
+        taken = sum(value.numel() * value.element_size() for value in moments if value.numel() > 1)
+        assert taken == 2 * 4 * start.numel() if name == "adamw" else taken < 2.6 * start.numel()
+    change = (found["adamw"] - start).norm()
+    assert (found["adamw_8bit"] - found["adamw"]).norm() < 0.05 * change
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to page from")
+def test_paging_needs_a_gpu() -> None:
+    parameter = nn.Parameter(torch.randn(3))
+    with pytest.warns(UserWarning, match="no CUDA device to page from: paged_adamw_8bit runs as adamw_8bit") as seen:
+        optimizer = make_optimizer("paged_adamw_8bit", [{"params": [parameter]}], 0.01)
+    assert len(seen) == 1
+    assert not optimizer.is_paged
+    parameter.grad = torch.ones(3)
+    optimizer.step()
+
+
+def test_eight_bit_without_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ConfigError, match=r"pera-lightning\[quant\]"):
+        make_optimizer("adamw_8bit", [{"params": [nn.Parameter(torch.randn(3))]}], 0.01)

@@ -1,0 +1,36 @@
+"""Checks of a module's options."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pera_lightning.errors import ConfigError
+
+
+def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
+    """Return `value` if it is one of `choices`, else raise ConfigError."""
+    return _checked(name, value, value in choices, f"one of {', '.join(map(str, choices))}")
+
+
+def positive(name: str, value: float) -> float:
+    """Return `value` if it is a finite number above 0, else raise ConfigError."""
+    valid = isinstance(value, int | float) and math.isfinite(value) and value > 0
+    return _checked(name, value, valid, "a finite number above 0")
+
+
+def between(name: str, value: float, low: float, high: float) -> float:
+    """Return `value` if it is in [low, high), else raise ConfigError."""
+    valid = isinstance(value, int | float) and low <= value < high
+    return _checked(name, value, valid, f"a number in [{low}, {high})")
+
+
+def count(name: str, value: int, *, least: int) -> int:
+    """Return `value` if it is a whole number of at least `least`, else raise ConfigError."""
+    return _checked(name, value, isinstance(value, int) and value >= least, f"a whole number, at least {least}")
+
+
+def _checked(name: str, value: Any, valid: bool, expected: str) -> Any:
+    if not valid:
+        raise ConfigError(f"{name} cannot have this value.", got=repr(value), expected=expected, fix=f"change {name}")
+    return value
