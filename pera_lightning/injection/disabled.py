@@ -40,10 +40,10 @@ def adapter_disabled(model: nn.Module) -> Iterator[nn.Module]:
         # Inside another adapter_disabled, which brings everything back.
         yield model
         return
-    merged = [layer for layer in layers if layer.merged]
+    merged = [(layer, layer.merged_into) for layer in layers if layer.merged]
     enabled = [layer for layer in layers if layer.enabled]
     whole = [module for _, module in saved_modules(model)]
-    for layer in merged:
+    for layer, _ in merged:
         layer.unmerge()
     for layer in enabled:
         layer.enabled = False
@@ -56,5 +56,5 @@ def adapter_disabled(model: nn.Module) -> Iterator[nn.Module]:
             swap_saved(module)
         for layer in enabled:
             layer.enabled = True
-        for layer in merged:
-            layer.merge()
+        for layer, into in merged:
+            layer.merge(into)

@@ -130,6 +130,11 @@ class PeraLinear(nn.Module):
         return self._unmerged is not None
 
     @property
+    def merged_into(self) -> MergeTarget:
+        """How it is merged now, for `merge` to do it again."""
+        return "requantized" if self._unmerged is not None and not self._unmerged.stand_in else "auto"
+
+    @property
     def weight(self) -> Tensor:
         """The effective weight (out, in): the base's plus `delta_weight()` unless merged or disabled.
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -298,13 +301,23 @@ def test_loftq_over_a_floating_base(tmp_path: Path) -> None:
         make_trainer(tmp_path, PeraCallback(rank=2, init="loftq")).fit(Regressor())
 
 
+def test_says_what_the_base_takes_in_memory(folder: str, caplog: pytest.LogCaptureFixture) -> None:
+    module = pera_module(folder, "nf4", dtype="bfloat16")
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
+        module.configure_model()
+    [message] = [record.getMessage() for record in caplog.records if "in memory" in record.getMessage()]
+    taken, share, whole = (float(number) for number in re.findall(r"([0-9.]+) (?:MB|%|MB)", message))
+    assert taken == round(stored_bytes(module.model) / 1e6, 1)
+    weights = sum(value.numel() for value in AutoModelForCausalLM.from_pretrained(folder).parameters())
+    assert whole == round(4 * weights / 1e6, 1)
+    assert share == round(100 * stored_bytes(module.model) / (4 * weights), 1)
+
+
 def test_wrong_options(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="nf4-dq"):
         PeraCausalLM(folder, quantization="4bit")
     with pytest.raises(ConfigError, match="paged_adamw_8bit"):
         PeraCausalLM(folder, optimizer="adam8")
-    import sys
-
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ConfigError, match=r"pera-lightning\[quant\]"):
         PeraCausalLM(folder, quantization="nf4")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pera_lightning import PeraConfig, PeraLinear
+from pera_lightning import PeraConfig, PeraLinear, adapter_disabled, inject_adapter
 from pera_lightning.bases import base_of, quantize_linear
 from pera_lightning.errors import InjectionError
 from tests.support.reference import reference_delta_weight
@@ -107,6 +107,22 @@ def test_merge_and_unmerge(kind: Any, dtype: torch.dtype, into: Any, used: bool)
     assert layer.base_layer is quantized
     assert torch.equal(quantized.weight, stored)
     assert torch.equal(layer(x), y)
+
+
+@pytest.mark.parametrize("into", ["dequantized", "requantized"])
+def test_disabling_while_merged(into: Any) -> None:
+    model = nn.Sequential(quantize_linear(nn.Linear(70, 38), "nf4"))
+    x = torch.randn(5, 70)
+    expected = model(x)
+    inject_adapter(model, PeraConfig(3))
+    with torch.no_grad():
+        model[0].pera_B.normal_()
+    model.eval()
+    model[0].merge(into)
+    merged = model(x)
+    with adapter_disabled(model):
+        assert torch.equal(model(x), expected)
+    assert torch.equal(model(x), merged)
 
 
 def test_effective_weight() -> None:
