@@ -38,5 +38,11 @@ def _generate(words: list[str]) -> None:
     auto_cli(generate, args=words, as_positional=False, prog="pera_lightning generate")
 
 
-TOOLS: dict[str, Callable[[list[str]], None]] = {"generate": _generate}
+def _estimate(words: list[str]) -> None:
+    from pera_lightning.cli.estimate import estimate
+
+    estimate(words)
+
+
+TOOLS: dict[str, Callable[[list[str]], None]] = {"estimate": _estimate, "generate": _generate}
 """Commands that need no Trainer; each imports what it needs when it runs."""

@@ -60,7 +60,6 @@ def merge_adapter(
     *,
     into: MergeInto = "auto",
     original: nn.Module | None = None,
-    dtype: torch.dtype | None = None,
     probe: Any = None,
 ) -> nn.Module:
     """Fold every adapter into its base weight and put plain layers back, in place. All or nothing.
@@ -68,8 +67,9 @@ def merge_adapter(
     Dense bases are overwritten: the merged model computes what the adapted one did, up to the rounding to the base's
     dtype. Over a quantised base there are three ways:
 
-    - "dequantized" ("auto"): plain 16-bit layers of the dequantised weight plus the adapter. What was trained is what
-      comes out; takes the memory of the 16-bit model. Layers without an adapter are dequantised too.
+    - "dequantized" ("auto"): plain layers of the dequantised weight plus the adapter, in the dtype of the model's norms
+      (16 bits on a GPU). What was trained is what comes out; takes the memory of the floating model. Layers without an
+      adapter are dequantised too.
     - "original": the weights before quantisation plus the adapter. The adapter has learned to make up for errors of
       quantisation that are no longer there.
     - "requantized": the sum is quantised again, as the base was. Smallest; rounds most of a small update away.
@@ -80,8 +80,6 @@ def merge_adapter(
         model: A model with adapters.
         into: The way of merging quantised bases.
         original: For "original": a module with the floating weights under the same names.
-        dtype: Dtype of the new plain layers; by default that of most of the model's floating weights (their head,
-            embeddings and norms).
         probe: What to call the model with, before and after, to report the error of its outputs: a tensor, a tuple of
             arguments or a dict of keyword arguments. Language models have one by default.
 
@@ -93,7 +91,7 @@ def merge_adapter(
         InjectionError: The model holds no adapter, an adapter holds a value that is not finite, an adapted weight is
             shared with another module (a tied embedding), or there is no room for the plain weights.
     """
-    logger.info("%s", merge_and_report(model, into=into, original=original, dtype=dtype, probe=probe))
+    logger.info("%s", merge_and_report(model, into=into, original=original, probe=probe))
     return model
 
 
@@ -103,15 +101,14 @@ def merge_and_report(
     *,
     into: MergeInto = "auto",
     original: nn.Module | None = None,
-    dtype: torch.dtype | None = None,
     probe: Any = None,
 ) -> MergeReport:
     """`merge_adapter`, returning the report instead of logging it."""
     layers = dict(adapted_layers(model))
     quantized = _check_merge(model, layers, into, original)
     way: MergeInto = "dequantized" if into == "auto" else into
+    dtype = _activation_dtype(model)
     if quantized and way != "requantized":
-        dtype = dtype or _floating_dtype(model)
         check_room(_plain_sizes(model), dtype)
     for layer in layers.values():
         if layer.merged:
@@ -151,7 +148,7 @@ def _check_merge(model: nn.Module, layers: dict[str, PeraLinear], into: str, ori
 
 
 def _merge_layer(
-    layer: PeraLinear, name: str, way: MergeInto, original: nn.Module | None, dtype: torch.dtype | None
+    layer: PeraLinear, name: str, way: MergeInto, original: nn.Module | None, dtype: torch.dtype
 ) -> tuple[float, float]:
     """Merge one layer; returns the squared norms of the error and of the exact weight."""
     base, below = expect_base(layer.base_layer), layer.base_layer
@@ -161,7 +158,7 @@ def _merge_layer(
     else:
         start = None if original is None else float_weight(original, name)
         weight = exact if start is None else layer.merged_weight(start)
-        layer.base_layer = base.plain(below, weight, dtype or base.dtype(below))
+        layer.base_layer = base.plain(below, weight, dtype)
     merged = expect_base(layer.base_layer).weight(layer.base_layer).to(exact.dtype)
     return (merged - exact).square().sum().item(), exact.square().sum().item()
 
@@ -176,13 +173,13 @@ def _report(
     return MergeReport(into, len(errors), (error / norm) ** 0.5 if norm else 0.0, relative[worst], worst, logits)
 
 
-def _replace_quantized(model: nn.Module, original: nn.Module | None, dtype: torch.dtype | None) -> None:
+def _replace_quantized(model: nn.Module, original: nn.Module | None, dtype: torch.dtype) -> None:
     """Put plain layers in the place of quantised ones that had no adapter."""
     for name, layer in list(model.named_modules()):
         base = base_of(layer)
         if base is not None and base.quantization(layer) is not None:
             weight = base.weight(layer) if original is None else float_weight(original, clean_name(name))
-            model.set_submodule(name, base.plain(layer, weight, dtype or base.dtype(layer)))
+            model.set_submodule(name, base.plain(layer, weight, dtype))
 
 
 def _plain_sizes(model: nn.Module) -> dict[torch.device, int]:
@@ -196,16 +193,20 @@ def _plain_sizes(model: nn.Module) -> dict[torch.device, int]:
     return dict(sizes)
 
 
-def _floating_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype of most floating weights beside quantised ones and adapters; float16 if there is none."""
-    adapters = {id(value) for _, layer in adapted_layers(model) for value in layer.adapter().values()}
+def _activation_dtype(model: nn.Module) -> torch.dtype:
+    """What plain layers have to be to compute on what reaches them: the dtype of most norms, biases and other tensors.
+
+    Tensors are counted, not their entries: a large embedding may be stored narrower than the model computes.
+    """
+    layers = [layer for _, layer in adapted_layers(model)]
+    # A layer that stands in for a quantised one has that one's dtype, which says nothing.
+    left_out = {id(layer.base_layer) for layer in layers if layer.quantization is not None} | set(map(id, layers))
     found: Counter[torch.dtype] = Counter()
     for module in model.modules():
         base = base_of(module)
-        if base is None or base.quantization(module) is None:
-            own = (value for value in module.parameters(recurse=False) if id(value) not in adapters)
-            found.update({value.dtype: value.numel() for value in own if value.is_floating_point()})
-    return found.most_common(1)[0][0] if found else torch.float16
+        if id(module) not in left_out and (base is None or base.quantization(module) is None):
+            found.update(value.dtype for value in module.parameters(recurse=False) if value.is_floating_point())
+    return found.most_common(1)[0][0] if found else torch.get_default_dtype()
 
 
 def _forget_quantization(model: nn.Module) -> None:

@@ -23,8 +23,7 @@ def check_room(sizes: dict[torch.device, int], dtype: torch.dtype) -> None:
                 "There is no room for the merged weights.",
                 got=f"{free / 1e9:.2f} GB free on {device}",
                 expected=f"{needed / 1e9:.2f} GB for {count:,} weights of {dtype}",
-                fix="merge_adapter(model, into='requantized') stays small; or move the model to the CPU first, or pass "
-                "a smaller dtype",
+                fix="merge_adapter(model, into='requantized') stays small; or move the model to the CPU first",
             )
 
 

@@ -35,6 +35,8 @@ def keep_mask(seed: int, shape: Sequence[int], device: torch.device, dtype: torc
     Returns:
         Tensor of 1 where an entry is kept and 0 where it is lost.
     """
+    if device.type == "meta":
+        return torch.empty(shape, dtype=dtype, device=device)
     # Elsewhere generators may be missing, or draw no 64 bits.
     source = device if device.type == "cuda" else torch.device("cpu")
     generator = torch.Generator(source).manual_seed(seed)

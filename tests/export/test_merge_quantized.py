@@ -18,6 +18,7 @@ from pera_lightning.bases import base_of
 from pera_lightning.errors import ConfigError, InjectionError
 from pera_lightning.export import merge_and_report, room
 from pera_lightning.injection import adapted_layers, stored_bytes
+from pera_lightning.integration.narrow_weights import widen_activations
 from tests.support.models import randomise_adapter, tiny_gpt2, tiny_llama, token_ids
 from tests.support.quantized import bits, same_bits
 
@@ -154,10 +155,17 @@ def test_layers_without_an_adapter_become_plain_too() -> None:
     assert torch.equal(twin.rest.weight, floating.rest.weight)
 
 
-def test_dtype_of_the_plain_weights() -> None:
-    model, _ = adapted_pair("int8", dtype=torch.bfloat16)
-    merge_adapter(model, dtype=torch.float32)
-    assert {value.dtype for name, value in model.named_parameters() if "_proj" in name} == {torch.float32}
+def test_embeddings_stored_narrower_than_the_model_computes() -> None:
+    model = tiny_llama().to(torch.bfloat16)
+    quantize_model(model, "nf4", compute_dtype=torch.float32)
+    widen_activations(model, torch.float32)
+    inject_adapter(model, PeraConfig(2))
+    randomise_adapter(model, 0.05)
+    ids = token_ids()
+    expected = logits(model, ids)
+    merge_adapter(model)
+    assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.float32
+    assert relative(logits(model, ids), expected) < LOGITS[torch.float32]
 
 
 def test_merged_before(tmp_path: Path) -> None:

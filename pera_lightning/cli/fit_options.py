@@ -1,0 +1,162 @@
+"""What the parsed options of a fit say about its memory; nothing is loaded or built for it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from pera_lightning.config import PeraConfig
+from pera_lightning.errors import ConfigError
+from pera_lightning.integration.callback import PeraCallback
+from pera_lightning.integration.causal_lm import PeraCausalLM
+from pera_lightning.integration.data import InstructionDataModule
+from pera_lightning.integration.pretrained import PretrainedSource
+
+FULL_PRECISION = (None, 32, "32", "32-true")
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """The options of a fit that decide about its memory.
+
+    Attributes:
+        source: Where the base model comes from.
+        architecture: Its config, of transformers.
+        pera: The adapter's options.
+        dtype: Dtype of the weights that are not quantised.
+        quantization: Of the other ones, or None.
+        optimizer: Name of the optimizer.
+        attention: "eager", "sdpa" or "flash".
+        gradient_checkpointing: Whether activations are computed again in the backward pass.
+        batch_size: Rows, with packing packs, of a training batch.
+        length: Most tokens of such a row.
+        packing: Whether the packs of a batch stand in one row.
+        eval_batch_size: Rows of a validation batch; None without a validation.
+        eval_length: Most tokens of such a row.
+    """
+
+    source: PretrainedSource
+    architecture: Any
+    pera: PeraConfig
+    dtype: torch.dtype
+    quantization: str | None
+    optimizer: str
+    attention: str
+    gradient_checkpointing: bool
+    batch_size: int
+    length: int
+    packing: bool
+    eval_batch_size: int | None
+    eval_length: int
+
+    @classmethod
+    def of(cls, config: Any) -> FitOptions:
+        """From the parsed options of `fit`.
+
+        Raises:
+            ConfigError: It is no fit of a PeraCausalLM on an InstructionDataModule, runs in a precision that is not
+                known here, or the model's architecture cannot be read.
+        """
+        _check_precision(config.trainer.precision)
+        model_class, model = _class_and_options("model", config.model, PeraCausalLM)
+        _, data = _class_and_options("data", config.data, InstructionDataModule)
+        # Checks its options and loads nothing.
+        source = model_class(**model).source
+        architecture = _architecture(source)
+        packing = data["packing"]
+        validates = data["val_files"] or data["val_split"] or data["dataset"]
+        return cls(
+            source=source,
+            architecture=architecture,
+            # How the factors start takes no memory, and LoftQ would want the base's weights.
+            pera=replace(PeraCallback(**config.pera.as_dict()).config, init="default"),
+            dtype=_dtype(model["dtype"], architecture, source),
+            quantization=model["quantization"],
+            optimizer=model["optimizer"],
+            attention=_attention(model["attn_implementation"]),
+            gradient_checkpointing=model["gradient_checkpointing"],
+            batch_size=data["batch_size"],
+            length=(packing and data["pack_length"]) or data["max_length"],
+            packing=packing,
+            eval_batch_size=(data["eval_batch_size"] or data["batch_size"]) if validates else None,
+            eval_length=data["max_length"],
+        )
+
+    @property
+    def longest(self) -> int | None:
+        """Most tokens that the model was made for, if it says."""
+        return getattr(self.architecture, "max_position_embeddings", None)
+
+
+def _check_precision(precision: object) -> None:
+    if precision not in FULL_PRECISION:
+        raise ConfigError(
+            "estimate counts fits in the model's own dtype only.",
+            got=f"trainer.precision: {precision}",
+            expected="no precision",
+            fix="leave trainer.precision out and set the model's dtype: bfloat16 (the factors stay float32)",
+        )
+
+
+def _class_and_options(section: str, chosen: Any, expected: type) -> tuple[Any, Mapping[str, Any]]:
+    path = getattr(chosen, "class_path", None)
+    if path is None:
+        raise _other_class(section, "nothing", expected)
+    module, _, name = path.rpartition(".")
+    found = getattr(importlib.import_module(module), name)
+    if not issubclass(found, expected):
+        raise _other_class(section, path, expected)
+    return found, chosen.init_args.as_dict()
+
+
+def _other_class(section: str, got: str, expected: type) -> ConfigError:
+    return ConfigError(
+        f"estimate cannot tell the memory of this {section}.",
+        got=got,
+        expected=expected.__name__,
+        fix=f"set {section}.class_path to {expected.__name__} or a subclass of it",
+    )
+
+
+def _attention(implementation: str | None) -> str:
+    if implementation is None or implementation == "sdpa":
+        return "sdpa"
+    if implementation == "eager":
+        return "eager"
+    if implementation.startswith("flash_attention"):
+        return "flash"
+    raise ConfigError(
+        "estimate does not know what this attention keeps.",
+        got=f"attn_implementation: {implementation}",
+        expected="eager, sdpa or flash_attention_2",
+        fix="estimate with sdpa, which fused kernels come close to",
+    )
+
+
+def _dtype(name: str, architecture: Any, source: PretrainedSource) -> torch.dtype:
+    if name == "auto" and source.gguf_file is None:
+        stored = getattr(architecture, "dtype", None) or torch.float32
+        return getattr(torch, stored) if isinstance(stored, str) else stored
+    # Native is bfloat16 on a GPU, whatever this machine has.
+    return torch.bfloat16 if name in ("auto", "native") else getattr(torch, name)
+
+
+def _architecture(source: PretrainedSource) -> Any:
+    from transformers import AutoConfig
+
+    source.check()
+    options = {"revision": source.revision, "gguf_file": source.gguf_file}
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        return AutoConfig.from_pretrained(source.pretrained, trust_remote_code=source.trust_remote_code, **given)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            "The model's architecture cannot be read.",
+            got=f"{source.name}: {type(error).__name__}: {str(error).strip()}",
+            expected="a hub id (with a network, or cached earlier) or a folder with a config.json",
+            fix="do what the reason says; else download the repository's config.json and name its folder",
+        ) from error
