@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from pera_lightning.bases import is_linear_like
+from pera_lightning.bases.four_bit import BLOCKSIZE
 from pera_lightning.functional import expanded_rank
-from pera_lightning.injection import adapted_layers
-from pera_lightning.injection.output_head import output_head
+from pera_lightning.injection import adapted_layers, layers_to_quantize
 
 GB = 2**30
 """Bytes in a GB, as cards are sold."""
@@ -20,8 +19,6 @@ CONTEXT = 600 * 2**20
 SLACK = 0.1
 """Rule of thumb: what the allocator loses between blocks, as a share of what a step allocates."""
 
-BLOCK = 64
-"""Weights that share a scale in bitsandbytes' 4-bit layers."""
 NESTED_BLOCK = 256
 """Scales that share a scale of their own under double quantisation."""
 OPTIMIZER_BLOCK = 256
@@ -74,9 +71,9 @@ def held_memory(
 
 
 def quantizable_layers(model: nn.Module) -> list[nn.Module]:
-    """The linear layers that quantisation takes: all but the output head. To be asked before the injection."""
-    head = output_head(model)
-    return [layer for name, layer in model.named_modules() if is_linear_like(layer) and name not in head]
+    """The linear layers that `quantize_model` takes. To be asked before the injection."""
+    names, _ = layers_to_quantize(model)
+    return [model.get_submodule(aliases[0]) for aliases in names]
 
 
 def quantized_bytes(weight: Tensor, quantization: str | None) -> int:
@@ -86,7 +83,7 @@ def quantized_bytes(weight: Tensor, quantization: str | None) -> int:
         return _bytes([weight])
     if quantization == "int8":
         return entries + _FLOAT * weight.shape[0]
-    blocks = _divided(entries, BLOCK)
+    blocks = _divided(entries, BLOCKSIZE)
     packed = _divided(entries, 2) + _TABLE_OF_4_BITS
     if not quantization.endswith("-dq"):
         return packed + _FLOAT * blocks

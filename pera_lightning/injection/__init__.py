@@ -12,7 +12,7 @@ from pera_lightning.injection.inject import (
 from pera_lightning.injection.loftq import LoftqReport, init_loftq
 from pera_lightning.injection.names import adapted_layers, clean_name
 from pera_lightning.injection.plan import InjectionPlan, LayerPlan, plan_injection
-from pera_lightning.injection.quantize_model import QuantizationReport, quantize_model
+from pera_lightning.injection.quantize_model import QuantizationReport, layers_to_quantize, quantize_model
 from pera_lightning.injection.saved_modules import saved_modules
 from pera_lightning.injection.stored_bytes import adapter_bytes, parameter_count, stored_bytes
 
@@ -31,6 +31,7 @@ __all__ = [
     "init_loftq",
     "inject_adapter",
     "inject_plan",
+    "layers_to_quantize",
     "parameter_count",
     "plan_injection",
     "quantize_model",

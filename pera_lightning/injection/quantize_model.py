@@ -74,7 +74,7 @@ def quantize_model(
     """
     check_quantization(quantization, blocksize, compute_dtype)
     refuse_adapted(model)
-    names, left = _choose(model, skip_modules)
+    names, left = layers_to_quantize(model, skip_modules)
     before = stored_bytes(model)
     for aliases in names:
         new = quantize_linear(
@@ -91,8 +91,12 @@ def quantize_model(
     return QuantizationReport(quantized, tuple(left), before, stored_bytes(model))
 
 
-def _choose(model: nn.Module, skip_modules: Sequence[str]) -> tuple[list[list[str]], list[str]]:
-    """Names of the layers to quantise, all names of a shared layer together, and those of the layers left alone."""
+def layers_to_quantize(model: nn.Module, skip_modules: Sequence[str] = ()) -> tuple[list[list[str]], list[str]]:
+    """Which layers `quantize_model` takes; nothing is changed.
+
+    Returns:
+        Names of the layers to quantise, all names of a shared layer together; and names of the layers left alone.
+    """
     modules = dict(model.named_modules(remove_duplicate=False))
     _check_skipped(modules, skip_modules)
     head = output_head(model)
