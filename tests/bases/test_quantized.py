@@ -93,10 +93,18 @@ def test_write_and_restore(kind: Any, used: bool) -> None:
     new = torch.randn(38, 70)
     base.write(layer, new)
     assert layer.weight is parameter
+    assert base.quantization(layer) == kind
     assert relative(base.weight(layer), new) < QUANTIZATION_ERROR[kind]
     assert relative(layer(x), nn.functional.linear(x, new, layer.bias)) < 1.5 * QUANTIZATION_ERROR[kind]
     base.restore(layer, snapshot)
     assert torch.equal(base.weight(layer), before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_writing_keeps_the_dtype(dtype: torch.dtype) -> None:
+    layer = quantize_linear(nn.Linear(70, 38, dtype=dtype), "nf4")
+    base_of(layer).write(layer, torch.randn(38, 70))
+    assert base_of(layer).dtype(layer) == dtype
 
 
 @pytest.mark.parametrize("kind", ["nf4", "nf4-dq", "int8"])
@@ -144,9 +152,12 @@ def test_never_repacked_for_inference() -> None:
         layer.support_avx512bf16_for_cpu = True
     inject_adapter(model, PeraConfig(2, target_modules=["0"]))
     before = model[1].weight.clone()
-    model.eval()(torch.randn(2, 64))
+    # It repacks where no gradient is asked for.
+    with torch.no_grad():
+        model.eval()(torch.randn(2, 64))
     assert torch.equal(model[1].weight, before)
-    assert not any(getattr(layer.weight.quant_state, "packing_format_for_cpu", False) for layer in (model[1],))
+    for layer in (model[0].base_layer, model[1]):
+        assert not getattr(layer.weight.quant_state, "packing_format_for_cpu", False)
 
 
 def test_a_repacked_layer_is_refused() -> None:
