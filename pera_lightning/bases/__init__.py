@@ -3,7 +3,7 @@
 from pera_lightning.bases.base import Base
 from pera_lightning.bases.four_bit import set_compute_dtype
 from pera_lightning.bases.library import bitsandbytes
-from pera_lightning.bases.quantize import QUANTIZATIONS, Quantization, check_quantization, quantize_linear
+from pera_lightning.bases.quantize import QUANTIZATIONS, Quantization, check_layer, check_quantization, quantize_linear
 from pera_lightning.bases.registry import base_of, describe_supported, expect_base, is_linear_like
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Quantization",
     "base_of",
     "bitsandbytes",
+    "check_layer",
     "check_quantization",
     "describe_supported",
     "expect_base",

@@ -55,17 +55,23 @@ class Base(ABC):
         """Put back what `snapshot` copied."""
         cast("Tensor", layer.weight).copy_(snapshot)
 
-    def plain(self, layer: nn.Module, weight: Tensor, dtype: torch.dtype) -> nn.Linear:
-        """A plain linear layer in the place of `layer`.
+    def plain(self, layer: nn.Module, weight: Tensor, dtype: torch.dtype) -> nn.Module:
+        """A plain layer in the place of `layer`: linear, or a Conv1D where the quantised one was made of that.
 
         Args:
-            layer: Gives the bias and the mode.
+            layer: Gives the bias, the mode and, where transformers or `quantize_linear` noted it, the class.
             weight: Shape (out, in).
             dtype: Of the new layer's weight and bias.
         """
         in_features, out_features = self.features(layer)
+        source: Any = getattr(layer, "source_cls", nn.Linear)
+        plain: nn.Module
         # On meta nothing is allocated or drawn.
-        plain = nn.Linear(in_features, out_features, bias=False, device="meta")
+        with torch.device("meta"):
+            if source.__name__ == "Conv1D":
+                plain, weight = source(out_features, in_features), weight.T.contiguous()
+            else:
+                plain = nn.Linear(in_features, out_features, bias=False)
         plain.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
         if layer.bias is not None:
             plain.bias = nn.Parameter(cast("Tensor", layer.bias).detach().to(dtype), requires_grad=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -9,16 +10,20 @@ from torch import Tensor, nn
 
 from pera_lightning.bases.four_bit import BLOCKSIZE
 from pera_lightning.bases.library import bitsandbytes
-from pera_lightning.bases.registry import base_of
+from pera_lightning.bases.registry import base_of, expect_base
 from pera_lightning.errors import ConfigError, TargetError
 
 Quantization = Literal["nf4", "nf4-dq", "fp4", "int8"]
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 BLOCKSIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 def check_quantization(
-    quantization: str, blocksize: int | None = None, compute_dtype: torch.dtype | None = None
+    quantization: str,
+    blocksize: int | None = None,
+    compute_dtype: torch.dtype | None = None,
+    quant_storage: torch.dtype = torch.uint8,
 ) -> None:
     """Raise ConfigError unless bitsandbytes is there and the options go together."""
     if quantization not in QUANTIZATIONS:
@@ -28,10 +33,10 @@ def check_quantization(
             expected=", ".join(QUANTIZATIONS),
             fix="nf4-dq is the smallest; leave quantization out for a floating base",
         )
-    if quantization == "int8" and (blocksize is not None or compute_dtype is not None):
+    if quantization == "int8" and (blocksize, compute_dtype, quant_storage) != (None, None, torch.uint8):
         raise ConfigError(
             "int8 has one scale for each row and computes in float16: it has no such option.",
-            got=f"int8 with blocksize={blocksize}, compute_dtype={compute_dtype}",
+            got=f"int8 with blocksize={blocksize}, compute_dtype={compute_dtype}, quant_storage={quant_storage}",
             expected="int8 without them",
             fix="leave them out, or use nf4",
         )
@@ -42,7 +47,35 @@ def check_quantization(
             expected=f"one of {', '.join(map(str, BLOCKSIZES))}",
             fix="64 is the usual one",
         )
+    if compute_dtype not in (None, *FLOATS) or quant_storage not in (torch.uint8, *FLOATS):
+        raise ConfigError(
+            "4-bit layers compute and are stored in few dtypes.",
+            got=f"compute_dtype={compute_dtype!r}, quant_storage={quant_storage!r}",
+            expected="float32, bfloat16 or float16 of torch; for quant_storage also torch.uint8",
+            fix="leave them out",
+        )
     bitsandbytes()
+
+
+def check_layer(layer: nn.Module, quantization: str, quant_storage: torch.dtype = torch.uint8) -> None:
+    """Raise TargetError unless `quantize_linear` can take this layer."""
+    base = base_of(layer)
+    if base is None or base.quantization(layer) is not None or base.dtype(layer) not in FLOATS:
+        raise TargetError(
+            "This layer cannot be quantised.",
+            got=f"{type(layer).__name__} of dtype {getattr(layer.weight, 'dtype', None)}",
+            expected="a linear layer of float32, bfloat16 or float16",
+            fix="leave it out",
+        )
+    packed = math.ceil(base.weight(layer).numel() / 2)
+    # A single element bitsandbytes would take for a transposed weight.
+    if quantization != "int8" and (packed % quant_storage.itemsize or packed <= quant_storage.itemsize):
+        raise TargetError(
+            "This layer does not fill whole elements of quant_storage.",
+            got=f"{type(layer).__name__} of {base.weight(layer).numel()} weights, quant_storage={quant_storage}",
+            expected=f"more than one element of {quant_storage.itemsize} bytes, two weights to a byte",
+            fix="leave it out, or quant_storage=torch.uint8",
+        )
 
 
 def quantize_linear(
@@ -68,15 +101,9 @@ def quantize_linear(
         ConfigError: The options do not go together, or bitsandbytes is missing.
         TargetError: The layer is of no kind that can be quantised.
     """
-    check_quantization(quantization, blocksize, compute_dtype)
-    base = base_of(layer)
-    if base is None or base.quantization(layer) is not None or base.dtype(layer) == torch.float64:
-        raise TargetError(
-            "This layer cannot be quantised.",
-            got=f"{type(layer).__name__} of dtype {getattr(layer.weight, 'dtype', None)}",
-            expected="a linear layer of float32, bfloat16 or float16",
-            fix="leave it out",
-        )
+    check_quantization(quantization, blocksize, compute_dtype, quant_storage)
+    check_layer(layer, quantization, quant_storage)
+    base = expect_base(layer)
     in_features, out_features = base.features(layer)
     weight, bias = base.weight(layer).detach(), cast("Tensor | None", layer.bias)
     device = weight.device if device is None else device
@@ -100,4 +127,6 @@ def quantize_linear(
         ).to(device)
     if bias is not None:
         new.bias = nn.Parameter(bias.detach().to(device), requires_grad=False)
+    # What transformers notes too: a merge makes a layer of this class again.
+    new.source_cls = type(layer)
     return new.train(layer.training)

@@ -15,7 +15,7 @@ from pera_lightning.checkpoint.atomic import replacing
 from pera_lightning.checkpoint.comparison import describe_mismatch, form_difference, quantization_difference, shapes
 from pera_lightning.checkpoint.manifest import Manifest, manifest_of, quantization_of, read_manifest
 from pera_lightning.checkpoint.model_card import model_card
-from pera_lightning.errors import AdapterFileError, ConfigError, InjectionError, TargetError
+from pera_lightning.errors import AdapterFileError, InjectionError, TargetError
 from pera_lightning.injection import InjectionReport, adapted_layers, init_loftq, inject_plan, remove_adapter
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -111,10 +111,10 @@ def load_adapter(
         ) from error
     try:
         _check_fit(tensors, model, folder)
-        _check_base(manifest, model, folder, allow_other_quantization)
         if manifest.config.base_steps > 1 and float_model is not None:
             init_loftq(model, float_model, steps=manifest.config.base_steps)
-    except (AdapterFileError, ConfigError):
+        _check_base(manifest, model, folder, allow_other_quantization)
+    except BaseException:
         remove_adapter(model)
         raise
     copy_into(model, tensors)

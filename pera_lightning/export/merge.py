@@ -131,7 +131,7 @@ def _check_merge(model: nn.Module, layers: dict[str, PeraLinear], into: str, ori
             expected="a model with adapters",
             fix="load_adapter(model, folder) first",
         )
-    quantized = {name: layer for name, layer in layers.items() if layer.quantization is not None}
+    quantized: dict[str, nn.Module] = {name: layer for name, layer in layers.items() if layer.quantization is not None}
     if into not in ("auto", *WAYS) or (into == "original") != (original is not None):
         raise ConfigError(
             "The options of the merge do not go together.",
@@ -140,7 +140,7 @@ def _check_merge(model: nn.Module, layers: dict[str, PeraLinear], into: str, ori
             fix="leave both out to keep what the trained model computes",
         )
     if original is not None:
-        check_float_model(quantized, original)
+        check_float_model(quantized | _unadapted(model), original)
     _refuse_tied(model, layers)
     for layer in layers.values():
         refuse_infinite(layer.adapter())
@@ -175,11 +175,28 @@ def _report(
 
 def _replace_quantized(model: nn.Module, original: nn.Module | None, dtype: torch.dtype) -> None:
     """Put plain layers in the place of quantised ones that had no adapter."""
-    for name, layer in list(model.named_modules()):
+    made: dict[int, nn.Module] = {}
+    for name, layer in _unadapted(model).items():
+        if id(layer) not in made:
+            base = expect_base(layer)
+            weight = base.weight(layer) if original is None else float_weight(original, name)
+            made[id(layer)] = base.plain(layer, weight, dtype)
+    for parent in list(model.modules()):
+        # named_children() would leave out the second name of a layer that is registered twice.
+        for name, child in list(parent._modules.items()):
+            if id(child) in made:
+                parent.add_module(name, made[id(child)])
+
+
+def _unadapted(model: nn.Module) -> dict[str, nn.Module]:
+    """Quantised layers without an adapter, by their clean names."""
+    below = {id(layer.base_layer) for _, layer in adapted_layers(model)}
+    found = {}
+    for name, layer in model.named_modules():
         base = base_of(layer)
-        if base is not None and base.quantization(layer) is not None:
-            weight = base.weight(layer) if original is None else float_weight(original, clean_name(name))
-            model.set_submodule(name, base.plain(layer, weight, dtype))
+        if id(layer) not in below and base is not None and base.quantization(layer) is not None:
+            found[clean_name(name)] = layer
+    return found
 
 
 def _plain_sizes(model: nn.Module) -> dict[torch.device, int]:

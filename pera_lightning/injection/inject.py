@@ -85,7 +85,7 @@ def inject_adapter(model: nn.Module, config: PeraConfig, *, float_model: nn.Modu
     if config.init == "loftq":
         try:
             init_loftq(model, cast("nn.Module", float_model), steps=config.loftq_steps)
-        except ConfigError:
+        except BaseException:
             remove_adapter(model)
             raise
     return report

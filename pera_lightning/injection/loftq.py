@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pera_lightning.bases import base_of, expect_base
-from pera_lightning.errors import ConfigError
+from pera_lightning.config import check_rank
+from pera_lightning.errors import ConfigError, InjectionError
 from pera_lightning.injection.names import adapted_layers
 from pera_lightning.layers import PeraLinear
 
@@ -46,9 +48,9 @@ class LoftqReport:
 def init_loftq(model: nn.Module, float_model: nn.Module, *, steps: int = 1) -> LoftqReport:
     """Set A and B so that `Q + scaling B A` is as close to the floating weight W as the rank allows, and h to 0.
 
-    Per layer and step: `Q <- quantise(W - scaling B A)` (not in the first step), then A and B from the truncated
-    singular value decomposition of `(W - Q) / scaling`, the singular values shared evenly. Adapted layers that are not
-    quantised are left alone.
+    Per layer and step: `Q <- quantise(W - scaling B A)` (with one step Q stays as it is), then A and B from the
+    truncated singular value decomposition of `(W - Q) / scaling`, the singular values shared evenly. Adapted layers
+    that are not quantised are left alone.
 
     Args:
         model: A model with new adapters over a quantised base.
@@ -60,23 +62,45 @@ def init_loftq(model: nn.Module, float_model: nn.Module, *, steps: int = 1) -> L
         The relative error of the weights before and after.
 
     Raises:
-        ConfigError: No adapted layer is quantised, or a floating weight is missing or of another shape; nothing is
-            changed then.
+        ConfigError: No adapted layer is quantised, or a floating weight is missing, not finite or of another shape;
+            nothing is changed then.
+        InjectionError: An adapter is merged.
     """
+    check_rank(steps, "steps", fix="1 is the usual one")
     layers = {name: layer for name, layer in adapted_layers(model) if layer.quantization is not None}
     check_float_model(layers, float_model)
+    _check_start(layers, float_model)
     before = after = total = 0.0
     for name, layer in layers.items():
         weight = float_weight(float_model, name).to(layer.pera_A.device, torch.float32)
         before += _squared(weight - expect_base(layer.base_layer).weight(layer.base_layer))
         after += _squared(_start(layer, weight, steps))
         total += _squared(weight)
+    total = max(total, torch.finfo(torch.float32).tiny)
     report = LoftqReport(len(layers), (before / total) ** 0.5, (after / total) ** 0.5)
     logger.info("%s", report)
     return report
 
 
-def check_float_model(layers: dict[str, PeraLinear], float_model: nn.Module) -> None:
+def _check_start(layers: dict[str, PeraLinear], float_model: nn.Module) -> None:
+    for name, layer in layers.items():
+        if layer.merged:
+            raise InjectionError(
+                "The start of a merged adapter would be measured against itself.",
+                got=f"{name!r} is merged",
+                expected="an unmerged adapter",
+                fix="call unmerge() on the layers first",
+            )
+        if not torch.isfinite(float_weight(float_model, name)).all():
+            raise ConfigError(
+                "A floating weight cannot be approximated.",
+                got=f"{name!r} with NaN or infinity",
+                expected="finite weights",
+                fix="load the floating model again",
+            )
+
+
+def check_float_model(layers: Mapping[str, nn.Module], float_model: nn.Module) -> None:
     """Raise ConfigError unless there are quantised layers and a floating weight of the right shape for each."""
     if not layers:
         raise ConfigError(
@@ -115,8 +139,11 @@ def _start(layer: PeraLinear, weight: Tensor, steps: int) -> Tensor:
     """Set the factors of one layer; returns what remains of `weight` beside base and adapter."""
     layer.reset_parameters()
     base = expect_base(layer.base_layer)
-    for step in range(steps):
-        if step > 0:
+    if steps > 1:
+        layer.base_layer.loftq_steps = steps  # type: ignore[assignment]
+    for _ in range(steps):
+        if steps > 1:
+            # Also in the first step, where B is 0: an earlier start may have changed the bits.
             base.write(layer.base_layer, weight - layer.delta_weight())
         residual = weight - base.weight(layer.base_layer)
         left, right = _low_rank(residual / layer.scaling, layer.rank)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pera_lightning.bases import Quantization, base_of, check_quantization, quantize_linear
-from pera_lightning.errors import InjectionError, TargetError
+from pera_lightning.bases import Quantization, base_of, check_layer, check_quantization, quantize_linear
+from pera_lightning.errors import ConfigError, InjectionError, TargetError
 from pera_lightning.injection.names import clean_name, has_suffix, near_names
 from pera_lightning.injection.output_head import output_head
 from pera_lightning.injection.plan import refuse_adapted
@@ -53,7 +53,8 @@ def quantize_model(
     """Quantise the linear layers of a floating model with bitsandbytes, in place, before adapters are injected.
 
     One layer at a time, so that never more than one exists in both forms. The output head, weights shared with other
-    modules (a tied embedding) and everything that is no linear layer stay as they are.
+    modules (a tied embedding), layers whose weights torch's attention modules read themselves, and everything that is
+    no linear layer stay as they are. Hooks of quantised layers are lost: register them afterwards.
 
     Args:
         model: Any module with floating linear layers (also transformers' Conv1D).
@@ -72,9 +73,12 @@ def quantize_model(
         InjectionError: The model holds adapters, or is quantised already.
         TargetError: A name in `skip_modules` matches nothing, or no layer is left to quantise.
     """
-    check_quantization(quantization, blocksize, compute_dtype)
+    check_quantization(quantization, blocksize, compute_dtype, quant_storage)
+    _check_device(device)
     refuse_adapted(model)
     names, left = layers_to_quantize(model, skip_modules)
+    for aliases in names:
+        check_layer(model.get_submodule(aliases[0]), quantization, quant_storage)
     before = stored_bytes(model)
     for aliases in names:
         new = quantize_linear(
@@ -99,7 +103,7 @@ def layers_to_quantize(model: nn.Module, skip_modules: Sequence[str] = ()) -> tu
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     _check_skipped(modules, skip_modules)
-    head = output_head(model)
+    head, read = output_head(model), _read_by_torch(model)
     owners: dict[int, set[int]] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -108,11 +112,11 @@ def layers_to_quantize(model: nn.Module, skip_modules: Sequence[str] = ()) -> tu
     left = []
     for name, module in modules.items():
         base = base_of(module)
-        if base is None:
+        if base is None or not name:
             continue
         _refuse_quantized(name, base.quantization(module))
         tied = any(len(owners[id(parameter)]) > 1 for parameter in module.parameters(recurse=False))
-        if name in head or tied or _is_skipped(name, skip_modules):
+        if name in head or tied or id(module) in read or _is_skipped(name, skip_modules):
             left.append(clean_name(name))
         else:
             chosen.setdefault(id(module), []).append(name)
@@ -126,6 +130,28 @@ def layers_to_quantize(model: nn.Module, skip_modules: Sequence[str] = ()) -> tu
     return list(chosen.values()), left
 
 
+def _read_by_torch(model: nn.Module) -> set[int]:
+    """Layers whose weights torch's attention modules read instead of calling them."""
+    read: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            read.add(id(module.out_proj))
+        elif isinstance(module, nn.TransformerEncoderLayer):
+            read |= {id(module.linear1), id(module.linear2)}
+    return read
+
+
+def _check_device(device: torch.device | str | None) -> None:
+    kind = None if device is None else torch.device(device).type
+    if kind == "meta" or (kind == "cuda" and not torch.cuda.is_available()):
+        raise ConfigError(
+            "There is no such device to quantise on.",
+            got=f"device={str(device)!r}",
+            expected="a device with memory on this machine",
+            fix="leave device out: every layer stays where it is",
+        )
+
+
 def _is_skipped(name: str, skip_modules: Sequence[str]) -> bool:
     parts = clean_name(name).split(".")
     containers = [".".join(parts[: end + 1]) for end in range(len(parts))]
@@ -133,6 +159,10 @@ def _is_skipped(name: str, skip_modules: Sequence[str]) -> bool:
 
 
 def _check_skipped(modules: dict[str, nn.Module], skip_modules: Sequence[str]) -> None:
+    if isinstance(skip_modules, str):
+        raise ConfigError(
+            "skip_modules is a list of name suffixes.", got=repr(skip_modules), expected="a list", fix="write a list"
+        )
     for suffix in skip_modules:
         if not any(has_suffix(clean_name(name), suffix) for name in modules):
             raise TargetError(

@@ -129,13 +129,13 @@ class PeraCallback(Callback):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # Late, so that it comes after the module's own setup(), which may build or rebuild the model.
-        inject_after_configure_model(pl_module, lambda: self._inject(pl_module, stage))
+        inject_after_configure_model(pl_module, lambda: self._inject(pl_module))
 
-    def _inject(self, pl_module: pl.LightningModule, stage: str) -> None:
+    def _inject(self, pl_module: pl.LightningModule) -> None:
         layers = [layer for _, layer in adapted_layers(pl_module)]
         if not layers:
             self._refuse_lost_adapters()
-            self.report = inject_into(pl_module, self.config, stage)
+            self.report = inject_into(pl_module, self.config)
         elif self.report is None:
             self._take_over(pl_module, layers[0].config)
         install_state_hooks(pl_module)

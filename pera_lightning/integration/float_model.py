@@ -6,23 +6,19 @@ import lightning.pytorch as pl
 from torch import nn
 
 from pera_lightning.config import PeraConfig
-from pera_lightning.injection import InjectionReport, clean_name, inject_adapter, inject_plan, plan_injection
+from pera_lightning.injection import InjectionReport, clean_name, inject_adapter
 from pera_lightning.integration.adapter_root import adapter_root, prefix_of
 
 
-def inject_into(module: pl.LightningModule, config: PeraConfig, stage: str) -> InjectionReport:
+def inject_into(module: pl.LightningModule, config: PeraConfig) -> InjectionReport:
     """`inject_adapter`, with what the module's method `float_model()` returns where `config` wants a LoftQ start.
 
     Args:
         module: The module; its `float_model()` returns the model that its `adapter_root` was before quantisation.
         config: The adapter's options.
-        stage: Of the Trainer. Outside of fit a checkpoint brings the factors, and floating weights are loaded only if
-            the base itself is made of them.
     """
-    if config.init != "loftq" or (stage != "fit" and config.base_steps == 1):
-        return inject_plan(module, plan_injection(module, config))
     load = getattr(module, "float_model", None)
-    if load is None:
+    if config.init != "loftq" or load is None:
         return inject_adapter(module, config)
     prefix = clean_name(prefix_of(module, adapter_root(module)))
     return inject_adapter(module, config, float_model=_under(prefix, load()))

@@ -108,7 +108,9 @@ class PeraLinear(nn.Module):
     def quantization(self) -> str | None:
         """How the base's weight is quantised ("nf4", "nf4-dq", "fp4", "int8"), or None if it is not."""
         layer = self.base_layer if self._unmerged is None else self._unmerged.layer
-        return expect_base(layer).quantization(layer)
+        kind, steps = expect_base(layer).quantization(layer), getattr(layer, "loftq_steps", 1)
+        # A base that LoftQ made is another one than plain quantisation makes.
+        return kind if steps == 1 else f"{kind} after {steps} LoftQ steps"
 
     @property
     def coefficients(self) -> Tensor | None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from pera_lightning import PeraConfig, inject_adapter, load_adapter, quantize_model, save_adapter
+from pera_lightning import PeraConfig, inject_adapter, load_adapter, quantize_model, remove_adapter, save_adapter
 from pera_lightning.checkpoint import install_state_hooks, manifest_of
 from pera_lightning.errors import AdapterFileError, CheckpointError
 from pera_lightning.injection import adapted_layers
@@ -122,3 +122,29 @@ def test_manifest_while_merged() -> None:
     for _, layer in adapted_layers(model):
         layer.merge()
     assert manifest_of(model).quantization == ("nf4",)
+
+
+def test_a_changed_base_is_known_as_such(tmp_path: Path) -> None:
+    """Whatever is injected into a base that LoftQ changed does not pass for an adapter of the plain one."""
+    trained = saved("nf4", tmp_path / "loftq", init="loftq", loftq_steps=2)
+    ids = token_ids()
+    expected = trained(ids).logits
+    remove_adapter(trained)
+    # Made again, from the floating weights and not from what is there.
+    load_adapter(trained, tmp_path / "loftq", float_model=model_of("none"))
+    assert torch.equal(trained(ids).logits, expected)
+    remove_adapter(trained)
+    inject_adapter(trained, PeraConfig(2))
+    save_adapter(trained, tmp_path / "plain")
+    with pytest.raises(AdapterFileError, match="nf4 after 2 LoftQ steps; this one is nf4"):
+        load_adapter(model_of("nf4"), tmp_path / "plain")
+
+
+def test_state_dicts_over_merged_layers_are_refused() -> None:
+    model = model_of("none")
+    inject_adapter(model, PeraConfig(2))
+    install_state_hooks(model)
+    state = model.state_dict()
+    next(adapted_layers(model))[1].merge()
+    with pytest.raises(CheckpointError, match="merged"):
+        model.load_state_dict(state)

@@ -231,3 +231,45 @@ def test_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_free_bytes() -> None:
     free = room.free_bytes(torch.device("cpu"))
     assert free is None or 1e6 < free < 1e14
+
+
+@pytest.mark.parametrize("way", ["in place", "from_pretrained"])
+def test_a_merged_gpt2_is_saved_and_loaded(tmp_path: Path, way: str) -> None:
+    """Its class expects Conv1D layers, which hold the weight the other way round."""
+    tiny_gpt2().save_pretrained(tmp_path / "plain")
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    options = {"quantization_config": config} if way == "from_pretrained" else {}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", **options)
+    if way == "in place":
+        quantize_model(model, "nf4")
+    inject_adapter(model, PeraConfig(2))
+    randomise_adapter(model, 0.05)
+    ids = token_ids()
+    expected = logits(model, ids)
+    merge_adapter(model)
+    model.save_pretrained(tmp_path / "merged")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert relative(logits(loaded, ids), expected) < LOGITS[torch.float32]
+
+
+@pytest.mark.parametrize("wrong", [None, nn.Identity(), nn.Linear(64, 8)])
+def test_the_original_of_every_quantised_layer_is_checked_first(wrong: nn.Module | None) -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 2))
+    original = nn.Sequential(copy.deepcopy(model[0]), *([] if wrong is None else [wrong]))
+    quantize_model(model, "nf4")
+    inject_adapter(model, PeraConfig(2, target_modules=["0"]))
+    before = bits(model)
+    with pytest.raises(ConfigError, match="'1'"):
+        merge_adapter(model, into="original", original=original)
+    assert same_bits(bits(model), before)
+    assert len(list(adapted_layers(model))) == 1
+
+
+def test_a_shared_layer_without_an_adapter_stays_shared() -> None:
+    shared = nn.Linear(64, 64)
+    model = nn.Sequential(shared, nn.Linear(64, 64), shared, nn.Linear(64, 2))
+    quantize_model(model, "nf4")
+    inject_adapter(model, PeraConfig(2, target_modules=["1"]))
+    merge_adapter(model)
+    assert type(model[0]) is nn.Linear
+    assert model[0] is model[2]

@@ -11,7 +11,7 @@ from torch import nn
 
 from pera_lightning import PeraConfig, inject_adapter, quantize_model
 from pera_lightning.bases import base_of
-from pera_lightning.errors import ConfigError
+from pera_lightning.errors import ConfigError, InjectionError
 from pera_lightning.injection import adapted_layers, init_loftq
 from tests.support.models import tiny_gpt2, tiny_llama
 from tests.support.quantized import bits, same_bits
@@ -131,3 +131,35 @@ def test_wrong_input_leaves_no_adapter(prepare: Any, words: str) -> None:
 def test_options(options: Any) -> None:
     with pytest.raises(ConfigError):
         PeraConfig(**options)
+
+
+def test_merged_layers_are_refused() -> None:
+    model, floating = quantised_pair()
+    inject_adapter(model, PeraConfig(3))
+    _, layer = next(adapted_layers(model))
+    layer.merge()
+    with pytest.raises(InjectionError, match="is merged"):
+        init_loftq(model, floating)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1.5, "2"])
+def test_steps_are_checked_before_anything_changes(steps: Any) -> None:
+    model, floating = quantised_pair()
+    inject_adapter(model, PeraConfig(3))
+    before = [layer.pera_A.clone() for _, layer in adapted_layers(model)]
+    with pytest.raises(ConfigError, match="steps"):
+        init_loftq(model, floating, steps=steps)
+    assert all(
+        torch.equal(layer.pera_A, value) for (_, layer), value in zip(adapted_layers(model), before, strict=True)
+    )
+
+
+def test_infinite_weights_leave_no_adapter() -> None:
+    model, floating = quantised_pair()
+    before = bits(model)
+    with torch.no_grad():
+        floating.model.layers[1].mlp.up_proj.weight[0, 0] = float("inf")
+    with pytest.raises(ConfigError, match=r"layers.1.mlp.up_proj' with NaN or infinity"):
+        inject_adapter(model, PeraConfig(3, init="loftq", loftq_steps=2), float_model=floating)
+    assert not list(adapted_layers(model))
+    assert same_bits(bits(model), before)

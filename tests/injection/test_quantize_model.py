@@ -134,6 +134,12 @@ def test_options_reach_the_layers() -> None:
         (lambda m: quantize_model(m, "nf5"), ConfigError, "nf4-dq"),
         (lambda m: quantize_model(m, "int8", blocksize=64), ConfigError, "one scale for each row"),
         (lambda m: quantize_model(m.double(), "nf4"), TargetError, "float64"),
+        (lambda m: (m.model.layers[1].double(), quantize_model(m, "nf4")), TargetError, "float64"),
+        (lambda m: quantize_model(m, "nf4", skip_modules="lm_head"), ConfigError, "a list"),
+        (lambda m: quantize_model(m, "nf4", compute_dtype="bfloat16"), ConfigError, "few dtypes"),
+        (lambda m: quantize_model(m, "nf4", quant_storage=torch.int8), ConfigError, "few dtypes"),
+        (lambda m: quantize_model(m, "int8", quant_storage=torch.bfloat16), ConfigError, "one scale for each row"),
+        (lambda m: quantize_model(m, "nf4", device="meta"), ConfigError, "no such device"),
     ],
 )
 def test_wrong_input_changes_nothing(break_it: Any, error: type[Exception], words: str) -> None:
@@ -195,3 +201,21 @@ def test_a_quantised_module_is_not_trained_whole() -> None:
     quantize_model(model, "nf4")
     with pytest.raises(TargetError, match=r"'model.layers.0.mlp.*', quantised as nf4"):
         inject_adapter(model, PeraConfig(2, modules_to_save=["mlp"], target_modules=["q_proj"]))
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (1, 7)])
+def test_weights_that_do_not_fill_the_storage(shape: tuple[int, int]) -> None:
+    model = nn.Sequential(nn.Linear(*shape), nn.Linear(shape[1], 64), nn.Linear(64, 2))
+    with pytest.raises(TargetError, match="whole elements of quant_storage"):
+        quantize_model(model, "nf4", quant_storage=torch.float32)
+    assert [type(module) for module in model] == [nn.Linear] * 3
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_torchs_attention_reads_its_own_weights(training: bool) -> None:
+    layer = nn.TransformerEncoderLayer(64, 2, 64, batch_first=True, dropout=0.0)
+    model = nn.Sequential(layer, nn.Linear(64, 64), nn.Linear(64, 2))
+    report = quantize_model(model, "nf4")
+    assert report.quantized == ("1",)
+    with torch.no_grad():
+        assert model.train(training)(torch.randn(2, 5, 64)).isfinite().all()

@@ -290,6 +290,13 @@ def test_loftq_by_the_callback(tmp_path: Path, folder: str, batches: Any) -> Non
         assert torch.equal(plain.model.eval()(ids).logits, module.model.eval()(ids).logits)
 
 
+def test_loftq_start_also_before_a_validation(tmp_path: Path, folder: str, batches: Any) -> None:
+    module = pera_module(folder, "nf4")
+    make_trainer(tmp_path, PeraCallback(rank=4, init="loftq")).validate(module, loader(batches), verbose=False)
+    make_trainer(tmp_path, PeraCallback(rank=4, init="loftq"), max_epochs=0).fit(module, loader(batches))
+    assert all(layer.pera_B.abs().max() > 0 for _, layer in adapted_layers(module))
+
+
 def test_loftq_in_a_module_without_its_floating_model(tmp_path: Path, folder: str, batches: Any) -> None:
     module = SomebodysModule(folder, "in place")
     with pytest.raises(ConfigError, match="float_model"):
