@@ -57,7 +57,7 @@ def write(rows: Rows, loftq: Rows, path: Path) -> None:
     """Write the page."""
     capability = torch.backends.cpu.get_cpu_capability()
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "bitsandbytes", "transformers"))
-    header = f"{datetime.date.today()}: {platform.machine()} CPU ({capability}), 2 threads, {versions}."
+    header = f"{datetime.date.today()}: {platform.machine()} CPU ({capability}), {torch.get_num_threads()} thread(s), {versions}."
     parts = [INTRODUCTION, header + "\n", _markdown(base_cells(rows)), MERGING, _markdown(merge_cells(rows))]
     path.write_text("\n".join([*parts, LOFTQ, _markdown(loftq_cells(loftq))]), encoding="utf-8")
 

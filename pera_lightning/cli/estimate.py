@@ -41,7 +41,7 @@ def estimate(words: Sequence[str]) -> None:
     _check_configs(rest)
     fit = FitOnMeta(FitOptions.of(_parse_fit(rest)))
     console = rich.get_console()
-    with console.status("Counting ..."):
+    with console.status("Counting; about a minute ..."):
         growths = {checkpointing: _growths(fit, checkpointing) for checkpointing in (True, False)}
         parts = _parts_table(fit)
     console.print(parts)
@@ -152,7 +152,7 @@ def _parts_table(fit: FitOnMeta) -> Table:
         caption="Counted for batches as long as they may be, in which every token is to be learnt.",
     )
     table.add_column("part")
-    table.add_column("MB", justify="right")
+    table.add_column("MiB", justify="right")
     table.add_column("known from")
     rows: list[tuple[str, float, str]] = [
         (f"base: {stored}", held.base, "counting"),
@@ -170,7 +170,7 @@ def _parts_table(fit: FitOnMeta) -> Table:
     for name, size, known in rows:
         table.add_row(name, f"{size / 2**20:,.1f}", known, style="dim" if name.startswith(" ") else None)
     table.add_section()
-    for name, size in (("a fit needs", step.peak), ("its validation needs", fit.validation_peak(checkpointing))):
+    for name, size in (("a training step needs", step.peak), ("a validation step needs", fit.validation_peak(checkpointing))):
         if size > 0:
             total = needed(held, size)
             table.add_row(name, f"{total / 2**20:,.1f}", f"{total / GB:.2f} GB")
@@ -180,7 +180,7 @@ def _parts_table(fit: FitOnMeta) -> Table:
 def _cards_table(fit: FitOnMeta, growths: dict[bool, _Growths], cards: Sequence[float]) -> Table:
     from rich.table import Table
 
-    table = Table(title="What fits", caption="GB of 2^30 bytes; the display's share of a card is not counted.")
+    table = Table(title="Training steps that fit", caption="GB of 2^30 bytes; the display's share of a card is not counted.")
     table.add_column("card")
     for what in (f"largest batch at {fit.options.length} tokens", f"largest length at batch {fit.options.batch_size}"):
         for checkpointing in (True, False):

@@ -68,8 +68,8 @@ def test_prints_parts_that_add_up(config: Path) -> None:
     held = sum(sizes[name] for name in sizes if name.startswith(("base: nf4-dq", "adapter", "their", "optimizer")))
     step = sizes["activations, checkpointing on"] + sizes["working memory at the peak"]
     total = held + step * (1 + SLACK) + CONTEXT / 2**20
-    assert sizes["a fit needs"] == pytest.approx(total, abs=0.5)
-    assert sizes["its validation needs"] < total
+    assert sizes["a training step needs"] == pytest.approx(total, abs=0.5)
+    assert sizes["a validation step needs"] < total
     assert "rule of thumb" in printed
     assert re.search(r"│ 4 GB +│ +[\d,]+ │ +[\d,]+ │ +4,096", printed)
     assert "│ 12 GB" not in printed
