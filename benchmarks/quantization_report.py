@@ -29,7 +29,9 @@ MERGING = """## Merging
 
 The same adapters merged in the three ways of `merge_adapter`. *Weights*: relative error of the merged matrices against
 base weight plus adapter. *Logits*: relative error of the logits of 8 held-out requests against those of the unmerged
-model. *Loss*: of the merged model on the held-out requests.
+model. *Loss*: of the merged model on the held-out requests. On a CPU without bf16 instructions the model computes in
+float32 and the dequantised merge rounds nothing; merged into bfloat16 it rounds each weight to 8 bits. int8 layers round
+their inputs in evaluation, merged ones do not.
 """
 LOFTQ = """## LoftQ start
 
