@@ -30,8 +30,8 @@ MERGING = """## Merging
 The same adapters merged in the three ways of `merge_adapter`. *Weights*: relative error of the merged matrices against
 base weight plus adapter. *Logits*: relative error of the logits of 8 held-out requests against those of the unmerged
 model. *Loss*: of the merged model on the held-out requests. On a CPU without bf16 instructions the model computes in
-float32 and the dequantised merge rounds nothing; merged into bfloat16 it rounds each weight to 8 bits. int8 layers round
-their inputs in evaluation, merged ones do not.
+float32 and the dequantised merge rounds nothing; merged into bfloat16 it rounds each weight to 8 bits. int8 layers
+round their inputs in evaluation, merged ones do not.
 """
 LOFTQ = """## LoftQ start
 
@@ -57,9 +57,9 @@ def show(rows: Rows, loftq: Rows, console: Console) -> None:
 
 def write(rows: Rows, loftq: Rows, path: Path) -> None:
     """Write the page."""
-    capability = torch.backends.cpu.get_cpu_capability()
+    machine = f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()})"
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "bitsandbytes", "transformers"))
-    header = f"{datetime.date.today()}: {platform.machine()} CPU ({capability}), {torch.get_num_threads()} thread(s), {versions}."
+    header = f"{datetime.date.today()}: {machine}, {torch.get_num_threads()} thread(s), {versions}."
     parts = [INTRODUCTION, header + "\n", _markdown(base_cells(rows)), MERGING, _markdown(merge_cells(rows))]
     path.write_text("\n".join([*parts, LOFTQ, _markdown(loftq_cells(loftq))]), encoding="utf-8")
 

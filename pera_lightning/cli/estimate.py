@@ -170,7 +170,10 @@ def _parts_table(fit: FitOnMeta) -> Table:
     for name, size, known in rows:
         table.add_row(name, f"{size / 2**20:,.1f}", known, style="dim" if name.startswith(" ") else None)
     table.add_section()
-    for name, size in (("a training step needs", step.peak), ("a validation step needs", fit.validation_peak(checkpointing))):
+    for name, size in (
+        ("a training step needs", step.peak),
+        ("a validation step needs", fit.validation_peak(checkpointing)),
+    ):
         if size > 0:
             total = needed(held, size)
             table.add_row(name, f"{total / 2**20:,.1f}", f"{total / GB:.2f} GB")
@@ -180,7 +183,9 @@ def _parts_table(fit: FitOnMeta) -> Table:
 def _cards_table(fit: FitOnMeta, growths: dict[bool, _Growths], cards: Sequence[float]) -> Table:
     from rich.table import Table
 
-    table = Table(title="Training steps that fit", caption="GB of 2^30 bytes; the display's share of a card is not counted.")
+    table = Table(
+        title="Training steps that fit", caption="GB of 2^30 bytes; the display's share of a card is not counted."
+    )
     table.add_column("card")
     for what in (f"largest batch at {fit.options.length} tokens", f"largest length at batch {fit.options.batch_size}"):
         for checkpointing in (True, False):
