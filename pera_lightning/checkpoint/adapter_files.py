@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pera_lightning.checkpoint.adapter_state import adapter_state_dict, copy_into
+from pera_lightning.checkpoint.adapter_state import adapter_state_dict, copy_into, refuse_merged
 from pera_lightning.checkpoint.atomic import replacing
 from pera_lightning.checkpoint.comparison import describe_mismatch, form_difference, quantization_difference, shapes
 from pera_lightning.checkpoint.manifest import Manifest, manifest_of, quantization_of, read_manifest
@@ -93,7 +93,7 @@ def load_adapter(
     manifest = read_manifest(folder / CONFIG_FILE)
     tensors = _read_weights(folder / WEIGHTS_FILE)
     if any(True for _ in adapted_layers(model)):
-        _refuse_merged(model)
+        refuse_merged(model, InjectionError)
         _check_same_form(manifest, manifest_of(model), folder)
         _check_fit(tensors, model, folder)
         _check_base(manifest, model, folder, allow_other_quantization)
@@ -119,17 +119,6 @@ def load_adapter(
         raise
     copy_into(model, tensors)
     return report
-
-
-def _refuse_merged(model: nn.Module) -> None:
-    merged = [name for name, layer in adapted_layers(model) if layer.merged]
-    if merged:
-        raise InjectionError(
-            "New values of a merged adapter would have no effect.",
-            got=f"{len(merged)} merged layers, e.g. {merged[0]!r}",
-            expected="an unmerged adapter",
-            fix="call unmerge() on the layers first",
-        )
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
+from pera_lightning.errors import PeraError
 from pera_lightning.injection import adapted_layers, saved_modules
 
 
@@ -37,3 +38,15 @@ def copy_into(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Copy checked tensors into the model's adapter, to its dtypes and devices."""
     for key, target in adapter_state_dict(model).items():
         target.copy_(tensors[key])
+
+
+def refuse_merged(model: nn.Module, error: type[PeraError]) -> None:
+    """Raise `error` if new values would not show, because an adapter is merged."""
+    merged = [name for name, layer in adapted_layers(model) if layer.merged]
+    if merged:
+        raise error(
+            "New values of a merged adapter would have no effect.",
+            got=f"{len(merged)} merged layers, e.g. {merged[0]!r}",
+            expected="an unmerged adapter",
+            fix="call unmerge() on the layers first",
+        )

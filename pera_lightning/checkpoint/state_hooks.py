@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pera_lightning.checkpoint.adapter_state import adapter_state_dict
+from pera_lightning.checkpoint.adapter_state import adapter_state_dict, refuse_merged
 from pera_lightning.checkpoint.comparison import describe_mismatch, shapes
 from pera_lightning.errors import CheckpointError
-from pera_lightning.injection import adapted_layers, clean_name
+from pera_lightning.injection import clean_name
 
 _INSTALLED = "_pera_state_hooks_installed"
 # The hook after loading is not told the prefix, so the one before leaves it here.
@@ -60,7 +60,7 @@ def _check_adapter(
     if not wanted or prefix:
         return
     _restore_wrapper_names(root, state_dict)
-    _refuse_merged(root)
+    refuse_merged(root, CheckpointError)
     if not strict:
         return
     present = _own_names(root)
@@ -79,17 +79,6 @@ def _check_adapter(
             expected="an adapter-only checkpoint of the same rank, order and targets",
             fix="use the options of the run that wrote it (adapter_config.json beside the adapter lists them); "
             "weights of the plain model are loaded before the adapter is injected",
-        )
-
-
-def _refuse_merged(root: nn.Module) -> None:
-    merged = [name for name, layer in adapted_layers(root) if layer.merged]
-    if merged:
-        raise CheckpointError(
-            "New values of a merged adapter would have no effect.",
-            got=f"{len(merged)} merged layers, e.g. {merged[0]!r}",
-            expected="an unmerged adapter",
-            fix="call unmerge() on the layers first",
         )
 
 
