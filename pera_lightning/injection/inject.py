@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -32,6 +34,8 @@ class InjectionReport:
         head: Linear layers left alone as the output head ("all-linear" only).
         trainable: Number of trainable parameters now.
         total: Number of parameters now, adapters included.
+        unreached: Weight matrices outside linear layers, which stay as they are ("all-linear" only): packed projections
+            of attention, stacked experts, convolutions, recurrent layers.
     """
 
     adapted: tuple[str, ...]
@@ -39,6 +43,7 @@ class InjectionReport:
     head: tuple[str, ...]
     trainable: int
     total: int
+    unreached: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         share = 100 * self.trainable / self.total
@@ -50,6 +55,10 @@ class InjectionReport:
             parts.append(f"trained whole: {', '.join(self.saved)}")
         if self.head:
             parts.append(f"output head left alone: {', '.join(self.head)}")
+        if self.unreached:
+            kinds = Counter(re.sub(r"\b\d+\b", "*", name) for name in self.unreached)
+            counts = (f"{name} ({count})" if count > 1 else name for name, count in kinds.items())
+            parts.append(f"no linear layers, left alone: {', '.join(counts)}")
         return "; ".join(parts)
 
 
@@ -203,4 +212,5 @@ def _report(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
         head=plan.head,
         trainable=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         total=parameter_count(model),
+        unreached=plan.unreached,
     )

@@ -32,12 +32,14 @@ class InjectionPlan:
         layers: Layer name -> rank and alpha.
         saved: Names of the modules that are trained and saved whole.
         head: Linear layers left alone as the output head.
+        unreached: Names of weight matrices outside linear layers, which "all-linear" does not reach.
     """
 
     config: PeraConfig
     layers: dict[str, LayerPlan]
     saved: tuple[str, ...] = ()
     head: tuple[str, ...] = ()
+    unreached: tuple[str, ...] = ()
 
 
 def plan_injection(model: nn.Module, config: PeraConfig) -> InjectionPlan:
@@ -50,9 +52,11 @@ def plan_injection(model: nn.Module, config: PeraConfig) -> InjectionPlan:
     refuse_adapted(model)
     modules = {clean_name(name): module for name, module in model.named_modules() if name}
     head: set[str] = set()
+    unreached: list[str] = []
     if config.target_modules == ALL_LINEAR:
         head = {clean_name(name) for name in output_head(model)}
         targets = _all_linear(modules, head)
+        unreached = _unreached(modules)
     else:
         targets = _matching("target_modules", config.target_modules, _linear_only(modules), modules)
     excluded = _excluded(config.exclude_modules, modules)
@@ -62,7 +66,8 @@ def plan_injection(model: nn.Module, config: PeraConfig) -> InjectionPlan:
     ranks = _by_pattern("rank_pattern", config.rank_pattern, targets)
     alphas = _by_pattern("alpha_pattern", config.alpha_pattern, targets)
     layers = {n: LayerPlan(int(ranks.get(n, config.rank)), alphas.get(n, config.alpha)) for n in targets}
-    return InjectionPlan(config, layers, tuple(saved), tuple(sorted(head - set(saved))))
+    unreached = [name for name in unreached if not _within_any(name, [*excluded, *saved])]
+    return InjectionPlan(config, layers, tuple(saved), tuple(sorted(head - set(saved))), tuple(unreached))
 
 
 def refuse_adapted(model: nn.Module) -> None:
@@ -92,6 +97,20 @@ def _all_linear(modules: dict[str, nn.Module], head: set[str]) -> list[str]:
             fix="PERA adapts linear layers; if the model is built in setup() or configure_model(), use PeraCallback",
         )
     return [name for name in linear if name not in head]
+
+
+def _unreached(modules: dict[str, nn.Module]) -> list[str]:
+    """Matrices that are no linear layer's: packed projections of attention, stacked experts, recurrent layers, ...
+
+    Embeddings are left out: nobody expects "all-linear" to mean them.
+    """
+    return [
+        f"{name}.{own_name}"
+        for name, module in modules.items()
+        if not is_linear_like(module) and not isinstance(module, nn.Embedding)
+        for own_name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim > 1
+    ]
 
 
 def _matching(

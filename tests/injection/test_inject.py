@@ -268,3 +268,24 @@ def test_an_unknown_quantised_layer_is_refused_by_name() -> None:
     with pytest.raises(TargetError, match=r"layers\.0\.mlp\.up_proj"):
         inject_adapter(model, PeraConfig(2))
     assert not list(adapted_layers(model))
+
+
+def test_says_which_matrices_no_adapter_reaches() -> None:
+    model = nn.ModuleDict(
+        {
+            "table": nn.Embedding(5, 8),
+            "encoder": nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 3, enable_nested_tensor=False),
+            "conv": nn.Conv1d(8, 8, 3),
+            "memory": nn.LSTM(8, 8),
+            "head": nn.Linear(8, 2),
+        }
+    )
+    report = inject_adapter(model, PeraConfig(2, exclude_modules=["memory"]))
+    projections = [f"encoder.layers.{layer}.self_attn.in_proj_weight" for layer in range(3)]
+    assert report.unreached == (*projections, "conv.weight")
+    assert "left alone: encoder.layers.*.self_attn.in_proj_weight (3), conv.weight" in str(report)
+
+
+def test_named_targets_reach_what_was_asked_for() -> None:
+    model = nn.ModuleDict({"conv": nn.Conv1d(8, 8, 3), "fc": nn.Linear(8, 2)})
+    assert inject_adapter(model, PeraConfig(2, target_modules=["fc"])).unreached == ()
