@@ -11,6 +11,7 @@ from pera_lightning.injection import (
     InjectionReport,
     adapter_disabled,
     inject_adapter,
+    parameter_groups,
     quantize_model,
     remove_adapter,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "inject_adapter",
     "load_adapter",
     "merge_adapter",
+    "parameter_groups",
     "quantize_model",
     "remove_adapter",
     "save_adapter",

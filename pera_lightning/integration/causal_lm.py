@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from pera_lightning.bases import QUANTIZATIONS, Quantization, check_quantization, set_compute_dtype
 from pera_lightning.errors import InjectionError
-from pera_lightning.injection import adapted_layers, parameter_count, stored_bytes
+from pera_lightning.injection import adapted_layers, parameter_count, parameter_groups, stored_bytes
 from pera_lightning.integration.answer_loss import (
     IGNORE_INDEX,
     answer_logits,
@@ -29,7 +29,6 @@ from pera_lightning.integration.optimization import (
     OptimizerName,
     Schedule,
     make_optimizer,
-    parameter_groups,
     warmup_schedule,
 )
 from pera_lightning.integration.option_checks import between, count, one_of, positive
