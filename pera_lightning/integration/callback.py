@@ -36,6 +36,8 @@ from pera_lightning.integration.adapter_root import adapter_root, prefix_of
 from pera_lightning.integration.best_checkpoint import best_checkpoint, tensors_of
 from pera_lightning.integration.float_model import inject_into
 from pera_lightning.integration.late_injection import cancel_late_injection, inject_after_configure_model
+from pera_lightning.integration.option_checks import count
+from pera_lightning.integration.polynomial_start import hold_coefficients
 
 
 class PeraCallback(Callback):
@@ -69,6 +71,8 @@ class PeraCallback(Callback):
             the run (in `default_root_dir` without a logger). Not written in `fast_dev_run`.
         energy_every_n_steps: How often `pera_energy` is logged: the norm of the polynomial part over that of
             the linear part, mean over layers. None: as often as the Trainer logs; 0: never.
+        polynomial_start_step: Optimizer step from which the polynomial terms take part; before it the adapter is of
+            order 1.
 
     Raises:
         ConfigError: An option is out of range, or `config` and single options are both given.
@@ -94,6 +98,7 @@ class PeraCallback(Callback):
         config: PeraConfig | None = None,
         adapter_dir: str | None = None,
         energy_every_n_steps: int | None = None,
+        polynomial_start_step: int = 0,
     ) -> None:
         options = PeraConfig(
             rank,
@@ -121,6 +126,7 @@ class PeraCallback(Callback):
         self.config = config or options
         self.adapter_dir = adapter_dir
         self.energy_every_n_steps = energy_every_n_steps
+        self.polynomial_start_step = count("polynomial_start_step", polynomial_start_step, least=0)
         self.report: InjectionReport | None = None
         self._manifest: Manifest | None = None
         # How the base was quantised in the run that a checkpoint came from, until that is compared.
@@ -220,6 +226,8 @@ class PeraCallback(Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
+        if trainer.global_step < self.polynomial_start_step:
+            hold_coefficients(pl_module)
         stepped = {id(value) for group in optimizer.param_groups for value in group["params"] if value.grad is not None}
         adapter = {id(value) for value in adapter_parameters(pl_module)}
         thawed = [name for name, value in pl_module.named_parameters() if id(value) in stepped - adapter]
