@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -29,7 +30,7 @@ class Recorder(pl.Callback):
         self.losses: list[float] = []
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Tensor, *_: object
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *batch: object
     ) -> None:
         present = [layer.pera_h for _, layer in adapted_layers(pl_module) if layer.pera_h is not None]
         self.coefficients.append(sum(h.abs().sum().item() for h in present))
