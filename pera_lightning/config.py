@@ -35,8 +35,8 @@ class PeraConfig:
             degree d the factor `sqrt(3 * in_features) ** (d - 1)`, with which the expanded rows of A start
             with the root mean square of the plain ones.
         target_modules: The layers to adapt: "all-linear" (every linear layer but the output head), a list of
-            name suffixes such as `["q_proj", "v_proj"]`, or one regular expression matched against the whole
-            module name.
+            name suffixes such as `["q_proj", "v_proj"]`, which may name embeddings too, or one regular expression
+            matched against the whole names of linear layers.
         exclude_modules: Layers to leave alone, by the same rules; naming a container leaves out all within.
         modules_to_save: Name suffixes of modules that are trained and saved whole, for example a new head.
         rank_pattern: Other ranks for some layers: name suffix or regular expression -> rank. The first entry

@@ -15,6 +15,9 @@ class Base(ABC):
     name: str
     """What the kind is called in messages."""
 
+    linear = True
+    """Whether layers of the kind are called with feature vectors; "all-linear" and quantisation take only those."""
+
     @abstractmethod
     def accepts(self, layer: nn.Module) -> bool:
         """Whether `layer` is of this kind."""

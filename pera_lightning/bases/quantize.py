@@ -60,7 +60,8 @@ def check_quantization(
 def check_layer(layer: nn.Module, quantization: str, quant_storage: torch.dtype = torch.uint8) -> None:
     """Raise TargetError unless `quantize_linear` can take this layer."""
     base = base_of(layer)
-    if base is None or base.quantization(layer) is not None or base.dtype(layer) not in FLOATS:
+    floating = base is not None and base.quantization(layer) is None and base.dtype(layer) in FLOATS
+    if base is None or not base.linear or not floating:
         raise TargetError(
             "This layer cannot be quantised.",
             got=f"{type(layer).__name__} of dtype {getattr(layer.weight, 'dtype', None)}",

@@ -8,10 +8,11 @@ from pera_lightning.bases.base import Base
 from pera_lightning.bases.conv1d import Conv1DBase
 from pera_lightning.bases.dense import DenseBase
 from pera_lightning.bases.eight_bit import EightBitBase
+from pera_lightning.bases.embedding import EmbeddingBase
 from pera_lightning.bases.four_bit import FourBitBase
 from pera_lightning.errors import InjectionError
 
-BASES: tuple[Base, ...] = (FourBitBase(), EightBitBase(), DenseBase(), Conv1DBase())
+BASES: tuple[Base, ...] = (FourBitBase(), EightBitBase(), DenseBase(), Conv1DBase(), EmbeddingBase())
 
 
 def base_of(layer: nn.Module) -> Base | None:
@@ -42,7 +43,8 @@ def is_linear_like(layer: nn.Module) -> bool:
     Layers that are linear but of an unknown kind (other libraries' quantised layers) must be refused by name; passing
     over them in silence would leave them untrained.
     """
-    return isinstance(layer, nn.Linear) or base_of(layer) is not None or _is_packed_linear(layer)
+    base = base_of(layer)
+    return isinstance(layer, nn.Linear) or (base is not None and base.linear) or _is_packed_linear(layer)
 
 
 def _is_packed_linear(layer: nn.Module) -> bool:

@@ -18,7 +18,7 @@ from pera_lightning.injection.names import adapted_layers, clean_name, near_name
 from pera_lightning.injection.plan import InjectionPlan, plan_injection, refuse_adapted
 from pera_lightning.injection.saved_modules import forget_saved, mark_saved, saved_modules, swap_saved
 from pera_lightning.injection.stored_bytes import parameter_count
-from pera_lightning.layers import PeraLinear
+from pera_lightning.layers import adapted_layer
 
 # A plain attribute on the model that was injected into: which parameters had requires_grad before.
 _TRAINABLE_BEFORE = "_pera_trainable_before"
@@ -120,7 +120,7 @@ def inject_plan(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
     # Every new module is built before the first one is put in place: running out of memory here leaves the
     # model as it was.
     adapters = {
-        id(modules[name]): PeraLinear(modules[name], plan.config, rank=layer.rank, alpha=layer.alpha)
+        id(modules[name]): adapted_layer(modules[name], plan.config, rank=layer.rank, alpha=layer.alpha)
         for name, layer in plan.layers.items()
     }
     # Also those without an adapter: gradients pass through them.

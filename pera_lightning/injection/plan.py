@@ -58,7 +58,7 @@ def plan_injection(model: nn.Module, config: PeraConfig) -> InjectionPlan:
         targets = _all_linear(modules, head)
         unreached = _unreached(modules)
     else:
-        targets = _matching("target_modules", config.target_modules, _linear_only(modules), modules)
+        targets = _matching("target_modules", config.target_modules, _candidates(modules, config), modules)
     excluded = _excluded(config.exclude_modules, modules)
     saved = _saved(config.modules_to_save, modules)
     targets = [name for name in targets if name not in excluded and not _within_any(name, saved)]
@@ -84,6 +84,14 @@ def refuse_adapted(model: nn.Module) -> None:
 
 def _linear_only(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
     return {name: module for name, module in modules.items() if is_linear_like(module)}
+
+
+def _candidates(modules: dict[str, nn.Module], config: PeraConfig) -> dict[str, nn.Module]:
+    """What patterns may match; embeddings only by a list, since an expression for whole names easily takes them too."""
+    linear = _linear_only(modules)
+    if isinstance(config.target_modules, str):
+        return linear
+    return {name: module for name, module in modules.items() if name in linear or base_of(module) is not None}
 
 
 def _all_linear(modules: dict[str, nn.Module], head: set[str]) -> list[str]:

@@ -112,7 +112,7 @@ def layers_to_quantize(model: nn.Module, skip_modules: Sequence[str] = ()) -> tu
     left = []
     for name, module in modules.items():
         base = base_of(module)
-        if base is None or not name:
+        if base is None or not base.linear or not name:
             continue
         _refuse_quantized(name, base.quantization(module))
         tied = any(len(owners[id(parameter)]) > 1 for parameter in module.parameters(recurse=False))

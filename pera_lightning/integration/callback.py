@@ -57,8 +57,8 @@ class PeraCallback(Callback):
         dropout: Dropout probability on the adapter's input, in [0, 1).
         coefficient_scale: Factor on the polynomial coefficients: 1.0 is the paper's form, "auto" makes up for
             the small products of A's start values.
-        target_modules: "all-linear" (every linear layer but the output head), a list of name suffixes, or one
-            regular expression for whole module names.
+        target_modules: "all-linear" (every linear layer but the output head), a list of name suffixes (embeddings
+            too), or one regular expression for whole names of linear layers.
         exclude_modules: Layers to leave alone, by the same rules; a container leaves out all within.
         modules_to_save: Name suffixes of modules that are trained and saved whole, for example a new head.
         rank_pattern: Other ranks for some layers: name suffix or regular expression -> rank.

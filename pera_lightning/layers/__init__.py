@@ -1,5 +1,7 @@
-"""The adapted layer."""
+"""The adapted layers."""
 
+from pera_lightning.layers.adapted import adapted_layer
+from pera_lightning.layers.pera_embedding import PeraEmbedding
 from pera_lightning.layers.pera_linear import PeraLinear
 
-__all__ = ["PeraLinear"]
+__all__ = ["PeraEmbedding", "PeraLinear", "adapted_layer"]

@@ -48,6 +48,9 @@ class PeraLinear(nn.Module):
     ADAPTER_PARAMETERS = ("pera_A", "pera_B", "pera_h")
     """Names of the parameters that belong to the adapter; everything else belongs to the base."""
 
+    LINEAR = True
+    """Whether it sits on layers that are called with feature vectors."""
+
     def __init__(
         self,
         base_layer: nn.Module,
@@ -58,7 +61,7 @@ class PeraLinear(nn.Module):
     ) -> None:
         super().__init__()
         base = base_of(base_layer)
-        if base is None:
+        if base is None or base.linear != self.LINEAR:
             raise TargetError(
                 "No adapter can sit on this layer.",
                 got=type(base_layer).__name__,
@@ -237,17 +240,20 @@ class PeraLinear(nn.Module):
         return super()._apply(fn, recurse)
 
     def _forward_merged(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.training and torch.is_grad_enabled() and self.pera_A.requires_grad:
+        self._refuse_training_while_merged()
+        if self._unmerged is None or not self._unmerged.stand_in:
+            return self.base_layer(x, *args, **kwargs)
+        # The quantised layer took inputs of any dtype, the plain one in its place only those of its own.
+        return self.base_layer(x.to(self._base.dtype(self.base_layer)), *args, **kwargs).to(x.dtype)
+
+    def _refuse_training_while_merged(self) -> None:
+        if self.merged and self.training and torch.is_grad_enabled() and self.pera_A.requires_grad:
             raise InjectionError(
                 "A merged adapter cannot be trained.",
                 got="a training step while merged",
                 expected="an unmerged adapter",
                 fix="call unmerge() on the layer first, or model.eval()",
             )
-        if self._unmerged is None or not self._unmerged.stand_in:
-            return self.base_layer(x, *args, **kwargs)
-        # The quantised layer took inputs of any dtype, the plain one in its place only those of its own.
-        return self.base_layer(x.to(self._base.dtype(self.base_layer)), *args, **kwargs).to(x.dtype)
 
     @torch.no_grad()
     def merge(self, into: MergeTarget = "auto") -> None:

@@ -228,7 +228,7 @@ def test_torch_attention_does_not_bypass_the_adapter() -> None:
         ({"target_modules": ["q_proj", "queri"]}, "queri"),
         ({"target_modules": ".*nothing.*"}, "matches no module"),
         ({"target_modules": ["self_attn"]}, "LlamaAttention"),
-        ({"target_modules": ["embed_tokens"]}, "Embedding"),
+        ({"target_modules": ["rotary_emb"]}, "LlamaRotaryEmbedding"),
         ({"exclude_modules": ["mpl"]}, "mlp"),
         ({"modules_to_save": ["lm_had"]}, "lm_head"),
         ({"modules_to_save": ["act_fn"]}, "without parameters"),
