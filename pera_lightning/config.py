@@ -14,6 +14,8 @@ from pera_lightning.errors import ConfigError
 
 Terms = Literal["full", "square", "cross"]
 TERMS: tuple[Terms, ...] = ("full", "square", "cross")
+Bias = Literal["none", "adapted", "all"]
+BIASES: tuple[Bias, ...] = ("none", "adapted", "all")
 Init = Literal["default", "loftq"]
 INITS: tuple[Init, ...] = ("default", "loftq")
 ALL_LINEAR = "all-linear"
@@ -39,6 +41,8 @@ class PeraConfig:
             matched against the whole names of linear layers.
         exclude_modules: Layers to leave alone, by the same rules; naming a container leaves out all within.
         modules_to_save: Name suffixes of modules that are trained and saved whole, for example a new head.
+        bias: Which biases are trained and saved beside the factors: "none", those of "adapted" layers, or "all" outside
+            `exclude_modules`.
         rank_pattern: Other ranks for some layers: name suffix or regular expression -> rank. The first entry
             that matches a layer counts.
         alpha_pattern: Other alphas for some layers, by the same rules.
@@ -63,6 +67,7 @@ class PeraConfig:
     target_modules: str | Sequence[str] = ALL_LINEAR
     exclude_modules: str | Sequence[str] = ()
     modules_to_save: Sequence[str] = ()
+    bias: Bias = "none"
     rank_pattern: Mapping[str, int] | None = None
     alpha_pattern: Mapping[str, float] | None = None
     init: Init = "default"
@@ -84,6 +89,13 @@ class PeraConfig:
         check_dropout(self.dropout)
         self._check_coefficient_scale()
         self._check_init()
+        if self.bias not in BIASES:
+            raise ConfigError(
+                "bias says which biases are trained.",
+                got=repr(self.bias),
+                expected=" or ".join(map(repr, BIASES)),
+                fix="use 'none', or 'adapted' for those of the adapted layers",
+            )
         self._normalise_names()
         self._check_patterns()
         ranks = [self.rank, *(self.rank_pattern or {}).values()]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from pera_lightning.errors import PeraError
-from pera_lightning.injection import adapted_layers, saved_modules
+from pera_lightning.injection import adapted_layers, saved_tensors
 
 
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -18,7 +18,8 @@ def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
     Returns:
         `<module path>.pera_A` (rank, in), `.pera_B` (out, rank), `.pera_h` (number of monomials,), and every
-        parameter and persistent buffer of the modules saved whole; detached, sharing memory with the model.
+        parameter and persistent buffer of the modules saved whole, and the trained biases; detached, sharing memory
+        with the model.
         Paths are relative to `model` and free of wrapper names such as `_orig_mod`. Empty without adapters.
     """
     return {key: value.detach() for key, value in _adapter_tensors(model)}
@@ -28,10 +29,7 @@ def _adapter_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for path, layer in adapted_layers(model):
         for name, parameter in layer.adapter().items():
             yield f"{path}.{name}", parameter
-    for path, module in saved_modules(model):
-        for key, value in module.state_dict().items():
-            if isinstance(value, Tensor):
-                yield f"{path}.{key}", value
+    yield from saved_tensors(model)
 
 
 def copy_into(model: nn.Module, tensors: dict[str, Tensor]) -> None:

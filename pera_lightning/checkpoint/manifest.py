@@ -12,7 +12,7 @@ from torch import nn
 
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import AdapterFileError, InjectionError, PeraError
-from pera_lightning.injection import InjectionPlan, LayerPlan, adapted_layers, saved_modules
+from pera_lightning.injection import InjectionPlan, LayerPlan, adapted_layers, marked_modules
 
 FORMAT_VERSION = 1
 PEFT_TYPE = "PERA"
@@ -28,7 +28,7 @@ class Manifest:
         config: The options the adapter was made with.
         layers: Layer name -> rank and alpha. Loading follows this list, not the patterns of the config, which
             could match other layers in another version of the model's code.
-        saved: Names of the modules saved whole.
+        saved: Names of the modules saved whole and of the trained biases.
         base_model: Name or path of the base model, if known.
         versions: Versions of the libraries that wrote it.
         quantization: How the adapted layers' bases were quantised ("nf4-dq", ...; "none"), each kind once.
@@ -133,7 +133,7 @@ def manifest_of(model: nn.Module, base_model: str | None = None) -> Manifest:
     return Manifest(
         config=next(iter(layers.values())).config,
         layers={name: LayerPlan(layer.rank, layer.alpha) for name, layer in layers.items()},
-        saved=tuple(name for name, _ in saved_modules(model)),
+        saved=tuple(name for name, _ in marked_modules(model)),
         base_model=base_model or _name_of(model),
         versions=_versions(),
         quantization=quantization_of(model),

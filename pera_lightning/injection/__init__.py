@@ -14,7 +14,7 @@ from pera_lightning.injection.names import adapted_layers, clean_name
 from pera_lightning.injection.parameter_groups import parameter_groups
 from pera_lightning.injection.plan import InjectionPlan, LayerPlan, plan_injection
 from pera_lightning.injection.quantize_model import QuantizationReport, layers_to_quantize, quantize_model
-from pera_lightning.injection.saved_modules import saved_modules
+from pera_lightning.injection.saved_modules import marked_modules, saved_modules, saved_tensors
 from pera_lightning.injection.stored_bytes import adapter_bytes, parameter_count, stored_bytes
 
 __all__ = [
@@ -33,11 +33,13 @@ __all__ = [
     "inject_adapter",
     "inject_plan",
     "layers_to_quantize",
+    "marked_modules",
     "parameter_count",
     "parameter_groups",
     "plan_injection",
     "quantize_model",
     "remove_adapter",
     "saved_modules",
+    "saved_tensors",
     "stored_bytes",
 ]

@@ -9,7 +9,7 @@ from torch import nn
 
 from pera_lightning.errors import InjectionError
 from pera_lightning.injection.names import adapted_layers
-from pera_lightning.injection.saved_modules import saved_modules, swap_saved
+from pera_lightning.injection.saved_modules import marked_modules, swap_saved
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def adapter_disabled(model: nn.Module) -> Iterator[nn.Module]:
         return
     merged = [(layer, layer.merged_into) for layer in layers if layer.merged]
     enabled = [layer for layer in layers if layer.enabled]
-    whole = [module for _, module in saved_modules(model)]
+    whole = [module for _, module in marked_modules(model)]
     for layer, _ in merged:
         layer.unmerge()
     for layer in enabled:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -16,7 +16,13 @@ from pera_lightning.errors import ConfigError, InjectionError, TargetError
 from pera_lightning.injection.loftq import init_loftq
 from pera_lightning.injection.names import adapted_layers, clean_name, near_names
 from pera_lightning.injection.plan import InjectionPlan, plan_injection, refuse_adapted
-from pera_lightning.injection.saved_modules import forget_saved, mark_saved, saved_modules, swap_saved
+from pera_lightning.injection.saved_modules import (
+    forget_saved,
+    mark_saved,
+    marked_modules,
+    saved_parameters,
+    swap_saved,
+)
 from pera_lightning.injection.stored_bytes import parameter_count
 from pera_lightning.layers import adapted_layer
 
@@ -30,7 +36,7 @@ class InjectionReport:
 
     Attributes:
         adapted: Names of the adapted layers.
-        saved: Names of the modules trained and saved whole.
+        saved: Names of the modules trained and saved whole, and of the trained biases.
         head: Linear layers left alone as the output head ("all-linear" only).
         trainable: Number of trainable parameters now.
         total: Number of parameters now, adapters included.
@@ -52,14 +58,18 @@ class InjectionReport:
             f"{self.trainable:,} trainable of {self.total:,} parameters ({share:.2f} %)",
         ]
         if self.saved:
-            parts.append(f"trained whole: {', '.join(self.saved)}")
+            parts.append(f"trained whole: {_grouped(self.saved)}")
         if self.head:
             parts.append(f"output head left alone: {', '.join(self.head)}")
         if self.unreached:
-            kinds = Counter(re.sub(r"\b\d+\b", "*", name) for name in self.unreached)
-            counts = (f"{name} ({count})" if count > 1 else name for name, count in kinds.items())
-            parts.append(f"no linear layers, left alone: {', '.join(counts)}")
+            parts.append(f"no linear layers, left alone: {_grouped(self.unreached)}")
         return "; ".join(parts)
+
+
+def _grouped(names: Iterable[str]) -> str:
+    """Names with their numbers as `*`, each once with how many there are."""
+    kinds = Counter(re.sub(r"\b\d+\b", "*", name) for name in names)
+    return ", ".join(f"{name} ({count})" if count > 1 else name for name, count in kinds.items())
 
 
 def inject_adapter(model: nn.Module, config: PeraConfig, *, float_model: nn.Module | None = None) -> InjectionReport:
@@ -110,7 +120,7 @@ def inject_plan(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
     refuse_adapted(model)
     modules = {clean_name(name): module for name, module in model.named_modules()}
     for name in (*plan.layers, *plan.saved):
-        if name not in modules:
+        if name not in modules and not (name in plan.saved and _owns(modules, name)):
             raise TargetError(
                 "The model has no module of this name.",
                 got=repr(name),
@@ -133,23 +143,37 @@ def inject_plan(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
     setattr(model, _TRAINABLE_BEFORE, trainable_before)
     freeze_base(model)
     for name in plan.saved:
-        mark_saved(modules[name])
+        _mark(name, modules)
     return _report(model, plan)
 
 
+def _owns(modules: Mapping[str, nn.Module], name: str) -> bool:
+    """Whether `name` is a parameter of its own of one of the modules."""
+    owner, _, own_name = name.rpartition(".")
+    return owner in modules and modules[owner]._parameters.get(own_name) is not None
+
+
+def _mark(name: str, modules: Mapping[str, nn.Module]) -> None:
+    if name in modules:
+        mark_saved(modules[name])
+    else:
+        owner, _, own_name = name.rpartition(".")
+        mark_saved(modules[owner], own_name)
+
+
 def freeze_base(model: nn.Module) -> None:
-    """Make the adapters and the modules saved whole trainable, and nothing else."""
+    """Make the adapters and what is saved beside them trainable, and nothing else."""
     model.requires_grad_(False)
     for parameter in adapter_parameters(model):
         parameter.requires_grad_(True)
 
 
 def adapter_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """The parameters that belong to the adapter: factors, coefficients and modules saved whole."""
+    """The parameters that belong to the adapter: factors, coefficients, modules saved whole, biases."""
     for _, layer in adapted_layers(model):
         yield from layer.adapter().values()
-    for _, module in saved_modules(model):
-        yield from module.parameters()
+    for _, module in marked_modules(model):
+        yield from saved_parameters(module)
 
 
 def remove_adapter(model: nn.Module) -> nn.Module:
@@ -176,7 +200,7 @@ def remove_adapter(model: nn.Module) -> nn.Module:
     for layer in layers:
         if layer.merged:
             layer.unmerge()
-    for _, module in saved_modules(model):
+    for _, module in marked_modules(model):
         swap_saved(module)
     take_out(model)
     return model
@@ -184,7 +208,7 @@ def remove_adapter(model: nn.Module) -> nn.Module:
 
 def take_out(model: nn.Module) -> None:
     """Put the base layers back in the place of the adapted ones, whatever their weights hold now."""
-    for _, module in list(saved_modules(model)):
+    for _, module in list(marked_modules(model)):
         forget_saved(module)
     _replace(model, {id(layer): layer.base_layer for _, layer in adapted_layers(model)})
     if not hasattr(model, _TRAINABLE_BEFORE):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from pera_lightning.bases import base_of, describe_supported, is_linear_like
-from pera_lightning.config import ALL_LINEAR, PeraConfig
+from pera_lightning.config import ALL_LINEAR, Bias, PeraConfig
 from pera_lightning.errors import InjectionError, TargetError
 from pera_lightning.injection.names import adapted_layers, clean_name, has_suffix, matches, near_names
 from pera_lightning.injection.output_head import output_head
@@ -30,7 +30,7 @@ class InjectionPlan:
     Attributes:
         config: The options behind it.
         layers: Layer name -> rank and alpha.
-        saved: Names of the modules that are trained and saved whole.
+        saved: Names of the modules that are trained and saved whole, and of the biases that are trained.
         head: Linear layers left alone as the output head.
         unreached: Names of weight matrices outside linear layers, which "all-linear" does not reach.
     """
@@ -67,6 +67,7 @@ def plan_injection(model: nn.Module, config: PeraConfig) -> InjectionPlan:
     alphas = _by_pattern("alpha_pattern", config.alpha_pattern, targets)
     layers = {n: LayerPlan(int(ranks.get(n, config.rank)), alphas.get(n, config.alpha)) for n in targets}
     unreached = [name for name in unreached if not _within_any(name, [*excluded, *saved])]
+    saved += _biases(modules, config.bias, targets, [*excluded, *saved])
     return InjectionPlan(config, layers, tuple(saved), tuple(sorted(head - set(saved))), tuple(unreached))
 
 
@@ -176,6 +177,19 @@ def _saved(patterns: Sequence[str], modules: dict[str, nn.Module]) -> list[str]:
             )
         _refuse_quantized(name, modules[name])
     return [name for name in named if not _within_any(name, [other for other in named if other != name])]
+
+
+def _biases(modules: dict[str, nn.Module], bias: Bias, targets: list[str], left_out: list[str]) -> list[str]:
+    owners = {"none": [], "adapted": targets, "all": list(modules)}[bias]
+    found = [name for name in owners if modules[name]._parameters.get("bias") is not None]
+    if bias != "none" and not found:
+        raise TargetError(
+            "There is no bias to train.",
+            got=f"bias={bias!r} and a model without biases there",
+            expected="layers with a bias",
+            fix="use bias='none'",
+        )
+    return [f"{name}.bias" for name in found if not _within_any(name, left_out)]
 
 
 def _refuse_quantized(name: str, module: nn.Module) -> None:

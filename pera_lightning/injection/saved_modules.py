@@ -1,8 +1,10 @@
-"""Modules that are trained and saved whole beside the adapters (`modules_to_save`)."""
+"""What is trained and saved beside the factors: modules whole (`modules_to_save`), and biases (`bias`)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +14,61 @@ from pera_lightning.injection.names import clean_name
 # A plain attribute on the module: the values it had before training. It must not enter state dicts, and it is
 # what disabling and removing the adapter bring back.
 _ORIGINAL = "_pera_original_state"
+_BELOW = "base_layer"
+"""Where an adapted layer keeps its base."""
 
 
-def mark_saved(module: nn.Module) -> None:
-    """Make a module trainable as a whole and keep its present values for `swap_saved`."""
-    setattr(module, _ORIGINAL, {key: value.detach().clone() for key, value in _tensors(module)})
-    module.requires_grad_(True)
+@dataclass
+class _Original:
+    """Values before training: of all tensors of a module, or of the one parameter `only`."""
+
+    values: dict[str, Tensor]
+    only: str | None
+
+
+def mark_saved(module: nn.Module, only: str | None = None) -> None:
+    """Make a module trainable and keep its present values for `swap_saved`.
+
+    Args:
+        module: The module.
+        only: Name of the one parameter that is meant; None for the module as a whole.
+    """
+    tensors = dict(_tensors(module)) if only is None else {only: cast("Tensor", getattr(module, only))}
+    setattr(module, _ORIGINAL, _Original({key: value.detach().clone() for key, value in tensors.items()}, only))
+    for parameter in saved_parameters(module):
+        parameter.requires_grad_(True)
+
+
+def marked_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The marked modules of a model and the names that they, or the parameters meant in them, had at injection."""
+    for name, module in model.named_modules():
+        if hasattr(module, _ORIGINAL):
+            own = getattr(module, _ORIGINAL).only
+            clean = clean_name(name)
+            yield clean if own is None else f"{clean.removesuffix('.' + _BELOW)}.{own}", module
 
 
 def saved_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The marked modules of a model with their clean names."""
+    """The modules of a model that are trained whole, with their clean names."""
+    return ((name, module) for name, module in marked_modules(model) if getattr(module, _ORIGINAL).only is None)
+
+
+def saved_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters of a marked module that are trained."""
+    own = getattr(module, _ORIGINAL).only
+    yield from module.parameters() if own is None else [getattr(module, own)]
+
+
+def saved_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Everything that belongs to the marks of a model, by its clean name in the model's state dict."""
     for name, module in model.named_modules():
-        if hasattr(module, _ORIGINAL):
-            yield clean_name(name), module
+        if not hasattr(module, _ORIGINAL):
+            continue
+        own = getattr(module, _ORIGINAL).only
+        tensors = module.state_dict() if own is None else {own: getattr(module, own)}
+        for key, value in tensors.items():
+            if isinstance(value, Tensor):
+                yield f"{clean_name(name)}.{key}", value
 
 
 def forget_saved(module: nn.Module) -> None:
@@ -35,11 +79,11 @@ def forget_saved(module: nn.Module) -> None:
 @torch.no_grad()
 def swap_saved(module: nn.Module) -> None:
     """Exchange the present values with the kept ones; twice is as never."""
-    kept: dict[str, Tensor] = getattr(module, _ORIGINAL)
-    for key, value in _tensors(module):
-        present = value.detach().clone()
-        value.copy_(kept[key])
-        kept[key] = present
+    original: _Original = getattr(module, _ORIGINAL)
+    present = dict(_tensors(module))
+    for key, kept in original.values.items():
+        original.values[key] = present[key].detach().clone()
+        present[key].copy_(kept)
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

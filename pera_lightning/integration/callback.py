@@ -22,7 +22,7 @@ from pera_lightning.checkpoint import (
     write_adapter,
 )
 from pera_lightning.checkpoint.comparison import form_difference, quantization_difference
-from pera_lightning.config import ALL_LINEAR, Init, PeraConfig, Terms
+from pera_lightning.config import ALL_LINEAR, Bias, Init, PeraConfig, Terms
 from pera_lightning.errors import CheckpointError, ConfigError, TrainingError
 from pera_lightning.injection import (
     InjectionReport,
@@ -61,6 +61,7 @@ class PeraCallback(Callback):
             too), or one regular expression for whole names of linear layers.
         exclude_modules: Layers to leave alone, by the same rules; a container leaves out all within.
         modules_to_save: Name suffixes of modules that are trained and saved whole, for example a new head.
+        bias: Which biases are trained and saved too: "none", those of "adapted" layers, or "all".
         rank_pattern: Other ranks for some layers: name suffix or regular expression -> rank.
         alpha_pattern: Other alphas for some layers, by the same rules.
         init: How A and B start: "default" (the model computes what its base does), or "loftq" over a quantised base:
@@ -91,6 +92,7 @@ class PeraCallback(Callback):
         target_modules: str | Sequence[str] = ALL_LINEAR,
         exclude_modules: str | Sequence[str] = (),
         modules_to_save: Sequence[str] = (),
+        bias: Bias = "none",
         rank_pattern: Mapping[str, int] | None = None,
         alpha_pattern: Mapping[str, float] | None = None,
         init: Init = "default",
@@ -111,6 +113,7 @@ class PeraCallback(Callback):
             target_modules=target_modules,
             exclude_modules=exclude_modules,
             modules_to_save=modules_to_save,
+            bias=bias,
             rank_pattern=rank_pattern,
             alpha_pattern=alpha_pattern,
             init=init,
