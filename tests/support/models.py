@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pera_lightning.injection import adapted_layers
+from pera_lightning.layers import PeraEmbedding
 
 
 def tiny_llama(**options: object) -> nn.Module:
@@ -45,10 +46,12 @@ def token_ids(rows: int = 3, length: int = 7) -> Tensor:
 
 
 def randomise_adapter(model: nn.Module, scale: float = 0.3) -> None:
-    """Give B and h values as training would, so that the adapter does something."""
+    """Give B and h (of embeddings: A too) values as training would, so that the adapter does something."""
     with torch.no_grad():
         for _, layer in adapted_layers(model):
             layer.pera_B.normal_(std=scale)
+            if isinstance(layer, PeraEmbedding):
+                layer.pera_A.normal_(std=scale)
             if layer.pera_h is not None:
                 layer.pera_h.normal_(std=scale)
 
