@@ -34,7 +34,9 @@ from pera_lightning.injection import (
 )
 from pera_lightning.integration.adapter_root import adapter_root, prefix_of
 from pera_lightning.integration.best_checkpoint import best_checkpoint, tensors_of
+from pera_lightning.integration.exact_resume import ExactResume
 from pera_lightning.integration.float_model import inject_into
+from pera_lightning.integration.forgotten_adapters import refuse_forgotten_adapters
 from pera_lightning.integration.late_injection import cancel_late_injection, inject_after_configure_model
 from pera_lightning.integration.option_checks import count
 from pera_lightning.integration.polynomial_start import hold_coefficients
@@ -134,6 +136,7 @@ class PeraCallback(Callback):
         self._manifest: Manifest | None = None
         # How the base was quantised in the run that a checkpoint came from, until that is compared.
         self._stored_quantization: tuple[str, ...] | None = None
+        self._exact_resume = ExactResume()
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -176,12 +179,17 @@ class PeraCallback(Callback):
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        _refuse_forgotten_adapters(trainer, pl_module)
+        refuse_forgotten_adapters(trainer, pl_module)
         # Lightning's BitsandbytesPrecision has quantised the base only now.
         self._describe(pl_module)
         self._refuse_other_base()
         if self.report is not None:
             rank_zero_info(str(self.report))
+        self._exact_resume.on_fit_start()
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._exact_resume.on_train_start(trainer)
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -263,14 +271,18 @@ class PeraCallback(Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         # Lightning calls no teardown after an exception.
         cancel_late_injection(pl_module)
+        self._exact_resume.forget()
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         cancel_late_injection(pl_module)
+        self._exact_resume.forget()
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {} if self._manifest is None else {"adapter": self._manifest.to_dict()}
+        if self._manifest is None:
+            return {}
+        return {"adapter": self._manifest.to_dict(), "random": self._exact_resume.state_dict()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -286,6 +298,8 @@ class PeraCallback(Callback):
                 expected="the options of the run that wrote it",
                 fix="set them in PeraCallback, or start a new run",
             )
+        # Checkpoints of earlier versions have none.
+        self._exact_resume.load_state_dict(state_dict.get("random", []))
 
     @rank_zero_only
     def _write_adapter(self, trainer: pl.Trainer, pl_module: pl.LightningModule, folder: Path) -> None:
@@ -297,22 +311,3 @@ class PeraCallback(Callback):
         write_adapter(folder, adapter_state_dict(root) if tensors is None else tensors, manifest)
         source = "the last step" if best is None or tensors is None else best.name
         rank_zero_info(f"PERA: adapter of {source} written to {folder}")
-
-
-def _refuse_forgotten_adapters(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-    """Raise if an optimizer steps the module's parameters but not its adapters."""
-    groups = (group for optimizer in trainer.optimizers for group in optimizer.param_groups)
-    stepped = {id(parameter) for group in groups for parameter in group["params"]}
-    parameters = dict(pl_module.named_parameters())
-    # Strategies that give the optimizer tensors of their own (DeepSpeed) cannot be looked through.
-    if not any(id(parameter) in stepped for parameter in parameters.values()):
-        return
-    forgotten = [name for name, value in parameters.items() if value.requires_grad and id(value) not in stepped]
-    if forgotten:
-        raise TrainingError(
-            "Trainable parameters are in no optimizer and would stay as they are.",
-            got=f"{len(forgotten)} forgotten, e.g. {forgotten[0]!r}",
-            expected="every adapter parameter in an optimizer",
-            fix="make the optimizer in configure_optimizers, from self.parameters(); an optimizer that was made in "
-            "__init__ or given to LightningCLI in YAML is older than the adapters",
-        )
