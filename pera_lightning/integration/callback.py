@@ -9,17 +9,15 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from typing_extensions import override
 
 from pera_lightning.analysis import mean_energy
 from pera_lightning.checkpoint import (
     Manifest,
-    adapter_state_dict,
     install_state_hooks,
     manifest_of,
-    write_adapter,
 )
 from pera_lightning.checkpoint.comparison import form_difference, quantization_difference
 from pera_lightning.config import ALL_LINEAR, Bias, Init, PeraConfig, Terms
@@ -28,18 +26,18 @@ from pera_lightning.injection import (
     InjectionReport,
     adapted_layers,
     adapter_parameters,
-    clean_name,
     freeze_base,
     saved_modules,
 )
-from pera_lightning.integration.adapter_root import adapter_root, prefix_of
-from pera_lightning.integration.best_checkpoint import best_checkpoint, tensors_of
+from pera_lightning.integration.adapter_root import adapter_root
 from pera_lightning.integration.exact_resume import ExactResume
 from pera_lightning.integration.float_model import inject_into
 from pera_lightning.integration.forgotten_adapters import refuse_forgotten_adapters
 from pera_lightning.integration.late_injection import cancel_late_injection, inject_after_configure_model
 from pera_lightning.integration.option_checks import count
 from pera_lightning.integration.polynomial_start import hold_coefficients
+from pera_lightning.integration.termination import save_before_termination
+from pera_lightning.integration.trained_adapter import write_trained_adapter
 
 
 class PeraCallback(Callback):
@@ -189,7 +187,7 @@ class PeraCallback(Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._exact_resume.on_train_start(trainer)
+        self._exact_resume.on_train_start(trainer, pl_module)
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -265,10 +263,11 @@ class PeraCallback(Callback):
         # On every rank: the Trainer's log_dir is a collective call.
         folder = Path(self.adapter_dir or Path(trainer.log_dir or trainer.default_root_dir) / "adapter")
         if not getattr(trainer, "fast_dev_run", False):
-            self._write_adapter(trainer, pl_module, folder)
+            write_trained_adapter(trainer, pl_module, folder)
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        save_before_termination(trainer, exception)
         # Lightning calls no teardown after an exception.
         cancel_late_injection(pl_module)
         self._exact_resume.forget()
@@ -280,9 +279,19 @@ class PeraCallback(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        if self._manifest is None:
-            return {}
-        return {"adapter": self._manifest.to_dict(), "random": self._exact_resume.state_dict()}
+        return {} if self._manifest is None else {"adapter": self._manifest.to_dict()}
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._exact_resume.on_save_checkpoint(trainer, pl_module, checkpoint)
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._exact_resume.on_load_checkpoint(trainer, checkpoint)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -298,16 +307,3 @@ class PeraCallback(Callback):
                 expected="the options of the run that wrote it",
                 fix="set them in PeraCallback, or start a new run",
             )
-        # Checkpoints of earlier versions have none.
-        self._exact_resume.load_state_dict(state_dict.get("random", []))
-
-    @rank_zero_only
-    def _write_adapter(self, trainer: pl.Trainer, pl_module: pl.LightningModule, folder: Path) -> None:
-        root = adapter_root(pl_module)
-        manifest = manifest_of(root, getattr(pl_module, "base_model_name", None))
-        best, tensors = best_checkpoint(trainer), None
-        if best is not None:
-            tensors = tensors_of(best, clean_name(prefix_of(pl_module, root)), adapter_state_dict(root))
-        write_adapter(folder, adapter_state_dict(root) if tensors is None else tensors, manifest)
-        source = "the last step" if best is None or tensors is None else best.name
-        rank_zero_info(f"PERA: adapter of {source} written to {folder}")

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint with the same random numbers that the run would have drawn without the interruption."""
+"""Going on from a checkpoint as the run would have gone on without the interruption."""
 
 from __future__ import annotations
 
@@ -6,13 +6,29 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch.distributed
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch.utils._pytree import tree_leaves
 
+from pera_lightning.integration.accumulated_gradients import accumulated_gradients, restore_gradients
+from pera_lightning.integration.loop_progress import (
+    begin_epoch,
+    begin_next_epoch,
+    begin_validation,
+    is_finished_epoch,
+    owe_validation,
+    owes_validation,
+)
 from pera_lightning.integration.random_state import random_states, restore_random_states
+
+_KEY = "pera_processes"
+"""In a checkpoint: what each process needs to go on, in the order of their ranks."""
 
 
 class ExactResume:
-    """Keeps the random states of a checkpoint until the moments at which they belong back.
+    """Keeps what a checkpoint holds beside weights, optimizer and schedule until the moments at which it belongs back.
+
+    These are the random states, gradients accumulated so far, and where in the loops the run stood.
 
     The iterator of a shuffling DataLoader draws its seed when it is made. After the end of an epoch the next one is
     made between `on_fit_start` and `on_train_start`; in the middle of an epoch it had been made long before the
@@ -21,57 +37,96 @@ class ExactResume:
     """
 
     def __init__(self) -> None:
-        self._states: list[dict[str, Any]] = []
-        self._fit_started = False
-
-    def state_dict(self) -> list[dict[str, Any]]:
-        """The random states of every process, in the order of their ranks; collective where there are several."""
-        mine = random_states()
-        if not _ranks():
-            return [mine]
-        gathered: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(gathered, mine)
-        return gathered
-
-    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """Keep the states for the fit that follows."""
-        self._states = states
-        # Some strategies load only after on_fit_start.
-        if self._fit_started:
-            self._restore()
-
-    def on_fit_start(self) -> None:
-        """Restore before the Trainer makes the iterator over the training data."""
-        self._fit_started = True
-        self._restore()
-
-    def on_train_start(self, trainer: pl.Trainer) -> None:
-        """Restore before the next batch of an epoch that had begun."""
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        if self._states and progress.current.ready and not progress.is_last_batch:
-            self._restore()
         self.forget()
 
     def forget(self) -> None:
         """A later fit of the same Trainer is none that resumes."""
-        self._states, self._fit_started = [], False
+        self._process: dict[str, Any] | None = None
+        # Where the checkpoint holds a finished epoch; empty without loaders that keep a state.
+        self._loader_states: list[dict[str, Any]] | None = None
+        self._owes_validation = False
+        self._fit_started = False
 
-    def _restore(self) -> None:
-        if not self._states:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add what a resumed run needs; collective where there are several processes."""
+        mine = {"random": random_states(), "gradients": accumulated_gradients(trainer, pl_module)}
+        checkpoint[_KEY] = _gathered(mine)
+        owe_validation(trainer, checkpoint["loops"]["fit_loop"])
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
+        """Keep what this process needs for the fit that follows, and put the progress of the loops right."""
+        # Checkpoints of earlier versions hold nothing.
+        if trainer.state.fn != TrainerFn.FITTING or _KEY not in checkpoint:
             return
-        rank, ranks = _ranks() or (0, 1)
-        if ranks != len(self._states):
-            rank_zero_warn(
-                f"The checkpoint was written by {len(self._states)} processes and training goes on in {ranks}: the "
-                "random numbers (dropout, shuffling) will differ from those of an uninterrupted run. Resume with as "
-                "many processes to get the same."
-            )
-        if rank < len(self._states):
-            restore_random_states(self._states[rank])
+        self._process = _own(checkpoint[_KEY])
+        fit_loop = checkpoint["loops"]["fit_loop"]
+        self._owes_validation = owes_validation(fit_loop)
+        if is_finished_epoch(fit_loop):
+            self._loader_states = begin_next_epoch(fit_loop)
+        # Some strategies load only after on_fit_start.
+        if self._fit_started:
+            self._restore_random_states()
+
+    def on_fit_start(self) -> None:
+        """Restore before the Trainer makes the iterator over the training data."""
+        self._fit_started = True
+        self._restore_random_states()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin the next epoch, or restore before what is left of one that had begun."""
+        if self._loader_states is not None:
+            _warn_of_plateau(trainer)
+            begin_epoch(trainer, self._loader_states, self._restore_random_states)
+        elif self._process is not None:
+            _warn_of_workers(trainer)
+            self._restore_random_states()
+            restore_gradients(pl_module, self._process["gradients"])
+        if self._owes_validation:
+            begin_validation(trainer)
+        self.forget()
+
+    def _restore_random_states(self) -> None:
+        if self._process is not None:
+            restore_random_states(self._process["random"])
 
 
-def _ranks() -> tuple[int, int] | None:
-    """Rank and number of the processes that train together; None for a single one."""
+def _gathered(mine: dict[str, Any]) -> list[dict[str, Any]]:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return None
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return [mine]
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, mine)
+    return gathered
+
+
+def _own(processes: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What this process needs; None where the run goes on with another number of processes."""
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    rank, ranks = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if several else (0, 1)
+    if ranks == len(processes):
+        return processes[rank]
+    rank_zero_warn(
+        f"The checkpoint was written by {len(processes)} processes and training goes on in {ranks}: the random "
+        "numbers (dropout, shuffling) and gradients accumulated since the last optimizer step will differ from those "
+        "of an uninterrupted run. Resume with as many processes to get the same."
+    )
+    return None
+
+
+def _warn_of_plateau(trainer: pl.Trainer) -> None:
+    """Lightning updates these schedulers after it has written the checkpoint, from a metric that is not in it."""
+    if any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs):
+        rank_zero_warn(
+            "The checkpoint was written before ReduceLROnPlateau had seen the metric of the last epoch; that epoch is "
+            "left out, so the learning rate may differ from that of an uninterrupted run."
+        )
+
+
+def _warn_of_workers(trainer: pl.Trainer) -> None:
+    if any(getattr(loader, "num_workers", 0) for loader in tree_leaves(trainer.train_dataloader)):
+        rank_zero_warn(
+            "The run goes on in the middle of an epoch, and its data is read by worker processes: what they draw at "
+            "random (augmentation) will differ from an uninterrupted run until the epoch ends. Use num_workers=0, or "
+            "go on from the checkpoint of an epoch's end, to get the same."
+        )

@@ -1,0 +1,35 @@
+"""Gradients that wait for more batches before the optimizer steps."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from pera_lightning.injection import clean_name
+
+
+def accumulated_gradients(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Tensor]:
+    """The gradients that a run which goes on from here would need; empty where the optimizer has just stepped.
+
+    With manual optimization only the user's code knows that, so they are always kept.
+
+    Returns:
+        Parameter name -> gradient, on the CPU.
+    """
+    batches = trainer.fit_loop.epoch_loop.batch_progress
+    waiting = batches.current.ready % trainer.accumulate_grad_batches != 0 and not batches.is_last_batch
+    if pl_module.automatic_optimization and not waiting:
+        return {}
+    return {
+        clean_name(name): parameter.grad.detach().cpu()
+        for name, parameter in pl_module.named_parameters()
+        if parameter.requires_grad and parameter.grad is not None
+    }
+
+
+def restore_gradients(pl_module: pl.LightningModule, gradients: dict[str, Tensor]) -> None:
+    """Put gradients back where `accumulated_gradients` found them."""
+    for name, parameter in pl_module.named_parameters():
+        gradient = gradients.get(clean_name(name))
+        if gradient is not None:
+            parameter.grad = gradient.to(parameter.device, copy=True)
