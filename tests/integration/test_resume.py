@@ -114,6 +114,13 @@ def test_a_validation_that_was_to_follow_is_made_up_for(tmp_path: Path) -> None:
     assert min(rest.validations) == (0, 6, 0)
 
 
+def test_a_validation_is_made_up_for_once(tmp_path: Path) -> None:
+    options = {"saving": {"every_n_train_steps": 1}, "val_check_interval": 3, "max_epochs": 2}
+    check_same(tmp_path, "step=3", pair(StatefulDataLoader), **options)
+    after = [torch.load(tmp_path / part / "step=4.ckpt", weights_only=True)["loops"] for part in ("whole", "rest")]
+    assert_equal(*after, "loops")
+
+
 @pytest.mark.parametrize("batch", [0, 1, 2, 3, 5])
 def test_within_accumulation(tmp_path: Path, batch: int) -> None:
     # The optimizer steps after batches 2 and 5.
