@@ -8,7 +8,6 @@ import lightning.pytorch as pl
 import torch.distributed
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch.utils._pytree import tree_leaves
 
 from pera_lightning.integration.accumulated_gradients import accumulated_gradients, restore_gradients
 from pera_lightning.integration.loop_progress import (
@@ -20,6 +19,7 @@ from pera_lightning.integration.loop_progress import (
     owes_validation,
 )
 from pera_lightning.integration.random_state import random_states, restore_random_states
+from pera_lightning.integration.resume_limits import warn_of_limits
 
 _KEY = "pera_processes"
 """In a checkpoint: what each process needs to go on, in the order of their ranks."""
@@ -76,11 +76,11 @@ class ExactResume:
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin the next epoch, or restore before what is left of one that had begun."""
+        if self._process is not None:
+            warn_of_limits(trainer, within_epoch=self._loader_states is None)
         if self._loader_states is not None:
-            _warn_of_plateau(trainer)
             begin_epoch(trainer, self._loader_states, self._restore_random_states)
         elif self._process is not None:
-            _warn_of_workers(trainer)
             self._restore_random_states()
             restore_gradients(pl_module, self._process["gradients"])
         if self._owes_validation:
@@ -112,21 +112,3 @@ def _own(processes: list[dict[str, Any]]) -> dict[str, Any] | None:
         "of an uninterrupted run. Resume with as many processes to get the same."
     )
     return None
-
-
-def _warn_of_plateau(trainer: pl.Trainer) -> None:
-    """Lightning updates these schedulers after it has written the checkpoint, from a metric that is not in it."""
-    if any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs):
-        rank_zero_warn(
-            "The checkpoint was written before ReduceLROnPlateau had seen the metric of the last epoch; that epoch is "
-            "left out, so the learning rate may differ from that of an uninterrupted run."
-        )
-
-
-def _warn_of_workers(trainer: pl.Trainer) -> None:
-    if any(getattr(loader, "num_workers", 0) for loader in tree_leaves(trainer.train_dataloader)):
-        rank_zero_warn(
-            "The run goes on in the middle of an epoch, and its data is read by worker processes: what they draw at "
-            "random (augmentation) will differ from an uninterrupted run until the epoch ends. Use num_workers=0, or "
-            "go on from the checkpoint of an epoch's end, to get the same."
-        )

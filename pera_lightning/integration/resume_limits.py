@@ -1,0 +1,40 @@
+"""Where a resumed run cannot equal the uninterrupted one, a warning says what will differ."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch.utils._pytree import tree_leaves
+
+
+def warn_of_limits(trainer: pl.Trainer, *, within_epoch: bool) -> None:
+    """Warn of what no checkpoint holds; of loaders that cannot go on within an epoch Lightning warns itself.
+
+    Args:
+        trainer: In `on_train_start` of a run that resumes.
+        within_epoch: Whether the run goes on in the middle of an epoch.
+    """
+    loaders = tree_leaves(trainer.train_dataloader)
+    if within_epoch and any(getattr(loader, "num_workers", 0) for loader in loaders):
+        rank_zero_warn(
+            "The run goes on in the middle of an epoch, and its data is read by worker processes: what they draw at "
+            "random (augmentation) will differ from an uninterrupted run until the epoch ends. Use num_workers=0, or "
+            "go on from the checkpoint of an epoch's end, to get the same."
+        )
+    if any(_is_wrapped(loader) for loader in loaders):
+        rank_zero_warn(
+            "The order of the data will differ from an uninterrupted run: Lightning spreads this loader's own sampler "
+            "over the processes, and its random numbers are in no checkpoint. Give the loader a DistributedSampler "
+            "(for StatefulDataLoader torchdata's StatefulDistributedSampler) to get the same."
+        )
+    if not within_epoch and any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs):
+        # Lightning updates these schedulers after it has written the checkpoint, from a metric that is not in it.
+        rank_zero_warn(
+            "The checkpoint was written before ReduceLROnPlateau had seen the metric of the last epoch; that epoch is "
+            "left out, so the learning rate may differ from that of an uninterrupted run."
+        )
+
+
+def _is_wrapped(loader: object) -> bool:
+    return isinstance(getattr(getattr(loader, "batch_sampler", None), "sampler", None), DistributedSamplerWrapper)
