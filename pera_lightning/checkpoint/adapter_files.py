@@ -12,8 +12,14 @@ from torch import Tensor, nn
 
 from pera_lightning.checkpoint.adapter_state import adapter_state_dict, copy_into, refuse_merged
 from pera_lightning.checkpoint.atomic import replacing
-from pera_lightning.checkpoint.comparison import describe_mismatch, form_difference, quantization_difference, shapes
-from pera_lightning.checkpoint.manifest import Manifest, manifest_of, quantization_of, read_manifest
+from pera_lightning.checkpoint.comparison import (
+    base_difference,
+    describe_mismatch,
+    form_difference,
+    quantization_difference,
+    shapes,
+)
+from pera_lightning.checkpoint.manifest import Manifest, manifest_of, read_manifest
 from pera_lightning.checkpoint.model_card import model_card
 from pera_lightning.errors import AdapterFileError, InjectionError, TargetError
 from pera_lightning.injection import InjectionReport, adapted_layers, init_loftq, inject_plan, remove_adapter
@@ -65,6 +71,7 @@ def load_adapter(
     directory: str | Path,
     *,
     allow_other_quantization: bool = False,
+    allow_other_base: bool = False,
     float_model: nn.Module | None = None,
 ) -> InjectionReport | None:
     """Load an adapter folder into a model. All or nothing.
@@ -77,6 +84,8 @@ def load_adapter(
         directory: Folder written by `save_adapter`.
         allow_other_quantization: Load it although the base is quantised otherwise than the one it was trained on, or
             only one of them is. The outputs then differ from the trained model's by the error of quantisation.
+        allow_other_base: Load it although some weights of the base, which the folder keeps, are others here: another
+            model of the same shape, or one that was trained on.
         float_model: For an adapter trained with `loftq_steps` > 1, whose base it is made of: a module with the floating
             weights under the same names.
 
@@ -94,9 +103,11 @@ def load_adapter(
     tensors = _read_weights(folder / WEIGHTS_FILE)
     if any(True for _ in adapted_layers(model)):
         refuse_merged(model, InjectionError)
-        _check_same_form(manifest, manifest_of(model), folder)
+        present = manifest_of(model)
+        _check_same_form(manifest, present, folder)
         _check_fit(tensors, model, folder)
-        _check_base(manifest, model, folder, allow_other_quantization)
+        _check_quantization(manifest, present, folder, allow_other_quantization)
+        _check_base(manifest, present, folder, allow_other_base)
         copy_into(model, tensors)
         return None
     _check_steps(manifest, float_model, folder)
@@ -113,7 +124,9 @@ def load_adapter(
         _check_fit(tensors, model, folder)
         if manifest.config.base_steps > 1 and float_model is not None:
             init_loftq(model, float_model, steps=manifest.config.base_steps)
-        _check_base(manifest, model, folder, allow_other_quantization)
+        present = manifest_of(model)
+        _check_quantization(manifest, present, folder, allow_other_quantization)
+        _check_base(manifest, present, folder, allow_other_base)
     except BaseException:
         remove_adapter(model)
         raise
@@ -170,15 +183,27 @@ def _check_same_form(stored: Manifest, present: Manifest, folder: Path) -> None:
         )
 
 
-def _check_base(manifest: Manifest, model: nn.Module, folder: Path, allow_other: bool) -> None:
-    difference = quantization_difference(manifest.quantization, quantization_of(model))
+def _check_quantization(stored: Manifest, present: Manifest, folder: Path, allow_other: bool) -> None:
+    difference = quantization_difference(stored, present)
     if difference and not allow_other:
         raise AdapterFileError(
-            "The adapter was trained on another base than this one.",
+            "The adapter was trained on a base that is quantised otherwise.",
             got=f"{folder}: {difference}",
             expected="a base quantised in the same way",
             fix="load the base as in training; or, if the error of quantisation does not matter, "
             "load_adapter(model, folder, allow_other_quantization=True)",
+        )
+
+
+def _check_base(stored: Manifest, present: Manifest, folder: Path, allow_other: bool) -> None:
+    difference = base_difference(stored, present)
+    if difference and not allow_other:
+        raise AdapterFileError(
+            "The adapter was trained on another base than this one.",
+            got=f"{folder}: {difference}",
+            expected=f"the weights of {stored.base_model or 'the model it was trained on'}",
+            fix="load that model (where its weights are drawn at random, with the same seed); to put the adapter on "
+            "another base on purpose, load_adapter(model, folder, allow_other_base=True)",
         )
 
 

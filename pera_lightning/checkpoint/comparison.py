@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from pera_lightning.checkpoint.base_sample import sample_difference
 from pera_lightning.checkpoint.manifest import FLOATING, Manifest
 
 
@@ -63,9 +64,17 @@ def form_difference(stored: Manifest, present: Manifest) -> str | None:
     return "; ".join(lines) or None
 
 
-def quantization_difference(stored: tuple[str, ...], present: tuple[str, ...]) -> str | None:
+def quantization_difference(stored: Manifest, present: Manifest) -> str | None:
     """In words, if two adapters sit on bases that are quantised differently; None if not."""
-    if stored == present:
+    if stored.quantization == present.quantization:
         return None
-    there, here = (" and ".join(kinds).replace(FLOATING, "not quantised") for kinds in (stored, present))
+    there, here = (
+        " and ".join(kinds).replace(FLOATING, "not quantised") for kinds in (stored.quantization, present.quantization)
+    )
     return f"trained on a base that is {there}; this one is {here}"
+
+
+def base_difference(stored: Manifest, present: Manifest) -> str | None:
+    """In words, if the weights below two adapters are others; None if they may be the same."""
+    same_storage = stored.quantization == present.quantization
+    return sample_difference(stored.base_sample, present.base_sample, same_storage=same_storage)

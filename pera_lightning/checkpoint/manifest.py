@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from pera_lightning.checkpoint.base_sample import base_sample
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import AdapterFileError, InjectionError, PeraError
 from pera_lightning.injection import InjectionPlan, LayerPlan, adapted_layers, marked_modules
@@ -32,6 +33,7 @@ class Manifest:
         base_model: Name or path of the base model, if known.
         versions: Versions of the libraries that wrote it.
         quantization: How the adapted layers' bases were quantised ("nf4-dq", ...; "none"), each kind once.
+        base_sample: Some weights of the base, by layer name, to recognise it.
     """
 
     config: PeraConfig
@@ -40,6 +42,7 @@ class Manifest:
     base_model: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     quantization: tuple[str, ...] = (FLOATING,)
+    base_sample: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def plan(self) -> InjectionPlan:
@@ -56,6 +59,7 @@ class Manifest:
             "layers": {name: {"rank": plan.rank, "alpha": plan.alpha} for name, plan in self.layers.items()},
             "saved_modules": list(self.saved),
             "base_quantization": list(self.quantization),
+            "base_sample": self.base_sample,
             "versions": self.versions,
         }
 
@@ -76,8 +80,11 @@ class Manifest:
                 versions=dict(values.get("versions", {})),
                 # Adapters were written before quantised bases were supported.
                 quantization=tuple(values.get("base_quantization", (FLOATING,))),
+                base_sample={
+                    name: [float(value) for value in sample] for name, sample in values.get("base_sample", {}).items()
+                },
             )
-        except (KeyError, TypeError, AttributeError, PeraError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, PeraError) as error:
             raise AdapterFileError(
                 "The adapter's config is incomplete or damaged.",
                 got=f"{type(error).__name__}: {error}",
@@ -116,6 +123,10 @@ def _layers(values: dict[str, dict[str, Any]]) -> dict[str, LayerPlan]:
     return plans
 
 
+def _sample(values: dict[str, list[float]]) -> dict[str, list[float]]:
+    return {name: [float(value) for value in weights] for name, weights in values.items()}
+
+
 def manifest_of(model: nn.Module, base_model: str | None = None) -> Manifest:
     """Describe the adapter of a model.
 
@@ -137,6 +148,7 @@ def manifest_of(model: nn.Module, base_model: str | None = None) -> Manifest:
         base_model=base_model or _name_of(model),
         versions=_versions(),
         quantization=quantization_of(model),
+        base_sample=base_sample(model),
     )
 
 

@@ -19,7 +19,7 @@ from pera_lightning.checkpoint import (
     install_state_hooks,
     manifest_of,
 )
-from pera_lightning.checkpoint.comparison import form_difference, quantization_difference
+from pera_lightning.checkpoint.comparison import base_difference, form_difference, quantization_difference
 from pera_lightning.config import ALL_LINEAR, Bias, Init, PeraConfig, Terms
 from pera_lightning.errors import CheckpointError, ConfigError, TrainingError
 from pera_lightning.injection import (
@@ -132,8 +132,8 @@ class PeraCallback(Callback):
         self.polynomial_start_step = count("polynomial_start_step", polynomial_start_step, least=0)
         self.report: InjectionReport | None = None
         self._manifest: Manifest | None = None
-        # How the base was quantised in the run that a checkpoint came from, until that is compared.
-        self._stored_quantization: tuple[str, ...] | None = None
+        # Of the run that a checkpoint came from, until the bases are compared.
+        self._stored: Manifest | None = None
         self._exact_resume = ExactResume()
 
     @override
@@ -191,23 +191,24 @@ class PeraCallback(Callback):
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._describe(pl_module)
-        self._refuse_other_base()
+        if self._stored is not None:
+            self._describe(pl_module)
+            self._refuse_other_base()
 
     on_test_start = on_predict_start = on_validation_start
 
     def _refuse_other_base(self) -> None:
-        stored, self._stored_quantization = self._stored_quantization, None
-        if stored is None or self._manifest is None:
+        stored, present, self._stored = self._stored, self._manifest, None
+        if stored is None or present is None:
             return
-        difference = quantization_difference(stored, self._manifest.quantization)
+        difference = quantization_difference(stored, present) or base_difference(stored, present)
         if difference:
             raise CheckpointError(
                 "The checkpoint was written with another base.",
                 got=difference,
-                expected="a base quantised in the same way",
-                fix="load the base as in the run that wrote it; to move an adapter to another base on purpose, use "
-                "load_adapter(model, folder, allow_other_quantization=True)",
+                expected="the base of the run that wrote it",
+                fix="load the base as in that run (where it is drawn at random, with the same seed); to put an "
+                "adapter on another base on purpose, load_adapter(model, folder, allow_other_base=True)",
             )
 
     @override
@@ -298,7 +299,7 @@ class PeraCallback(Callback):
         if self._manifest is None or "adapter" not in state_dict:
             return
         stored = Manifest.from_dict(state_dict["adapter"])
-        self._stored_quantization = stored.quantization
+        self._stored = stored
         difference = form_difference(stored, self._manifest)
         if difference:
             raise CheckpointError(

@@ -1,0 +1,79 @@
+"""A few weights of the base, kept with the adapter: enough to notice that it is put on another one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pera_lightning.bases import base_of
+from pera_lightning.injection import adapted_layers
+from pera_lightning.layers import PeraLinear
+
+BaseSample = Mapping[str, Sequence[float]]
+"""Layer name -> some of its weights."""
+
+LAYERS = 16
+WEIGHTS = 8
+SAME_STORAGE = 0.02
+"""Largest relative difference in a layer where both bases are stored alike; bfloat16 rounds by less than 0.004."""
+OTHER_STORAGE = 0.5
+"""The same over all layers where they are quantised differently; 4 bits are off by 0.1, another base by 1.4."""
+
+
+@torch.no_grad()
+def base_sample(model: nn.Module) -> dict[str, list[float]]:
+    """Eight weights, spread evenly, of each of at most 16 adapted layers, spread evenly.
+
+    Layers whose weights are not here are left out: on the meta device, sharded over processes, or merged.
+    """
+    layers = list(adapted_layers(model))
+    chosen = layers[:: math.ceil(len(layers) / LAYERS)]
+    weights = {name: _weight(layer) for name, layer in chosen if not layer.merged}
+    return {name: _spread(weight) for name, weight in weights.items() if weight is not None}
+
+
+def _weight(layer: PeraLinear) -> Tensor | None:
+    stored = layer.base_layer.weight
+    base = base_of(layer.base_layer)
+    sharded = hasattr(stored, "full_tensor") or stored.numel() == 0
+    return None if base is None or sharded or stored.is_meta else base.weight(layer.base_layer)
+
+
+def _spread(weight: Tensor) -> list[float]:
+    flat = weight.flatten()
+    places = torch.linspace(0, len(flat) - 1, WEIGHTS, dtype=torch.float64).long()
+    return [float(f"{value:.5g}") for value in flat[places.to(flat.device)].tolist()]
+
+
+def sample_difference(stored: BaseSample, present: BaseSample, *, same_storage: bool) -> str | None:
+    """In words, if two samples are not of the same base; None if they may be.
+
+    Args:
+        stored: Of the base that the adapter was trained on.
+        present: Of the one at hand.
+        same_storage: Whether both are quantised in the same way, or neither is.
+    """
+    names = [name for name in stored if name in present]
+    if not same_storage:
+        there, here = ([value for name in names for value in sample[name]] for sample in (stored, present))
+        distance = _distance(there, here)
+        return f"the weights differ by {distance:.0%} of their size" if distance > OTHER_STORAGE else None
+    differing = [name for name in names if _distance(stored[name], present[name]) > SAME_STORAGE]
+    if not differing:
+        return None
+    distance = _distance(stored[differing[0]], present[differing[0]])
+    return (
+        f"{len(differing)} of {len(names)} compared layers have other weights, e.g. {differing[0]!r}, whose weights "
+        f"differ by {distance:.1%} of their size"
+    )
+
+
+def _distance(there: Sequence[float], here: Sequence[float]) -> float:
+    if len(there) != len(here):
+        return math.inf
+    size = math.hypot(*there)
+    distance = math.dist(there, here)
+    return distance / size if size else math.inf if distance else 0.0
