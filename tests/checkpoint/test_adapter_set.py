@@ -1,0 +1,453 @@
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pera_lightning import (
+    AdapterSet,
+    PeraConfig,
+    adapter_disabled,
+    adapter_state_dict,
+    inject_adapter,
+    load_adapter,
+    merge_adapter,
+    quantize_model,
+    remove_adapter,
+    save_adapter,
+)
+from pera_lightning.checkpoint import manifest_of
+from pera_lightning.errors import AdapterFileError, ConfigError, InjectionError
+from pera_lightning.injection import adapted_layers
+from tests.support.models import randomise_adapter, tiny_llama, token_ids
+from tests.support.quantized import bits, same_bits
+from tests.support.several_adapters import CONFIGS, loaded, network, save_all
+from tests.support.transformers_models import transformers_model
+
+IDS = torch.arange(10).view(2, 5)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return save_all(tmp_path_factory.mktemp("adapters"))
+
+
+@pytest.fixture
+def adapters(folders: dict[str, Path]) -> AdapterSet:
+    made = AdapterSet(network())
+    for name, folder in folders.items():
+        made.load(name, folder)
+    return made
+
+
+def flags(model: nn.Module) -> dict[str, bool]:
+    return {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+
+
+def same_state(one: nn.Module, other: nn.Module) -> bool:
+    """Names, order, bits, gradients asked for and training mode."""
+    ours, theirs = one.state_dict(), other.state_dict()
+    same = list(ours) == list(theirs) and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    modes = [module.training for module in one.modules()] == [module.training for module in other.modules()]
+    return same and modes and flags(one) == flags(other) and torch.equal(one(IDS), other(IDS))
+
+
+def storages() -> set[int]:
+    """Every piece of memory that a tensor of this process holds."""
+    gc.collect()
+    # By type: isinstance would ask deprecated objects of torch for their class, which warns.
+    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.device.type == "cpu"}
+
+
+def test_names_and_active(adapters: AdapterSet) -> None:
+    assert adapters.names == tuple(CONFIGS)
+    assert adapters.active is None
+    adapters.switch("music")
+    assert adapters.active == "music"
+    assert repr(adapters) == "AdapterSet(names=('weather', 'music', 'lora'), active='music')"
+
+
+def test_switching_equals_loading_alone(adapters: AdapterSet, folders: dict[str, Path]) -> None:
+    assert same_state(adapters.model, network())
+    for name in ("weather", "music", "lora", "music", None, "lora", "weather", None, "weather"):
+        adapters.switch(name)
+        alone = network() if name is None else loaded(folders[name])
+        assert same_state(adapters.model, alone)
+        assert adapters.model.first is adapters.model.second
+
+
+def test_everything_works_after_a_switch(adapters: AdapterSet, folders: dict[str, Path], tmp_path: Path) -> None:
+    adapters.switch("weather")
+    adapters.switch("music")
+    model = adapters.model
+    save_adapter(model, tmp_path)
+    written, before = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path, folders["music"]))
+    assert written.keys() == before.keys()
+    assert all(torch.equal(value, before[key]) for key, value in written.items())
+    assert manifest_of(model).config == CONFIGS["music"]
+    expected = model(IDS)
+    with adapter_disabled(model):
+        assert torch.equal(model(IDS), network()(IDS))
+    assert torch.equal(model(IDS), expected)
+    merged = merge_adapter(copy.deepcopy(model))
+    torch.testing.assert_close(merged(IDS), expected, rtol=1e-12, atol=1e-12)
+    assert same_state(remove_adapter(model), network())
+
+
+def test_training_one_leaves_the_others(adapters: AdapterSet, folders: dict[str, Path]) -> None:
+    adapters.switch("weather")
+    adapters.model.train()
+    optimizer = torch.optim.SGD((p for p in adapters.model.parameters() if p.requires_grad), lr=0.1)
+    adapters.model(IDS).square().sum().backward()
+    optimizer.step()
+    adapters.model.eval()
+    trained = adapters.model(IDS)
+    with adapters.using("music"):
+        optimizer.zero_grad()
+        assert same_state(adapters.model, loaded(folders["music"]))
+        with adapters.using(None):
+            assert same_state(adapters.model, network())
+    assert adapters.active == "weather"
+    assert torch.equal(adapters.model(IDS), trained)
+    assert not torch.equal(trained, loaded(folders["weather"])(IDS))
+
+
+def test_using_switches_back_after_an_exception(adapters: AdapterSet) -> None:
+    adapters.switch("lora")
+    with pytest.raises(KeyError), adapters.using("weather") as model:
+        assert adapters.active == "weather"
+        assert model is adapters.model
+        raise KeyError
+    assert adapters.active == "lora"
+
+
+class Operations(TorchDispatchMode):
+    """Records what torch computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(str(func.overloadpacket))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_switch_computes_and_allocates_nothing(adapters: AdapterSet) -> None:
+    before = storages()
+    memory: dict[str | None, list[int]] = {}
+    with Operations() as operations:
+        for name in (*CONFIGS, None, *CONFIGS, None):
+            adapters.switch(name)
+            present = [parameter.data_ptr() for parameter in adapters.model.parameters()]
+            assert memory.setdefault(name, present) == present
+    assert operations.names <= {"aten.detach"}
+    assert storages() == before
+
+
+def test_base_weights_exist_once(folders: dict[str, Path]) -> None:
+    model = network()
+    adapters = AdapterSet(model)
+    weights = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    before = storages()
+    adapters.load("weather", folders["weather"])
+    adapters.load("music", folders["music"])
+    # One new storage for each tensor of the adapters; tensors of the base have theirs.
+    tensors = sum(len(load_file(folders[name] / "adapter_model.safetensors")) for name in ("weather", "music"))
+    assert len(storages() - before) <= tensors
+    adapters.switch("weather")
+    assert model.first.base_layer.weight.data_ptr() == weights["first.weight"]
+    assert model.embed.base_layer.weight.data_ptr() == weights["embed.weight"]
+    adapters.remove("weather")
+    adapters.remove("music")
+    assert len(storages()) == len(before)
+
+
+def test_expanded_factors_are_not_kept_while_an_adapter_is_out(adapters: AdapterSet) -> None:
+    adapters.switch("music")
+    with torch.no_grad():
+        adapters.model(IDS)
+    layer = adapters.model.first
+    assert layer._operand_cache._held is not None
+    adapters.switch("weather")
+    assert layer._operand_cache._held is None
+
+
+@pytest.mark.parametrize("active", [None, "music", "weather"])
+def test_replacing_values_in_place(adapters: AdapterSet, folders: dict[str, Path], tmp_path: Path, active: Any) -> None:
+    other = loaded(folders["weather"])
+    with torch.no_grad():
+        for value in adapter_state_dict(other).values():
+            value.mul_(1.5)
+    save_adapter(other, tmp_path)
+    with adapters.using("weather"):
+        adapters.model(IDS)
+        before = {key: value.data_ptr() for key, value in adapter_state_dict(adapters.model).items()}
+    adapters.switch(active)
+    adapters.replace("weather", tmp_path)
+    assert adapters.active == active
+    adapters.switch("weather")
+    assert same_state(adapters.model, loaded(tmp_path))
+    assert {key: value.data_ptr() for key, value in adapter_state_dict(adapters.model).items()} == before
+    expected = adapters.model(IDS)
+    with pytest.raises(AdapterFileError, match=r"remove\(name\)"):
+        adapters.replace("weather", folders["music"])
+    assert torch.equal(adapters.model(IDS), expected)
+
+
+def test_loading_in_place_keeps_the_memory(folders: dict[str, Path]) -> None:
+    model = loaded(folders["weather"])
+    before = {key: value.data_ptr() for key, value in model.state_dict().items()}
+    load_adapter(model, folders["weather"])
+    assert {key: value.data_ptr() for key, value in model.state_dict().items()} == before
+
+
+def test_layers_follow_what_happens_to_the_base(adapters: AdapterSet, folders: dict[str, Path]) -> None:
+    adapters.switch("weather")
+    adapters.model.train().float()
+    adapters.switch("music")
+    alone = loaded(folders["music"]).train().float()
+    assert same_state(adapters.model, alone)
+    adapters.model.eval().to(torch.bfloat16)
+    adapters.switch("weather")
+    model = adapters.model
+    assert not any(module.training for module in model.modules())
+    # As a model in half precision gets them, and those it converted itself in between stay as they are.
+    assert model.first.pera_A.dtype == torch.float32
+    assert model.out.weight.dtype == torch.bfloat16
+    assert model(IDS).dtype == torch.bfloat16
+    adapters.switch("music")
+    assert model.first.pera_A.dtype == torch.bfloat16
+
+
+def test_an_exchanged_base_is_found(adapters: AdapterSet) -> None:
+    """Whoever puts another layer in the base's place puts it there for all adapters."""
+    layer = nn.Linear(6, 5).double()
+    adapters.model.middle = layer
+    with adapters.using("lora"):
+        assert adapters.model.middle.base_layer is layer
+    assert adapters.model.middle is layer
+
+
+def test_taking_over_an_adapted_model(folders: dict[str, Path]) -> None:
+    model = loaded(folders["weather"])
+    adapters = AdapterSet(model, name="own")
+    assert adapters.active == "own"
+    assert same_state(model, loaded(folders["weather"]))
+    adapters.load("music", folders["music"])
+    adapters.switch("music")
+    assert same_state(model, loaded(folders["music"]))
+    adapters.remove("music")
+    assert adapters.active is None
+    assert adapters.names == ("own",)
+    assert same_state(model, network())
+    adapters.switch("own")
+    assert same_state(model, loaded(folders["weather"]))
+
+
+def test_loading_in_inference_mode(folders: dict[str, Path]) -> None:
+    adapters = AdapterSet(network())
+    with torch.inference_mode():
+        for name in ("weather", "music"):
+            adapters.load(name, folders[name])
+        adapters.mix("both", {"weather": 0.5, "music": 0.5})
+        for name in ("music", "both", "weather"):
+            adapters.switch(name)
+            adapters.model(IDS)
+    adapters.model(IDS).sum().backward()
+    assert adapters.model.first.pera_B.grad is not None
+
+
+def test_tied_modules_trained_whole(tmp_path: Path) -> None:
+    def tied() -> nn.Module:
+        torch.manual_seed(2)
+        model = nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 4), nn.Linear(4, 8, bias=False))
+        model[2].weight = model[0].weight
+        return model
+
+    model, ids = tied(), torch.arange(8)
+    inject_adapter(model, PeraConfig(2, target_modules=["1"], modules_to_save=["0", "2"]))
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    expected, plain = model(ids), tied()(ids)
+    for _ in range(2):
+        with adapter_disabled(model):
+            assert torch.equal(model(ids), plain)
+        assert torch.equal(model(ids), expected)
+    save_adapter(model, tmp_path)
+    adapters = AdapterSet(tied())
+    adapters.load("one", tmp_path)
+    adapters.mix("half", {"one": 0.5})
+    for _ in range(2):
+        with adapters.using("one") as model:
+            assert torch.equal(model(ids), expected)
+        with adapters.using("half") as model:
+            torch.testing.assert_close(model[2].weight, tied()[2].weight + 0.5)
+        assert torch.equal(adapters.model(ids), plain)
+
+
+def test_a_failed_load_changes_nothing(adapters: AdapterSet, folders: dict[str, Path], tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    other = nn.Sequential(nn.Linear(6, 6))
+    inject_adapter(other, PeraConfig(2, target_modules=["0"]))
+    save_adapter(other, tmp_path / "other")
+    adapters.switch("weather")
+    layers = list(adapted_layers(adapters.model))
+    for folder in (tmp_path / "other", tmp_path / "nothing"):
+        with pytest.raises(AdapterFileError):
+            adapters.load("new", folder)
+        assert adapters.names == tuple(CONFIGS)
+        assert list(adapted_layers(adapters.model)) == layers
+        assert same_state(adapters.model, loaded(folders["weather"]))
+
+
+UNKNOWN: dict[str, Callable[[AdapterSet], object]] = {
+    "switch": lambda adapters: adapters.switch("wether"),
+    "using": lambda adapters: adapters.using("wether").__enter__(),
+    "remove": lambda adapters: adapters.remove("wether"),
+    "replace": lambda adapters: adapters.replace("wether", "folder"),
+    "compare": lambda adapters: adapters.compare("music", "wether"),
+    "mix": lambda adapters: adapters.mix("new", {"music": 0.5, "wether": 0.5}),
+}
+
+
+@pytest.mark.parametrize("method", UNKNOWN)
+def test_unknown_names(adapters: AdapterSet, method: str) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)'wether'.*'weather', 'music', 'lora'.*near names: weather"):
+        UNKNOWN[method](adapters)
+    assert adapters.active is None
+
+
+def test_names_that_are_taken_or_none(adapters: AdapterSet, folders: dict[str, Path]) -> None:
+    for make in (lambda: adapters.load("music", folders["music"]), lambda: adapters.mix("music", {"lora": 1.0})):
+        with pytest.raises(ConfigError, match=r"(?s)already.*'music'.*'weather', 'music', 'lora'"):
+            make()
+    with pytest.raises(ConfigError, match="needs a name"):
+        adapters.load("", folders["music"])
+    with pytest.raises(ConfigError, match="under a name"):
+        AdapterSet(loaded(folders["music"]))
+    with pytest.raises(ConfigError, match="under a name"):
+        AdapterSet(network(), name="own")
+
+
+def test_merged_and_disabled_adapters_stay(adapters: AdapterSet, folders: dict[str, Path]) -> None:
+    adapters.switch("weather")
+    model = adapters.model
+    calls = [
+        lambda: adapters.switch(None),
+        lambda: adapters.switch("weather"),
+        lambda: adapters.load("new", folders["music"]),
+        lambda: adapters.replace("music", folders["music"]),
+        lambda: adapters.mix("new", {"music": 1.0}),
+        lambda: adapters.remove("weather"),
+    ]
+    for call in calls:
+        model.middle.merge()
+        with pytest.raises(InjectionError, match=r"(?s)1 merged and 0 disabled layers, e.g. 'middle'.*unmerge"):
+            call()
+        model.middle.unmerge()
+        with adapter_disabled(model), pytest.raises(InjectionError, match="0 merged and 3 disabled"):
+            call()
+    assert same_state(model, loaded(folders["weather"]))
+
+
+@pytest.mark.parametrize("end", [remove_adapter, merge_adapter])
+def test_a_model_changed_past_the_set(adapters: AdapterSet, end: Callable[[nn.Module], nn.Module]) -> None:
+    adapters.switch("weather")
+    end(adapters.model)
+    with pytest.raises(InjectionError, match="past the set"):
+        adapters.switch("music")
+    assert not list(adapted_layers(adapters.model))
+    adapters = AdapterSet(adapters.model)
+    inject_adapter(adapters.model, PeraConfig(2))
+    with pytest.raises(InjectionError, match="past the set"):
+        adapters.switch(None)
+
+
+def saved_llama(kind: str | None, folder: Path, seed: int, **options: Any) -> nn.Module:
+    model = llama(kind)
+    inject_adapter(model, PeraConfig(2, **options))
+    torch.manual_seed(seed)
+    randomise_adapter(model)
+    save_adapter(model, folder)
+    return model
+
+
+def llama(kind: str | None) -> nn.Module:
+    torch.manual_seed(3)
+    model = tiny_llama()
+    if kind is not None:
+        quantize_model(model, kind)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_quantised_bases(tmp_path: Path, kind: str) -> None:
+    ids = token_ids()
+    alone = {name: saved_llama(kind, tmp_path / name, seed)(ids).logits for seed, name in enumerate("ab")}
+    saved_llama(None, tmp_path / "floating", 0)
+    model = llama(kind)
+    expected, stored = model(ids).logits, bits(model)
+    adapters = AdapterSet(model)
+    adapters.load("a", tmp_path / "a")
+    adapters.load("b", tmp_path / "b")
+    with pytest.raises(AdapterFileError, match=f"not quantised; this one is {kind}"):
+        adapters.load("floating", tmp_path / "floating")
+    adapters.load("floating", tmp_path / "floating", allow_other_quantization=True)
+    adapters.mix("both", {"a": 0.5, "b": 0.5})
+    for name in ("b", "a", "floating", "both", "a", "b"):
+        adapters.switch(name)
+        output = model(ids).logits
+        assert name not in alone or torch.equal(output, alone[name])
+    save_adapter(model, tmp_path / "again")
+    assert manifest_of(model).quantization == (kind,)
+    adapters.switch(None)
+    assert same_bits(bits(model), stored)
+    assert torch.equal(model(ids).logits, expected)
+
+
+def test_bases_of_their_own_are_refused(tmp_path: Path) -> None:
+    model = llama("nf4")
+    inject_adapter(model, PeraConfig(2, init="loftq", loftq_steps=2), float_model=llama(None))
+    save_adapter(model, tmp_path)
+    adapters = AdapterSet(llama("nf4"))
+    with pytest.raises(AdapterFileError, match="base of this adapter was changed"):
+        adapters.load("loftq", tmp_path)
+    assert adapters.names == ()
+
+
+def test_a_language_model_generates_with_each(tmp_path: Path) -> None:
+    """GPT-2: Conv1D layers, an adapted embedding tied to the head."""
+
+    def base() -> Any:
+        torch.manual_seed(4)
+        return transformers_model("GPT2LMHeadModel").eval()
+
+    ids, options = token_ids(2, 5), {"max_new_tokens": 6, "do_sample": False}
+    expected = {}
+    for seed, name in enumerate("ab"):
+        model = base()
+        inject_adapter(model, PeraConfig(2, target_modules=["wte", "c_attn", "c_fc"], bias="adapted"))
+        torch.manual_seed(seed)
+        randomise_adapter(model, 1.0)
+        save_adapter(model, tmp_path / name)
+        expected[name] = model.generate(ids, **options)
+    adapters = AdapterSet(base())
+    for name in expected:
+        adapters.load(name, tmp_path / name)
+    adapters.mix("one", {"a": 1.0})
+    for name in ("a", "b", "a", "one"):
+        adapters.switch(name)
+        assert torch.equal(adapters.model.generate(ids, **options), expected["a" if name == "one" else name])
+    adapters.switch(None)
+    assert torch.equal(adapters.model.generate(ids, **options), base().generate(ids, **options))
+    assert not torch.equal(expected["a"], expected["b"])
