@@ -92,6 +92,7 @@ class AdapterSet:
         Raises:
             ConfigError: The set holds no adapter of this name.
             InjectionError: The adapter in place is merged or disabled, or the model was changed past the set.
+            TargetError: The model has lost a layer of the adapter.
         """
         if name is not None:
             self._check_known(name)

@@ -17,11 +17,10 @@ from pera_lightning.injection import (
     InjectionReport,
     LayerPlan,
     adapted_layers,
-    clean_name,
     inject_plan,
     remove_adapter,
 )
-from pera_lightning.injection.detached import owner_of
+from pera_lightning.injection.detached import modules_of, owner_of
 from pera_lightning.injection.plan import within_any
 from pera_lightning.layers import PeraLinear, scaled_factors
 
@@ -127,10 +126,9 @@ def _even_share(left: Tensor, right: Tensor) -> Tensor:
 
 def _mixed_saved(model: nn.Module, adapters: Weighted) -> list[tuple[Tensor, Tensor]]:
     """The base's tensors that are trained beside the factors, each with its value in the mixture."""
-    modules = {clean_name(name): module for name, module in model.named_modules()}
     mixed: dict[int, tuple[Tensor, Tensor]] = {}
     for adapter, weight in adapters.values():
-        for tensor, trained in _trained(modules, adapter):
+        for tensor, trained in _trained(modules_of(model, adapter), adapter):
             dtype = torch.promote_types(tensor.dtype, torch.float32)
             change = trained.to(tensor.device, dtype) - tensor.to(dtype)
             _, value = mixed.get(id(tensor), (tensor, tensor.to(dtype)))

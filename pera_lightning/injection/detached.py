@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pera_lightning.bases import expect_base
 from pera_lightning.errors import InjectionError
 from pera_lightning.functional.precision import factor_dtype
-from pera_lightning.injection.inject import put_in, set_trainable, take_out, trainable_names
+from pera_lightning.injection.inject import no_such_module, put_in, set_trainable, take_out, trainable_names
 from pera_lightning.injection.names import adapted_layers, clean_name
 from pera_lightning.injection.plan import refuse_adapted
 from pera_lightning.injection.saved_modules import Mark, marked_modules, put_mark, take_mark
@@ -57,9 +57,10 @@ def attach_adapter(model: nn.Module, adapter: DetachedAdapter) -> None:
 
     Raises:
         InjectionError: The model holds an adapter.
+        TargetError: It has lost a layer of this one.
     """
     refuse_adapted(model)
-    modules = {clean_name(name): module for name, module in model.named_modules()}
+    modules = modules_of(model, adapter)
     for name, layer in adapter.layers.items():
         _follow(layer, modules[name], adapter.dtypes[name])
     put_in(model, {id(layer.base_layer): layer for layer in adapter.layers.values()})
@@ -67,6 +68,19 @@ def attach_adapter(model: nn.Module, adapter: DetachedAdapter) -> None:
     for name, mark in reversed(adapter.saved.items()):
         put_mark(modules[owner_of(name, mark)], mark)
     set_trainable(model, adapter.trainable)
+
+
+def modules_of(model: nn.Module, adapter: DetachedAdapter) -> dict[str, nn.Module]:
+    """The modules of a model by their clean names, among them all that the adapter needs.
+
+    Raises:
+        TargetError: One is missing.
+    """
+    modules = {clean_name(name): module for name, module in model.named_modules()}
+    for name in (*adapter.layers, *(owner_of(name, mark) for name, mark in adapter.saved.items())):
+        if name not in modules:
+            raise no_such_module(name, modules)
+    return modules
 
 
 def owner_of(name: str, mark: Mark) -> str:

@@ -121,12 +121,7 @@ def inject_plan(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
     modules = {clean_name(name): module for name, module in model.named_modules()}
     for name in (*plan.layers, *plan.saved):
         if name not in modules and not (name in plan.saved and _owns(modules, name)):
-            raise TargetError(
-                "The model has no module of this name.",
-                got=repr(name),
-                expected="the names of the model that the adapter was made for",
-                fix=f"near names in this model: {near_names(name, modules)}",
-            )
+            raise no_such_module(name, modules)
     # Every new module is built before the first one is put in place: running out of memory here leaves the
     # model as it was.
     adapters = {
@@ -143,6 +138,16 @@ def inject_plan(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
     for name in plan.saved:
         _mark(name, modules)
     return _report(model, plan)
+
+
+def no_such_module(name: str, modules: Mapping[str, nn.Module]) -> TargetError:
+    """The error for a layer or module of an adapter that the model does not have."""
+    return TargetError(
+        "The model has no module of this name.",
+        got=repr(name),
+        expected="the names of the model that the adapter was made for",
+        fix=f"near names in this model: {near_names(name, modules)}",
+    )
 
 
 def _owns(modules: Mapping[str, nn.Module], name: str) -> bool:

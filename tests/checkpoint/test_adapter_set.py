@@ -123,10 +123,15 @@ def test_training_one_leaves_the_others(adapters: AdapterSet, folders: dict[str,
 
 def test_using_switches_back_after_an_exception(adapters: AdapterSet) -> None:
     adapters.switch("lora")
-    with pytest.raises(KeyError), adapters.using("weather") as model:
-        assert adapters.active == "weather"
-        assert model is adapters.model
-        raise KeyError
+
+    def fail() -> None:
+        with adapters.using("weather") as model:
+            assert adapters.active == "weather"
+            assert model is adapters.model
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert adapters.active == "lora"
 
 
