@@ -137,17 +137,15 @@ def _mixed_saved(model: nn.Module, adapters: Weighted) -> list[tuple[Tensor, Ten
 
 
 def _trained(modules: Mapping[str, nn.Module], adapter: DetachedAdapter) -> Iterator[tuple[Tensor, Tensor]]:
-    """The base's parameters that an adapter trains, each once, and what they are there."""
-    seen: set[int] = set()
+    """The base's parameters that an adapter trains, and what they are there.
+
+    Of modules that share a tensor, the first holds its trained value and the others the base's: no change.
+    """
     for name, mark in adapter.saved.items():
         module = modules[owner_of(name, mark)]
         present = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         for key, trained in mark.values.items():
             tensor = present[key]
-            # Of modules that share a tensor, the first holds its trained value.
-            if id(tensor) in seen:
-                continue
-            seen.add(id(tensor))
             if isinstance(tensor, nn.Parameter):
                 yield tensor, trained
             elif not torch.equal(tensor, trained.to(tensor.device, tensor.dtype)):
