@@ -233,7 +233,7 @@ class AdapterSet:
                 "The model's adapters were changed past the set.",
                 got=f"{len(present)} adapted layers that are not those of {self._active!r}",
                 expected="what the last switch put in place",
-                fix="make a new AdapterSet; what is merged for good, or trained beside a set, belongs in no set",
+                fix="make a new AdapterSet; use switch(None) in place of remove_adapter, and merge a copy of the model",
             )
         refuse_unsettled(expected)
 

@@ -12,20 +12,7 @@ from torch import nn
 from pera_lightning import AdapterSet, PeraConfig, inject_adapter, save_adapter
 from pera_lightning.checkpoint import AdapterComparison, LayerComparison
 from pera_lightning.injection import adapted_layers
-from tests.support.several_adapters import dense_change, loaded, network, save_all
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return save_all(tmp_path_factory.mktemp("adapters"))
-
-
-@pytest.fixture
-def adapters(folders: dict[str, Path]) -> AdapterSet:
-    made = AdapterSet(network())
-    for name, folder in folders.items():
-        made.load(name, folder)
-    return made
+from tests.support.several_adapters import dense_change, loaded
 
 
 @pytest.mark.parametrize("active", [None, "weather", "music"])

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,44 +19,12 @@ from pera_lightning import (
     inject_adapter,
     load_adapter,
     merge_adapter,
-    quantize_model,
     remove_adapter,
     save_adapter,
 )
 from pera_lightning.checkpoint import manifest_of
-from pera_lightning.errors import AdapterFileError, ConfigError, InjectionError
-from pera_lightning.injection import adapted_layers
-from tests.support.models import randomise_adapter, tiny_llama, token_ids
-from tests.support.quantized import bits, same_bits
-from tests.support.several_adapters import CONFIGS, loaded, network, save_all
-from tests.support.transformers_models import transformers_model
-
-IDS = torch.arange(10).view(2, 5)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return save_all(tmp_path_factory.mktemp("adapters"))
-
-
-@pytest.fixture
-def adapters(folders: dict[str, Path]) -> AdapterSet:
-    made = AdapterSet(network())
-    for name, folder in folders.items():
-        made.load(name, folder)
-    return made
-
-
-def flags(model: nn.Module) -> dict[str, bool]:
-    return {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-
-
-def same_state(one: nn.Module, other: nn.Module) -> bool:
-    """Names, order, bits, gradients asked for and training mode."""
-    ours, theirs = one.state_dict(), other.state_dict()
-    same = list(ours) == list(theirs) and all(torch.equal(value, theirs[name]) for name, value in ours.items())
-    modes = [module.training for module in one.modules()] == [module.training for module in other.modules()]
-    return same and modes and flags(one) == flags(other) and torch.equal(one(IDS), other(IDS))
+from pera_lightning.errors import AdapterFileError
+from tests.support.several_adapters import CONFIGS, IDS, loaded, network, same_state
 
 
 def storages() -> set[int]:
@@ -298,161 +265,3 @@ def test_tied_modules_trained_whole(tmp_path: Path) -> None:
         with adapters.using("half") as model:
             torch.testing.assert_close(model[2].weight, tied()[2].weight + 0.5)
         assert torch.equal(adapters.model(ids), plain)
-
-
-def test_a_failed_load_changes_nothing(adapters: AdapterSet, folders: dict[str, Path], tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    other = nn.Sequential(nn.Linear(6, 6))
-    inject_adapter(other, PeraConfig(2, target_modules=["0"]))
-    save_adapter(other, tmp_path / "other")
-    adapters.switch("weather")
-    layers = list(adapted_layers(adapters.model))
-    for folder in (tmp_path / "other", tmp_path / "nothing"):
-        with pytest.raises(AdapterFileError):
-            adapters.load("new", folder)
-        assert adapters.names == tuple(CONFIGS)
-        assert list(adapted_layers(adapters.model)) == layers
-        assert same_state(adapters.model, loaded(folders["weather"]))
-
-
-UNKNOWN: dict[str, Callable[[AdapterSet], object]] = {
-    "switch": lambda adapters: adapters.switch("wether"),
-    "using": lambda adapters: adapters.using("wether").__enter__(),
-    "remove": lambda adapters: adapters.remove("wether"),
-    "replace": lambda adapters: adapters.replace("wether", "folder"),
-    "compare": lambda adapters: adapters.compare("music", "wether"),
-    "mix": lambda adapters: adapters.mix("new", {"music": 0.5, "wether": 0.5}),
-}
-
-
-@pytest.mark.parametrize("method", UNKNOWN)
-def test_unknown_names(adapters: AdapterSet, method: str) -> None:
-    with pytest.raises(ConfigError, match=r"(?s)'wether'.*'weather', 'music', 'lora'.*near names: weather"):
-        UNKNOWN[method](adapters)
-    assert adapters.active is None
-
-
-def test_names_that_are_taken_or_none(adapters: AdapterSet, folders: dict[str, Path]) -> None:
-    for make in (lambda: adapters.load("music", folders["music"]), lambda: adapters.mix("music", {"lora": 1.0})):
-        with pytest.raises(ConfigError, match=r"(?s)already.*'music'.*'weather', 'music', 'lora'"):
-            make()
-    with pytest.raises(ConfigError, match="needs a name"):
-        adapters.load("", folders["music"])
-    with pytest.raises(ConfigError, match="under a name"):
-        AdapterSet(loaded(folders["music"]))
-    with pytest.raises(ConfigError, match="under a name"):
-        AdapterSet(network(), name="own")
-
-
-def test_merged_and_disabled_adapters_stay(adapters: AdapterSet, folders: dict[str, Path]) -> None:
-    adapters.switch("weather")
-    model = adapters.model
-    calls = [
-        lambda: adapters.switch(None),
-        lambda: adapters.switch("weather"),
-        lambda: adapters.load("new", folders["music"]),
-        lambda: adapters.replace("music", folders["music"]),
-        lambda: adapters.mix("new", {"music": 1.0}),
-        lambda: adapters.remove("weather"),
-    ]
-    for call in calls:
-        model.middle.merge()
-        with pytest.raises(InjectionError, match=r"(?s)1 merged and 0 disabled layers, e.g. 'middle'.*unmerge"):
-            call()
-        model.middle.unmerge()
-        with adapter_disabled(model), pytest.raises(InjectionError, match="0 merged and 3 disabled"):
-            call()
-    assert same_state(model, loaded(folders["weather"]))
-
-
-@pytest.mark.parametrize("end", [remove_adapter, merge_adapter])
-def test_a_model_changed_past_the_set(adapters: AdapterSet, end: Callable[[nn.Module], nn.Module]) -> None:
-    adapters.switch("weather")
-    end(adapters.model)
-    with pytest.raises(InjectionError, match="past the set"):
-        adapters.switch("music")
-    assert not list(adapted_layers(adapters.model))
-    adapters = AdapterSet(adapters.model)
-    inject_adapter(adapters.model, PeraConfig(2))
-    with pytest.raises(InjectionError, match="past the set"):
-        adapters.switch(None)
-
-
-def saved_llama(kind: str | None, folder: Path, seed: int, **options: Any) -> nn.Module:
-    model = llama(kind)
-    inject_adapter(model, PeraConfig(2, **options))
-    torch.manual_seed(seed)
-    randomise_adapter(model)
-    save_adapter(model, folder)
-    return model
-
-
-def llama(kind: str | None) -> nn.Module:
-    torch.manual_seed(3)
-    model = tiny_llama()
-    if kind is not None:
-        quantize_model(model, kind)
-    return model
-
-
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_quantised_bases(tmp_path: Path, kind: str) -> None:
-    ids = token_ids()
-    alone = {name: saved_llama(kind, tmp_path / name, seed)(ids).logits for seed, name in enumerate("ab")}
-    saved_llama(None, tmp_path / "floating", 0)
-    model = llama(kind)
-    expected, stored = model(ids).logits, bits(model)
-    adapters = AdapterSet(model)
-    adapters.load("a", tmp_path / "a")
-    adapters.load("b", tmp_path / "b")
-    with pytest.raises(AdapterFileError, match=f"not quantised; this one is {kind}"):
-        adapters.load("floating", tmp_path / "floating")
-    adapters.load("floating", tmp_path / "floating", allow_other_quantization=True)
-    adapters.mix("both", {"a": 0.5, "b": 0.5})
-    for name in ("b", "a", "floating", "both", "a", "b"):
-        adapters.switch(name)
-        output = model(ids).logits
-        assert name not in alone or torch.equal(output, alone[name])
-    save_adapter(model, tmp_path / "again")
-    assert manifest_of(model).quantization == (kind,)
-    adapters.switch(None)
-    assert same_bits(bits(model), stored)
-    assert torch.equal(model(ids).logits, expected)
-
-
-def test_bases_of_their_own_are_refused(tmp_path: Path) -> None:
-    model = llama("nf4")
-    inject_adapter(model, PeraConfig(2, init="loftq", loftq_steps=2), float_model=llama(None))
-    save_adapter(model, tmp_path)
-    adapters = AdapterSet(llama("nf4"))
-    with pytest.raises(AdapterFileError, match="base of this adapter was changed"):
-        adapters.load("loftq", tmp_path)
-    assert adapters.names == ()
-
-
-def test_a_language_model_generates_with_each(tmp_path: Path) -> None:
-    """GPT-2: Conv1D layers, an adapted embedding tied to the head."""
-
-    def base() -> Any:
-        torch.manual_seed(4)
-        return transformers_model("GPT2LMHeadModel").eval()
-
-    ids, options = token_ids(2, 5), {"max_new_tokens": 6, "do_sample": False}
-    expected = {}
-    for seed, name in enumerate("ab"):
-        model = base()
-        inject_adapter(model, PeraConfig(2, target_modules=["wte", "c_attn", "c_fc"], bias="adapted"))
-        torch.manual_seed(seed)
-        randomise_adapter(model, 1.0)
-        save_adapter(model, tmp_path / name)
-        expected[name] = model.generate(ids, **options)
-    adapters = AdapterSet(base())
-    for name in expected:
-        adapters.load(name, tmp_path / name)
-    adapters.mix("one", {"a": 1.0})
-    for name in ("a", "b", "a", "one"):
-        adapters.switch(name)
-        assert torch.equal(adapters.model.generate(ids, **options), expected["a" if name == "one" else name])
-    adapters.switch(None)
-    assert torch.equal(adapters.model.generate(ids, **options), base().generate(ids, **options))
-    assert not torch.equal(expected["a"], expected["b"])

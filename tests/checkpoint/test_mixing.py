@@ -19,21 +19,21 @@ from pera_lightning import (
     merge_adapter,
     save_adapter,
 )
+from pera_lightning.checkpoint import mixing
 from pera_lightning.errors import ConfigError, InjectionError, TargetError
 from pera_lightning.functional import expanded_rank
 from pera_lightning.injection import adapted_layers
 from tests.support.models import randomise_adapter
 from tests.support.several_adapters import (
     CONFIGS,
+    IDS,
     dense_change,
     dense_mixture,
     dense_parameters,
     loaded,
     network,
-    save_all,
 )
 
-IDS = torch.arange(10).view(2, 5)
 CLOSE = {"rtol": 1e-11, "atol": 1e-11}
 MIXTURES = {
     "two": {"weather": 0.7, "music": 0.3},
@@ -41,19 +41,6 @@ MIXTURES = {
     "one": {"music": 1.0},
     "plain lora": {"lora": 2},
 }
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return save_all(tmp_path_factory.mktemp("adapters"))
-
-
-@pytest.fixture
-def adapters(folders: dict[str, Path]) -> AdapterSet:
-    made = AdapterSet(network())
-    for name, folder in folders.items():
-        made.load(name, folder)
-    return made
 
 
 @pytest.mark.parametrize("mixture", MIXTURES)
@@ -208,6 +195,22 @@ def test_a_model_that_lost_a_layer(adapters: AdapterSet) -> None:
         assert adapters.active == "music"
         assert adapters.names == tuple(CONFIGS)
         assert list(adapted_layers(adapters.model)) == layers
+
+
+def test_a_failed_mixture_changes_nothing(adapters: AdapterSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(layer: object) -> None:
+        raise MemoryError
+
+    adapters.switch("weather")
+    layers, before = list(adapted_layers(adapters.model)), adapters.model(IDS)
+    monkeypatch.setattr(mixing, "scaled_factors", fail)
+    with pytest.raises(MemoryError):
+        adapters.mix("mixture", MIXTURES["all"])
+    assert adapters.names == tuple(CONFIGS)
+    assert list(adapted_layers(adapters.model)) == layers
+    assert torch.equal(adapters.model(IDS), before)
+    adapters.switch(None)
+    assert torch.equal(adapters.model(IDS), network()(IDS))
 
 
 def test_load_adapter_reads_mixtures_into_themselves(adapters: AdapterSet, tmp_path: Path) -> None:

@@ -31,6 +31,9 @@ CONFIGS = {
 }
 
 
+IDS = torch.arange(10).view(2, 5)
+
+
 class Network(nn.Module):
     """An embedding, a layer under two names, a norm and two plain layers."""
 
@@ -114,3 +117,15 @@ def dense_mixture(folders: dict[str, Path], weights: dict[str, float]) -> nn.Mod
             state[name] += weight * (value - base[name])
     mixture.load_state_dict(state)
     return mixture
+
+
+def flags(model: nn.Module) -> dict[str, bool]:
+    return {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+
+
+def same_state(one: nn.Module, other: nn.Module) -> bool:
+    """Names, order, bits, gradients asked for and training mode."""
+    ours, theirs = one.state_dict(), other.state_dict()
+    same = list(ours) == list(theirs) and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    modes = [module.training for module in one.modules()] == [module.training for module in other.modules()]
+    return same and modes and flags(one) == flags(other) and torch.equal(one(IDS), other(IDS))
