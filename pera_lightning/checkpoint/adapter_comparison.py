@@ -78,8 +78,14 @@ class AdapterComparison:
 
 
 def _cells(row: LayerComparison) -> tuple[str, ...]:
-    cosine = "-" if math.isnan(row.cosine) else f"{row.cosine:.3f}"
-    return row.layer, cosine, f"{row.first_norm:.3g}", f"{row.second_norm:.3g}", f"{row.norm_ratio:.3g}"
+    cosine, ratio = f"{row.cosine:.3f}", f"{row.norm_ratio:.3g}"
+    return (
+        row.layer,
+        cosine.replace("nan", "-"),
+        f"{row.first_norm:.3g}",
+        f"{row.second_norm:.3g}",
+        ratio.replace("nan", "-"),
+    )
 
 
 @torch.no_grad()

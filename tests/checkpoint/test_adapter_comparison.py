@@ -70,10 +70,15 @@ def test_an_adapter_at_its_start() -> None:
 
 
 def test_the_table() -> None:
-    rows = (LayerComparison("model.q_proj", 0.6, 1.0, 2.0), LayerComparison("embed", 0.0, 0.5, 0.0))
+    rows = (
+        LayerComparison("model.q_proj", 0.6, 1.0, 2.0),
+        LayerComparison("embed", 0.0, 0.5, 0.0),
+        LayerComparison("head", 0.0, 0.0, 0.0),
+    )
     assert str(AdapterComparison("weather", "music", rows)).splitlines() == [
         "layer         cosine  |weather|  |music|  ratio",
         "model.q_proj   0.300          1        2      2",
         "embed              -        0.5        0      0",
+        "head               -          0        0      -",
         "all layers     0.268       1.12        2   1.79",
     ]

@@ -20,6 +20,7 @@ from pera_lightning.checkpoint import manifest_of
 from pera_lightning.errors import AdapterFileError
 from tests.support.models import randomise_adapter, tiny_llama, token_ids
 from tests.support.quantized import bits, same_bits
+from tests.support.several_adapters import IDS, network
 from tests.support.transformers_models import transformers_model
 
 
@@ -101,3 +102,15 @@ def test_a_language_model_generates_with_each(tmp_path: Path) -> None:
     adapters.switch(None)
     assert torch.equal(adapters.model.generate(ids, **options), base().generate(ids, **options))
     assert not torch.equal(expected["a"], expected["b"])
+
+
+def test_a_compiled_model_computes_with_what_is_in_place(folders: dict[str, Path]) -> None:
+    compiled = torch.compile(network(), backend="aot_eager")
+    adapters = AdapterSet(compiled)
+    for name, folder in folders.items():
+        adapters.load(name, folder)
+    with torch.no_grad():
+        for name in ("weather", None, "lora", "weather"):
+            adapters.switch(name)
+            plain = adapters.model._orig_mod
+            torch.testing.assert_close(compiled(IDS), plain(IDS), rtol=1e-12, atol=1e-12)
