@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pera_lightning.checkpoint import adapter_state_dict, load_adapter, save_adapter
+from pera_lightning.checkpoint import AdapterSet, adapter_state_dict, load_adapter, save_adapter
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import PeraError
 from pera_lightning.export import merge_adapter
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdapterSet",
     "InjectionReport",
     "InstructionDataModule",
     "PeraCallback",

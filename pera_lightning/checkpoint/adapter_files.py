@@ -179,7 +179,7 @@ def _check_same_form(stored: Manifest, present: Manifest, folder: Path) -> None:
             "The adapter is of another form than the one in the model.",
             got=f"{folder}: {difference}",
             expected="the same options",
-            fix="remove_adapter(model) first, then load",
+            fix="remove_adapter(model) first, then load (of an AdapterSet: remove(name))",
         )
 
 

@@ -11,6 +11,11 @@ from pera_lightning.config import Terms
 from pera_lightning.functional.monomials import count_of_degree
 
 
+def factor_dtype(base: torch.dtype) -> torch.dtype:
+    """What the factors are made in: float32 over half precision, else the base's own dtype."""
+    return torch.float32 if base in (torch.float16, torch.bfloat16) else base
+
+
 def product_dtype(x: Tensor) -> torch.dtype:
     """What the products with x are taken in: the dtype of x, or autocast's."""
     kind = x.device.type

@@ -1,5 +1,6 @@
 """Putting adapters into a model and taking them out again."""
 
+from pera_lightning.injection.detached import DetachedAdapter, attach_adapter, detach_adapter
 from pera_lightning.injection.disabled import adapter_disabled
 from pera_lightning.injection.inject import (
     InjectionReport,
@@ -18,6 +19,7 @@ from pera_lightning.injection.saved_modules import marked_modules, saved_modules
 from pera_lightning.injection.stored_bytes import adapter_bytes, parameter_count, stored_bytes
 
 __all__ = [
+    "DetachedAdapter",
     "InjectionPlan",
     "InjectionReport",
     "LayerPlan",
@@ -27,7 +29,9 @@ __all__ = [
     "adapter_bytes",
     "adapter_disabled",
     "adapter_parameters",
+    "attach_adapter",
     "clean_name",
+    "detach_adapter",
     "freeze_base",
     "init_loftq",
     "inject_adapter",

@@ -52,7 +52,8 @@ def adapter_disabled(model: nn.Module) -> Iterator[nn.Module]:
     try:
         yield model
     finally:
-        for module in whole:
+        # The other way round, because they may share tensors.
+        for module in reversed(whole):
             swap_saved(module)
         for layer in enabled:
             layer.enabled = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -121,12 +121,7 @@ def inject_plan(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
     modules = {clean_name(name): module for name, module in model.named_modules()}
     for name in (*plan.layers, *plan.saved):
         if name not in modules and not (name in plan.saved and _owns(modules, name)):
-            raise TargetError(
-                "The model has no module of this name.",
-                got=repr(name),
-                expected="the names of the model that the adapter was made for",
-                fix=f"near names in this model: {near_names(name, modules)}",
-            )
+            raise no_such_module(name, modules)
     # Every new module is built before the first one is put in place: running out of memory here leaves the
     # model as it was.
     adapters = {
@@ -138,13 +133,21 @@ def inject_plan(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
         base = base_of(module)
         if base is not None:
             base.prepare(module)
-    trainable_before = [clean_name(name) for name, value in model.named_parameters() if value.requires_grad]
-    _replace(model, adapters)
-    setattr(model, _TRAINABLE_BEFORE, trainable_before)
+    put_in(model, adapters)
     freeze_base(model)
     for name in plan.saved:
         _mark(name, modules)
     return _report(model, plan)
+
+
+def no_such_module(name: str, modules: Mapping[str, nn.Module]) -> TargetError:
+    """The error for a layer or module of an adapter that the model does not have."""
+    return TargetError(
+        "The model has no module of this name.",
+        got=repr(name),
+        expected="the names of the model that the adapter was made for",
+        fix=f"near names in this model: {near_names(name, modules)}",
+    )
 
 
 def _owns(modules: Mapping[str, nn.Module], name: str) -> bool:
@@ -206,6 +209,24 @@ def remove_adapter(model: nn.Module) -> nn.Module:
     return model
 
 
+def put_in(model: nn.Module, layers: Mapping[int, nn.Module]) -> None:
+    """Put adapted layers in the place of their bases, given by id, and note which parameters were trainable."""
+    trainable_before = trainable_names(model)
+    _replace(model, layers)
+    setattr(model, _TRAINABLE_BEFORE, trainable_before)
+
+
+def trainable_names(model: nn.Module) -> list[str]:
+    """Clean names of the parameters that require gradients."""
+    return [clean_name(name) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def set_trainable(model: nn.Module, names: Collection[str]) -> None:
+    """Let the parameters of these clean names require gradients, and no others."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(clean_name(name) in names)
+
+
 def take_out(model: nn.Module) -> None:
     """Put the base layers back in the place of the adapted ones, whatever their weights hold now."""
     for _, module in list(marked_modules(model)):
@@ -215,8 +236,7 @@ def take_out(model: nn.Module) -> None:
         return
     trainable_before = set(getattr(model, _TRAINABLE_BEFORE))
     delattr(model, _TRAINABLE_BEFORE)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(clean_name(name) in trainable_before)
+    set_trainable(model, trainable_before)
 
 
 def _replace(model: nn.Module, replacements: Mapping[int, nn.Module]) -> None:

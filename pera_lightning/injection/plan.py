@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -61,12 +61,12 @@ def plan_injection(model: nn.Module, config: PeraConfig) -> InjectionPlan:
         targets = _matching("target_modules", config.target_modules, _candidates(modules, config), modules)
     excluded = _excluded(config.exclude_modules, modules)
     saved = _saved(config.modules_to_save, modules)
-    targets = [name for name in targets if name not in excluded and not _within_any(name, saved)]
+    targets = [name for name in targets if name not in excluded and not within_any(name, saved)]
     _check_targets(targets, modules, head)
     ranks = _by_pattern("rank_pattern", config.rank_pattern, targets)
     alphas = _by_pattern("alpha_pattern", config.alpha_pattern, targets)
     layers = {n: LayerPlan(int(ranks.get(n, config.rank)), alphas.get(n, config.alpha)) for n in targets}
-    unreached = [name for name in unreached if not _within_any(name, [*excluded, *saved])]
+    unreached = [name for name in unreached if not within_any(name, [*excluded, *saved])]
     saved += _biases(modules, config.bias, targets, [*excluded, *saved])
     return InjectionPlan(config, layers, tuple(saved), tuple(sorted(head - set(saved))), tuple(unreached))
 
@@ -160,7 +160,7 @@ def _excluded(patterns: str | Sequence[str], modules: dict[str, nn.Module]) -> s
     if not patterns:
         return set()
     named = _matching("exclude_modules", patterns, modules, modules)
-    return {name for name in modules if _within_any(name, named)}
+    return {name for name in modules if within_any(name, named)}
 
 
 def _saved(patterns: Sequence[str], modules: dict[str, nn.Module]) -> list[str]:
@@ -176,7 +176,7 @@ def _saved(patterns: Sequence[str], modules: dict[str, nn.Module]) -> list[str]:
                 fix="remove it from modules_to_save",
             )
         _refuse_quantized(name, modules[name])
-    return [name for name in named if not _within_any(name, [other for other in named if other != name])]
+    return [name for name in named if not within_any(name, [other for other in named if other != name])]
 
 
 def _biases(modules: dict[str, nn.Module], bias: Bias, targets: list[str], left_out: list[str]) -> list[str]:
@@ -189,7 +189,7 @@ def _biases(modules: dict[str, nn.Module], bias: Bias, targets: list[str], left_
             expected="layers with a bias",
             fix="use bias='none'",
         )
-    return [f"{name}.bias" for name in found if not _within_any(name, left_out)]
+    return [f"{name}.bias" for name in found if not within_any(name, left_out)]
 
 
 def _refuse_quantized(name: str, module: nn.Module) -> None:
@@ -204,7 +204,8 @@ def _refuse_quantized(name: str, module: nn.Module) -> None:
         )
 
 
-def _within_any(name: str, containers: Sequence[str]) -> bool:
+def within_any(name: str, containers: Iterable[str]) -> bool:
+    """Whether `name` is one of the containers or inside one."""
     return any(name == container or name.startswith(container + ".") for container in containers)
 
 

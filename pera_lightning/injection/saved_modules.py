@@ -19,8 +19,13 @@ _BELOW = "base_layer"
 
 
 @dataclass
-class _Original:
-    """Values before training: of all tensors of a module, or of the one parameter `only`."""
+class Mark:
+    """The other values of what is trained: those before training, or the trained ones while the adapter is out.
+
+    Attributes:
+        values: Of all tensors of a module, or of the one parameter `only`.
+        only: Name of the one parameter that is trained; None for the module as a whole.
+    """
 
     values: dict[str, Tensor]
     only: str | None
@@ -34,7 +39,10 @@ def mark_saved(module: nn.Module, only: str | None = None) -> None:
         only: Name of the one parameter that is meant; None for the module as a whole.
     """
     tensors = dict(_tensors(module)) if only is None else {only: cast("Tensor", getattr(module, only))}
-    setattr(module, _ORIGINAL, _Original({key: value.detach().clone() for key, value in tensors.items()}, only))
+    # The kept values become the module's own again: no inference tensors, which could not be trained.
+    with torch.inference_mode(mode=False):
+        values = {key: value.detach().clone() for key, value in tensors.items()}
+    setattr(module, _ORIGINAL, Mark(values, only))
     for parameter in saved_parameters(module):
         parameter.requires_grad_(True)
 
@@ -78,12 +86,31 @@ def forget_saved(module: nn.Module) -> None:
 
 @torch.no_grad()
 def swap_saved(module: nn.Module) -> None:
-    """Exchange the present values with the kept ones; twice is as never."""
-    original: _Original = getattr(module, _ORIGINAL)
+    """Exchange the present values with the kept ones; twice is as never. Nothing is copied, and no parameter replaced.
+
+    Of several modules, exchange back in the opposite order: they may share tensors.
+    """
+    mark: Mark = getattr(module, _ORIGINAL)
     present = dict(_tensors(module))
-    for key, kept in original.values.items():
-        original.values[key] = present[key].detach().clone()
-        present[key].copy_(kept)
+    for key, kept in mark.values.items():
+        tensor = present[key]
+        mark.values[key] = tensor.detach()
+        # The model may have been moved or converted since.
+        tensor.data = kept.to(tensor.device, tensor.dtype)
+
+
+def take_mark(module: nn.Module) -> Mark:
+    """Give a marked module its original values back; returns the mark, which holds the trained ones now."""
+    swap_saved(module)
+    mark: Mark = getattr(module, _ORIGINAL)
+    forget_saved(module)
+    return mark
+
+
+def put_mark(module: nn.Module, mark: Mark) -> None:
+    """Undo `take_mark`."""
+    setattr(module, _ORIGINAL, mark)
+    swap_saved(module)
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -3,5 +3,6 @@
 from pera_lightning.layers.adapted import adapted_layer
 from pera_lightning.layers.pera_embedding import PeraEmbedding
 from pera_lightning.layers.pera_linear import PeraLinear
+from pera_lightning.layers.scaled_factors import scaled_factors
 
-__all__ = ["PeraEmbedding", "PeraLinear", "adapted_layer"]
+__all__ = ["PeraEmbedding", "PeraLinear", "adapted_layer", "scaled_factors"]

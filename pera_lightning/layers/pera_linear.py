@@ -18,7 +18,7 @@ from pera_lightning.functional.coefficient_scale import scaled_coefficients
 from pera_lightning.functional.cost import FEW_TOKENS, forward_path, sizes_of
 from pera_lightning.functional.linear import Options, add_adapter, apply_operands, needs_gradient
 from pera_lightning.functional.operands import Operands, column_coefficients, prepare
-from pera_lightning.functional.precision import product_dtype, without_autocast
+from pera_lightning.functional.precision import factor_dtype, product_dtype, without_autocast
 from pera_lightning.layers.merging import MergeTarget, Unmerged, fold, refuse_infinite
 from pera_lightning.layers.operand_cache import OperandCache, tells_changes
 
@@ -83,10 +83,8 @@ class PeraLinear(nn.Module):
         self.train(base_layer.training)
 
     def _make_parameters(self) -> None:
-        dtype = self._base.dtype(self.base_layer)
-        half = dtype in (torch.float16, torch.bfloat16)
         device = cast("Tensor", self.base_layer.weight).device
-        options: dict[str, Any] = {"device": device, "dtype": torch.float32 if half else dtype}
+        options: dict[str, Any] = {"device": device, "dtype": factor_dtype(self._base.dtype(self.base_layer))}
         self.pera_A = nn.Parameter(torch.empty(self.rank, self.in_features, **options))
         self.pera_B = nn.Parameter(torch.empty(self.out_features, self.rank, **options))
         count = expanded_rank(self.rank, self.config.order, self.config.terms) - self.rank

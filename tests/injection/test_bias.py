@@ -83,6 +83,18 @@ def test_saved_loaded_disabled_merged_and_removed(tmp_path: Path) -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_loaded_and_removed_in_inference_mode(tmp_path: Path) -> None:
+    save_adapter(trained(bias="all", modules_to_save=["3"]), tmp_path)
+    model = network()
+    with torch.inference_mode():
+        load_adapter(model, tmp_path)
+    with adapter_disabled(model):
+        pass
+    remove_adapter(model)
+    assert not any(parameter.is_inference() for parameter in model.parameters())
+    model(torch.randn(5, 6)).sum().backward()
+
+
 def test_over_quantised_and_transposed_layers(tmp_path: Path) -> None:
     model = tiny_gpt2()
     quantize_model(model, "nf4")

@@ -1,0 +1,121 @@
+"""How alike the weight changes of two adapters are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pera_lightning.functional.precision import without_autocast
+from pera_lightning.layers import PeraLinear, scaled_factors
+
+
+@dataclass(frozen=True)
+class LayerComparison:
+    """Two weight changes dW of one layer, or of all layers taken as one vector.
+
+    Attributes:
+        layer: Name of the layer.
+        inner: Their inner product, `tr(dW1^T dW2)`.
+        first_norm: Frobenius norm of the first; 0 where the adapter does not adapt the layer.
+        second_norm: Frobenius norm of the second.
+    """
+
+    layer: str
+    inner: float
+    first_norm: float
+    second_norm: float
+
+    @property
+    def cosine(self) -> float:
+        """Cosine of the angle between them; NaN if one of them is zero."""
+        norms = self.first_norm * self.second_norm
+        return max(-1.0, min(1.0, self.inner / norms)) if norms > 0 else math.nan
+
+    @property
+    def norm_ratio(self) -> float:
+        """The second norm over the first; NaN if both are zero."""
+        if self.first_norm > 0:
+            return self.second_norm / self.first_norm
+        return math.inf if self.second_norm > 0 else math.nan
+
+
+@dataclass(frozen=True)
+class AdapterComparison:
+    """Two adapters beside each other; as a string, a table.
+
+    Attributes:
+        first: Name of the first adapter.
+        second: Name of the second.
+        layers: Every layer that one of them adapts. Modules trained whole and biases are left out.
+    """
+
+    first: str
+    second: str
+    layers: tuple[LayerComparison, ...]
+
+    @property
+    def total(self) -> LayerComparison:
+        """All layers together."""
+        return LayerComparison(
+            "all layers",
+            sum(row.inner for row in self.layers),
+            math.hypot(*(row.first_norm for row in self.layers)),
+            math.hypot(*(row.second_norm for row in self.layers)),
+        )
+
+    def __str__(self) -> str:
+        head = ("layer", "cosine", f"|{self.first}|", f"|{self.second}|", "ratio")
+        rows = [head, *(_cells(row) for row in (*self.layers, self.total))]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+            for row in rows
+        )
+
+
+def _cells(row: LayerComparison) -> tuple[str, ...]:
+    cosine, ratio = f"{row.cosine:.3f}", f"{row.norm_ratio:.3g}"
+    return (
+        row.layer,
+        cosine.replace("nan", "-"),
+        f"{row.first_norm:.3g}",
+        f"{row.second_norm:.3g}",
+        ratio.replace("nan", "-"),
+    )
+
+
+@torch.no_grad()
+def compare_layers(
+    names: tuple[str, str], first: Mapping[str, PeraLinear], second: Mapping[str, PeraLinear]
+) -> AdapterComparison:
+    """Compare two adapters layer by layer, from their factors; no (out, in) matrix is built.
+
+    Args:
+        names: What the adapters are called.
+        first: Adapted layers of the first, by name.
+        second: Of the second.
+    """
+    every = dict.fromkeys([*first, *second])
+    return AdapterComparison(*names, tuple(_compare(name, first.get(name), second.get(name)) for name in every))
+
+
+def _compare(name: str, first: PeraLinear | None, second: PeraLinear | None) -> LayerComparison:
+    one, other = (None if layer is None else scaled_factors(layer) for layer in (first, second))
+    inner = 0.0 if one is None or other is None else _inner(one, other)
+    return LayerComparison(name, inner, _norm(one), _norm(other))
+
+
+def _norm(factors: tuple[Tensor, Tensor] | None) -> float:
+    # Rounding may leave a tiny negative number where the columns cancel.
+    return 0.0 if factors is None else math.sqrt(max(0.0, _inner(factors, factors)))
+
+
+def _inner(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+    """`tr((L1 R1)^T (L2 R2))` as the sum of the entries of `(L1^T L2) * (R1 R2^T)`."""
+    (left, right), device = one, one[0].device
+    with without_autocast(device.type):
+        return ((left.T @ other[0].to(device)) * (right @ other[1].to(device).T)).sum().item()

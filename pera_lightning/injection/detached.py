@@ -1,0 +1,117 @@
+"""Taking an adapter out of a model whole, so that it can be put in again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from pera_lightning.bases import expect_base
+from pera_lightning.errors import InjectionError
+from pera_lightning.functional.precision import factor_dtype
+from pera_lightning.injection.inject import no_such_module, put_in, set_trainable, take_out, trainable_names
+from pera_lightning.injection.names import adapted_layers, clean_name
+from pera_lightning.injection.plan import refuse_adapted
+from pera_lightning.injection.saved_modules import Mark, marked_modules, put_mark, take_mark
+from pera_lightning.layers import PeraLinear
+
+
+@dataclass(frozen=True)
+class DetachedAdapter:
+    """An adapter without its model: everything it takes to put it in again, by clean names of the model.
+
+    Attributes:
+        layers: The adapted layers. What they adapt belongs to the model, and is found there again by name.
+        saved: The trained values of modules saved whole and of biases.
+        trainable: The parameters that required gradients.
+        dtypes: What the bases' weights stood for.
+    """
+
+    layers: dict[str, PeraLinear]
+    saved: dict[str, Mark]
+    trainable: frozenset[str]
+    dtypes: dict[str, torch.dtype]
+
+
+def detach_adapter(model: nn.Module) -> DetachedAdapter:
+    """Take the adapter out: afterwards the model is what it was before the injection, to the bit. Nothing is copied.
+
+    Raises:
+        InjectionError: The adapter is merged or disabled.
+    """
+    layers = dict(adapted_layers(model))
+    refuse_unsettled(layers)
+    trainable = frozenset(trainable_names(model))
+    saved = {name: take_mark(module) for name, module in list(marked_modules(model))}
+    take_out(model)
+    for layer in layers.values():
+        # Forgets the expanded factors, many times the size of the adapter.
+        layer.train(layer.training)
+    return DetachedAdapter(layers, saved, trainable, {name: _base_dtype(layer) for name, layer in layers.items()})
+
+
+def attach_adapter(model: nn.Module, adapter: DetachedAdapter) -> None:
+    """Undo `detach_adapter`. The layers follow what happened to their bases meanwhile: mode, device and dtype.
+
+    Raises:
+        InjectionError: The model holds an adapter.
+        TargetError: It has lost a layer of this one.
+    """
+    refuse_adapted(model)
+    modules = modules_of(model, adapter)
+    for name, layer in adapter.layers.items():
+        _follow(layer, modules[name], adapter.dtypes[name])
+    put_in(model, {id(layer.base_layer): layer for layer in adapter.layers.values()})
+    # The opposite order of taking out: modules may share tensors.
+    for name, mark in reversed(adapter.saved.items()):
+        put_mark(modules[owner_of(name, mark)], mark)
+    set_trainable(model, adapter.trainable)
+
+
+def modules_of(model: nn.Module, adapter: DetachedAdapter) -> dict[str, nn.Module]:
+    """The modules of a model by their clean names, among them all that the adapter needs.
+
+    Raises:
+        TargetError: One is missing.
+    """
+    modules = {clean_name(name): module for name, module in model.named_modules()}
+    for name in (*adapter.layers, *(owner_of(name, mark) for name, mark in adapter.saved.items())):
+        if name not in modules:
+            raise no_such_module(name, modules)
+    return modules
+
+
+def owner_of(name: str, mark: Mark) -> str:
+    """Name of the module that a mark belongs to."""
+    return name if mark.only is None else name.rpartition(".")[0]
+
+
+def refuse_unsettled(layers: dict[str, PeraLinear]) -> None:
+    """Raise InjectionError if one of the layers is merged or disabled."""
+    merged = [name for name, layer in layers.items() if layer.merged]
+    disabled = [name for name, layer in layers.items() if not layer.enabled]
+    if merged or disabled:
+        raise InjectionError(
+            "An adapter that is merged or disabled cannot be exchanged.",
+            got=f"{len(merged)} merged and {len(disabled)} disabled layers, e.g. {(merged or disabled)[0]!r}",
+            expected="an adapter that computes beside its base",
+            fix="call unmerge() on the layers first; leave the block of adapter_disabled first",
+        )
+
+
+def _follow(layer: PeraLinear, base_layer: nn.Module, dtype_before: torch.dtype) -> None:
+    """Set an adapted layer on its base, which may have been moved, converted or exchanged since it last sat there."""
+    base = expect_base(base_layer)
+    dtype, device = base.dtype(base_layer), cast("Tensor", base_layer.weight).device
+    layer.base_layer = base_layer
+    layer.train(base_layer.training)
+    wanted = layer.pera_A.dtype if dtype == dtype_before else factor_dtype(dtype)
+    # A base that is off-loaded between its calls has no memory to follow.
+    if device.type != "meta" and (device, wanted) != (layer.pera_A.device, layer.pera_A.dtype):
+        layer._apply(lambda tensor: tensor.to(device, wanted), recurse=False)
+
+
+def _base_dtype(layer: PeraLinear) -> torch.dtype:
+    return expect_base(layer.base_layer).dtype(layer.base_layer)
