@@ -118,7 +118,14 @@ class AdapterSet:
         finally:
             self.switch(before)
 
-    def load(self, name: str, directory: str | Path, *, allow_other_quantization: bool = False) -> InjectionReport:
+    def load(
+        self,
+        name: str,
+        directory: str | Path,
+        *,
+        allow_other_quantization: bool = False,
+        allow_other_base: bool = False,
+    ) -> InjectionReport:
         """Add an adapter from a folder, with the checks of `load_adapter`. All or nothing.
 
         It is not put in place. An adapter with `loftq_steps` > 1 is refused, since it has a base of its own.
@@ -127,6 +134,7 @@ class AdapterSet:
             name: A new name.
             directory: Folder written by `save_adapter`.
             allow_other_quantization: See `load_adapter`.
+            allow_other_base: See `load_adapter`.
 
         Raises:
             AdapterFileError: A file is missing or damaged, or the adapter does not fit the model.
@@ -135,18 +143,31 @@ class AdapterSet:
         """
         self._check_new(name)
         with self._detached():
-            report = load_adapter(self._model, directory, allow_other_quantization=allow_other_quantization)
+            report = load_adapter(
+                self._model,
+                directory,
+                allow_other_quantization=allow_other_quantization,
+                allow_other_base=allow_other_base,
+            )
             self._adapters[name] = detach_adapter(self._model)
         # The model held no adapter, so there is a report.
         return cast("InjectionReport", report)
 
-    def replace(self, name: str, directory: str | Path, *, allow_other_quantization: bool = False) -> None:
+    def replace(
+        self,
+        name: str,
+        directory: str | Path,
+        *,
+        allow_other_quantization: bool = False,
+        allow_other_base: bool = False,
+    ) -> None:
         """Give an adapter other values, in place: the same memory holds them. All or nothing.
 
         Args:
             name: Which adapter.
             directory: Folder with an adapter of the same form (layers, ranks, order, scalings).
             allow_other_quantization: See `load_adapter`.
+            allow_other_base: See `load_adapter`.
 
         Raises:
             AdapterFileError: A file is missing or damaged, or the adapter is of another form.
@@ -154,7 +175,12 @@ class AdapterSet:
             InjectionError: The adapter in place is merged or disabled, or the model was changed past the set.
         """
         with self.using(name):
-            load_adapter(self._model, directory, allow_other_quantization=allow_other_quantization)
+            load_adapter(
+                self._model,
+                directory,
+                allow_other_quantization=allow_other_quantization,
+                allow_other_base=allow_other_base,
+            )
 
     def mix(self, name: str, weights: Mapping[str, float]) -> InjectionReport:
         """Add the weighted sum of adapters: the base changed by `sum_i w_i dW_i`. All or nothing.
