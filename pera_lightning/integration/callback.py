@@ -38,6 +38,7 @@ from pera_lightning.integration.option_checks import count
 from pera_lightning.integration.polynomial_start import hold_coefficients
 from pera_lightning.integration.termination import save_before_termination
 from pera_lightning.integration.trained_adapter import write_trained_adapter
+from pera_lightning.integration.weight_averaging import average_the_adapter_alone
 
 
 class PeraCallback(Callback):
@@ -139,9 +140,9 @@ class PeraCallback(Callback):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # Late, so that it comes after the module's own setup(), which may build or rebuild the model.
-        inject_after_configure_model(pl_module, lambda: self._inject(pl_module))
+        inject_after_configure_model(pl_module, lambda: self._inject(trainer, pl_module))
 
-    def _inject(self, pl_module: pl.LightningModule) -> None:
+    def _inject(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         layers = [layer for _, layer in adapted_layers(pl_module)]
         if not layers:
             self._refuse_lost_adapters()
@@ -149,6 +150,7 @@ class PeraCallback(Callback):
         elif self.report is None:
             self._take_over(pl_module, layers[0].config)
         install_state_hooks(pl_module)
+        average_the_adapter_alone(trainer, pl_module)
         self._describe(pl_module)
 
     def _describe(self, pl_module: pl.LightningModule) -> None:
