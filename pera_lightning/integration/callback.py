@@ -30,6 +30,7 @@ from pera_lightning.injection import (
     saved_modules,
 )
 from pera_lightning.integration.adapter_root import adapter_root
+from pera_lightning.integration.conflicting_callbacks import refuse_conflicting_callbacks
 from pera_lightning.integration.exact_resume import ExactResume
 from pera_lightning.integration.float_model import inject_into
 from pera_lightning.integration.forgotten_adapters import refuse_forgotten_adapters
@@ -139,6 +140,7 @@ class PeraCallback(Callback):
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        refuse_conflicting_callbacks(trainer)
         # Late, so that it comes after the module's own setup(), which may build or rebuild the model.
         inject_after_configure_model(pl_module, lambda: self._inject(trainer, pl_module))
 

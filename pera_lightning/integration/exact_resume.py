@@ -76,11 +76,12 @@ class ExactResume:
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin the next epoch, or restore before what is left of one that had begun."""
-        if self._process is not None:
-            warn_of_limits(trainer, within_epoch=self._loader_states is None)
+        within_epoch = trainer.fit_loop.epoch_loop.batch_progress.current.ready > 0
         if self._loader_states is not None:
+            warn_of_limits(trainer, within_epoch=False)
             begin_epoch(trainer, self._loader_states, self._restore_random_states)
-        elif self._process is not None:
+        elif self._process is not None and within_epoch:
+            warn_of_limits(trainer, within_epoch=True)
             self._restore_random_states()
             restore_gradients(pl_module, self._process["gradients"])
         if self._owes_validation:
