@@ -30,7 +30,7 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, PeraLinear]]:
 
 
 def original_names(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules of a model with their clean names without adapters; an adapted layer and its base have the same one."""
+    """The modules of a model with the clean names of before the injection; a base has that of its adapted layer."""
     seen: dict[str, tuple[str, nn.Module]] = {}
     for name, module in model.named_modules():
         above, _, own = name.rpartition(".")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -165,7 +166,7 @@ class _Builder:
     def chain(self, n_in: int, n_out: int, depth: int) -> nn.Module:
         widths = [n_in, *(self.rng.choice(self.widths) for _ in range(self.rng.randint(1, 2))), n_out]
         steps: list[nn.Module] = []
-        for before, after in zip(widths[:-1], widths[1:], strict=True):
+        for before, after in pairwise(widths):
             steps.append(self.tree(before, after, self.rng.randint(0, depth)))
             steps.append(self.same_width(after))
         if self.often(0.3):
