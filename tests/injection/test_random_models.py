@@ -267,6 +267,8 @@ def test_case(seed: int, tmp_path: Path) -> None:
     check_injection(case, before, report)
     assert_same(case.outputs(model), base)
     check_training(case, before, report)
+    # What the layers keep of this call must not outlive the next change.
+    case.outputs(model)
     train_further(case, before, report)
     trained = case.outputs(model)
     check_files(case, fresh, tmp_path, trained)

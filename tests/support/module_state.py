@@ -14,8 +14,10 @@ from pera_lightning import InjectionReport
 
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Not by train(), at which adapted layers forget what they keep between calls: that is to be noticed by itself."""
     before = modes(model)
-    model.train(training)
+    for module in model.modules():
+        module.training = training
     yield
     for module in model.modules():
         module.training = before[id(module)]

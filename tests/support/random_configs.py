@@ -40,16 +40,19 @@ def random_options(rng: random.Random, model: nn.Module) -> tuple[dict[str, Any]
     }
     options["terms"] = rng.choice(["full", "square"] + ["cross"] * (options["rank"] > 1))
     targets = _targets(rng, options, linear, tables)
-    if rng.random() < 0.2:
-        options["modules_to_save"] = _some(
-            rng, [n for n, m in modules.items() if list(m.parameters())], rng.randint(1, 2)
-        )
+    saved = _saved(rng, modules)
     excluded = set(computed) if options["target_modules"] == "all-linear" else set()
-    if rng.random() < 0.3 and len(targets) > 2:
-        excluded.add(rng.choice(targets))
-    if excluded:
-        options["exclude_modules"] = _expression(excluded) if rng.random() < 0.3 else sorted(excluded)
-    _patterns(rng, options, [name for name in targets if name not in excluded])
+    if rng.random() < 0.3:
+        excluded.add(_self_or_parent(rng, rng.choice(targets)))
+    gone = excluded | {name for name in modules if any(f".{name}".endswith(f".{end}") for end in saved)}
+    left = [name for name in targets if not any(f"{name}.".startswith(f"{other}.") for other in gone)]
+    if left or rng.random() < 0.2:
+        options["modules_to_save"] = saved
+        if excluded:
+            options["exclude_modules"] = _expression(excluded) if rng.random() < 0.3 else sorted(excluded)
+    elif options["target_modules"] == "all-linear" and computed:
+        options["exclude_modules"] = computed
+    _patterns(rng, options, left)
     wrong = rng.random() < 0.08
     if wrong:
         options |= rng.choice(WRONG)
@@ -76,8 +79,32 @@ def _patterns(rng: random.Random, options: dict[str, Any], adapted: list[str]) -
     lowest = 2 if options["terms"] == "cross" else 1
     if adapted and rng.random() < 0.25:
         options["rank_pattern"] = {re.escape(name): rng.randint(lowest, 5) for name in _some(rng, adapted, 2)}
+        if rng.random() < 0.5:
+            options["rank_pattern"][".*"] = rng.randint(lowest, 5)
     if adapted and rng.random() < 0.25:
         options["alpha_pattern"] = {_suffix(rng, rng.choice(adapted)): rng.choice([0.5, 3])}
+
+
+def _saved(rng: random.Random, modules: dict[str, nn.Module]) -> list[str]:
+    tied = _tied(modules)
+    if tied and rng.random() < 0.2:
+        return rng.choice(tied)
+    names = [name for name, module in modules.items() if list(module.parameters())]
+    return _some(rng, names, rng.randint(1, 2)) if rng.random() < 0.2 else []
+
+
+def _tied(modules: dict[str, nn.Module]) -> list[list[str]]:
+    """Names of modules that own the same parameter, together."""
+    owners: dict[int, list[str]] = {}
+    for name, module in modules.items():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    return [names for names in owners.values() if len(names) > 1]
+
+
+def _self_or_parent(rng: random.Random, name: str) -> str:
+    parent = name.rpartition(".")[0]
+    return parent if parent and rng.random() < 0.5 else name
 
 
 def _is_computed(layer: nn.Linear) -> bool:
