@@ -42,7 +42,7 @@ def random_options(rng: random.Random, model: nn.Module) -> tuple[dict[str, Any]
     targets = _targets(rng, options, linear, tables)
     saved = _saved(rng, modules)
     excluded = set(computed) if options["target_modules"] == "all-linear" else set()
-    if rng.random() < 0.3:
+    if rng.random() < 0.3 and targets:
         excluded.add(_self_or_parent(rng, rng.choice(targets)))
     gone = excluded | {name for name in modules if any(f".{name}".endswith(f".{end}") for end in saved)}
     left = [name for name in targets if not any(f"{name}.".startswith(f"{other}.") for other in gone)]
