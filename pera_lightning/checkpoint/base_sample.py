@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pera_lightning.bases import base_of
-from pera_lightning.injection import adapted_layers
+from pera_lightning.injection import adapted_layers, marked_modules
+from pera_lightning.injection.saved_modules import saved_parameters
 from pera_lightning.layers import PeraLinear
 
 BaseSample = Mapping[str, Sequence[float]]
@@ -27,11 +28,14 @@ OTHER_STORAGE = 0.5
 def base_sample(model: nn.Module) -> dict[str, list[float]]:
     """Eight weights, spread evenly, of each of at most 16 adapted layers, spread evenly.
 
-    Layers whose weights are not here are left out: on the meta device, sharded over processes, or merged.
+    Layers whose weights are not here are left out: on the meta device, sharded over processes, or merged; and those
+    that share theirs with a module trained whole.
     """
+    trained = {id(value) for _, module in marked_modules(model) for value in saved_parameters(module)}
     layers = list(adapted_layers(model))
     chosen = layers[:: math.ceil(len(layers) / LAYERS)]
-    weights = {name: _weight(layer) for name, layer in chosen if not layer.merged}
+    frozen = [(name, layer) for name, layer in chosen if id(layer.base_layer.weight) not in trained]
+    weights = {name: _weight(layer) for name, layer in frozen if not layer.merged}
     return {name: _spread(weight) for name, weight in weights.items() if weight is not None}
 
 

@@ -13,7 +13,8 @@ from torch import nn
 from pera_lightning.checkpoint.base_sample import base_sample
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import AdapterFileError, InjectionError, PeraError
-from pera_lightning.injection import InjectionPlan, LayerPlan, adapted_layers, marked_modules
+from pera_lightning.injection import InjectionPlan, LayerPlan, adapted_layers, marked_modules, original_names
+from pera_lightning.layers import PeraLinear
 
 FORMAT_VERSION = 1
 PEFT_TYPE = "PERA"
@@ -133,7 +134,7 @@ def manifest_of(model: nn.Module, base_model: str | None = None) -> Manifest:
     Raises:
         InjectionError: The model holds no adapter.
     """
-    layers = dict(adapted_layers(model))
+    layers = {name: layer for name, layer in original_names(model) if isinstance(layer, PeraLinear)}
     if not layers:
         raise InjectionError(
             "The model holds no adapter.",

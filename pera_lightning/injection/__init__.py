@@ -11,7 +11,7 @@ from pera_lightning.injection.inject import (
     remove_adapter,
 )
 from pera_lightning.injection.loftq import LoftqReport, init_loftq
-from pera_lightning.injection.names import adapted_layers, clean_name
+from pera_lightning.injection.names import adapted_layers, clean_name, original_names
 from pera_lightning.injection.parameter_groups import parameter_groups
 from pera_lightning.injection.plan import InjectionPlan, LayerPlan, plan_injection
 from pera_lightning.injection.quantize_model import QuantizationReport, layers_to_quantize, quantize_model
@@ -38,6 +38,7 @@ __all__ = [
     "inject_plan",
     "layers_to_quantize",
     "marked_modules",
+    "original_names",
     "parameter_count",
     "parameter_groups",
     "plan_injection",

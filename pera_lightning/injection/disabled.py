@@ -43,7 +43,8 @@ def adapter_disabled(model: nn.Module) -> Iterator[nn.Module]:
     merged = [(layer, layer.merged_into) for layer in layers if layer.merged]
     enabled = [layer for layer in layers if layer.enabled]
     whole = [module for _, module in marked_modules(model)]
-    for layer, _ in merged:
+    # What was done last is undone first: tied weights hold the values of several layers one upon the other.
+    for layer, _ in reversed(merged):
         layer.unmerge()
     for layer in enabled:
         layer.enabled = False

@@ -200,7 +200,8 @@ def remove_adapter(model: nn.Module) -> nn.Module:
             expected="a model with adapters",
             fix="leave the call out",
         )
-    for layer in layers:
+    # From the last to the first, so that tied weights come back too.
+    for layer in reversed(layers):
         if layer.merged:
             layer.unmerge()
     for _, module in marked_modules(model):

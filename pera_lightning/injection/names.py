@@ -13,6 +13,9 @@ from pera_lightning.layers import PeraLinear
 WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """Name components that torch.compile, FSDP and activation checkpointing put between a user's names."""
 
+_BELOW = "base_layer"
+"""Where an adapted layer keeps its base; a user's own module may be called the same."""
+
 
 def clean_name(name: str) -> str:
     """A dotted name without the components that wrappers add, so that files fit with and without them."""
@@ -24,6 +27,18 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, PeraLinear]]:
     for name, module in model.named_modules():
         if isinstance(module, PeraLinear):
             yield clean_name(name), module
+
+
+def original_names(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a model with the clean names of before the injection; a base has that of its adapted layer."""
+    seen: dict[str, tuple[str, nn.Module]] = {}
+    for name, module in model.named_modules():
+        above, _, own = name.rpartition(".")
+        original, parent = seen.get(above, ("", module))
+        if own not in WRAPPERS and not (own == _BELOW and isinstance(parent, PeraLinear)):
+            original = f"{original}.{own}" if original else own
+        seen[name] = original, module
+        yield original, module
 
 
 def has_suffix(name: str, suffix: str) -> bool:

@@ -129,16 +129,20 @@ def _matching(
     if isinstance(patterns, str):
         found = [name for name in candidates if re.fullmatch(patterns, name)]
         if not found:
-            _raise_no_match(field, patterns, candidates, modules)
+            other = [name for name in modules if re.fullmatch(patterns, name)]
+            _raise_no_match(field, patterns, candidates, modules, other)
         return found
     for pattern in patterns:
         if not any(has_suffix(name, pattern) for name in candidates):
-            _raise_no_match(field, pattern, candidates, modules)
+            # A name need not be a regular expression: "*_proj" is none.
+            other = [name for name in modules if has_suffix(name, pattern)]
+            _raise_no_match(field, pattern, candidates, modules, other)
     return [name for name in candidates if any(has_suffix(name, pattern) for pattern in patterns)]
 
 
-def _raise_no_match(field: str, pattern: str, candidates: dict[str, nn.Module], modules: dict[str, nn.Module]) -> None:
-    other = [name for name in modules if matches(name, pattern)]
+def _raise_no_match(
+    field: str, pattern: str, candidates: dict[str, nn.Module], modules: dict[str, nn.Module], other: list[str]
+) -> None:
     if other:
         inside = [name for name in candidates if name.startswith(other[0] + ".")]
         kind = type(modules[other[0]]).__name__

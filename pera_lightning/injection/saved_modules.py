@@ -9,13 +9,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pera_lightning.injection.names import clean_name
+from pera_lightning.injection.names import clean_name, original_names
 
 # A plain attribute on the module: the values it had before training. It must not enter state dicts, and it is
 # what disabling and removing the adapter bring back.
 _ORIGINAL = "_pera_original_state"
-_BELOW = "base_layer"
-"""Where an adapted layer keeps its base."""
 
 
 @dataclass
@@ -49,11 +47,10 @@ def mark_saved(module: nn.Module, only: str | None = None) -> None:
 
 def marked_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The marked modules of a model and the names that they, or the parameters meant in them, had at injection."""
-    for name, module in model.named_modules():
+    for name, module in original_names(model):
         if hasattr(module, _ORIGINAL):
             own = getattr(module, _ORIGINAL).only
-            clean = clean_name(name)
-            yield clean if own is None else f"{clean.removesuffix('.' + _BELOW)}.{own}", module
+            yield name if own is None else f"{name}.{own}", module
 
 
 def saved_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

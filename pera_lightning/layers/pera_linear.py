@@ -80,7 +80,8 @@ class PeraLinear(nn.Module):
         self._unmerged: Unmerged | None = None
         self._operand_cache = OperandCache()
         self._make_parameters()
-        self.train(base_layer.training)
+        # Not train(), which reaches down: modules inside the base may be in another mode.
+        self.training = base_layer.training
 
     def _make_parameters(self) -> None:
         device = cast("Tensor", self.base_layer.weight).device
@@ -296,8 +297,10 @@ class PeraLinear(nn.Module):
             raise InjectionError(
                 "The adapter is not merged.", got="unmerge()", expected="merge() before", fix="leave it out"
             )
-        self.base_layer = self._unmerged.restore().train(self.training)
-        self._unmerged = None
+        stood_in = self._unmerged.stand_in
+        self.base_layer, self._unmerged = self._unmerged.restore(), None
+        if stood_in:
+            self.base_layer.train(self.training)
 
     def extra_repr(self) -> str:
         """Shape and form of the adapter."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,30 @@ def test_round_trip(saved: tuple[nn.Module, Path]) -> None:
     assert len(report.adapted) == 4
     assert torch.equal(outputs(fresh), outputs(model))
     assert next(adapted_layers(fresh))[1].config == CONFIG
+
+
+class Branched(nn.Linear):
+    """A linear layer with one inside."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3)
+        self.up = nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + self.up(x)
+
+
+@pytest.mark.parametrize("options", [{}, {"target_modules": ["0"]}, {"target_modules": ["0"], "bias": "all"}])
+def test_names_that_adapters_use_too(options: dict[str, Any], tmp_path: Path) -> None:
+    """An adapted layer inside another, and a user's module with the name of the layer below an adapter."""
+    model = nn.Sequential(Branched(), nn.ModuleDict({"base_layer": nn.Linear(3, 3)}))
+    fresh, x = copy.deepcopy(model), torch.randn(2, 3)
+    report = inject_adapter(model, PeraConfig(2, **options))
+    randomise_adapter(model)
+    save_adapter(model, tmp_path)
+    loaded = load_adapter(fresh, tmp_path)
+    assert (loaded.adapted, loaded.saved) == (report.adapted, report.saved)
+    assert torch.equal(fresh[0](x), model[0](x))
 
 
 def test_files(saved: tuple[nn.Module, Path]) -> None:

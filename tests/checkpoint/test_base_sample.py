@@ -108,6 +108,13 @@ def test_weights_that_are_not_here_are_left_out() -> None:
     assert base_sample(model.to("meta")) == {}
 
 
+def test_weights_that_are_trained_elsewhere_are_left_out() -> None:
+    model = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 5))
+    model[2].weight = model[0].weight
+    inject_adapter(model, PeraConfig(2, target_modules=["0", "1"], modules_to_save=["2"]))
+    assert list(base_sample(model)) == ["1"]
+
+
 def test_a_large_model_gives_a_small_sample() -> None:
     model = nn.Sequential(*(nn.Linear(5, 5) for _ in range(100)))
     inject_adapter(model, PeraConfig(2, target_modules=[str(index) for index in range(100)]))

@@ -187,6 +187,32 @@ def test_adapter_disabled_nests() -> None:
     assert torch.equal(logits(model, ids), trained)
 
 
+def test_tied_modules_saved_whole_keep_what_they_learned() -> None:
+    model = tiny_llama(tie_word_embeddings=True)
+    inject_adapter(model, PeraConfig(2, modules_to_save=["embed_tokens", "lm_head"]))
+    with torch.no_grad():
+        model.lm_head.weight.add_(1.0)
+    trained = model.lm_head.weight.detach().clone()
+    with adapter_disabled(model):
+        assert not torch.equal(model.lm_head.weight, trained)
+    assert torch.equal(model.lm_head.weight, trained)
+
+
+def test_tied_layers_merged_one_by_one_come_back() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    model[1].weight = model[0].weight
+    original, x = model[0].weight.detach().clone(), torch.randn(3, 4)
+    expected = model(x)
+    inject_adapter(model, PeraConfig(2))
+    randomise_adapter(model)
+    for _, layer in adapted_layers(model):
+        layer.merge()
+    with adapter_disabled(model):
+        assert torch.equal(model(x), expected)
+    remove_adapter(model)
+    assert torch.equal(model[0].weight, original)
+
+
 def test_a_computed_weight_is_refused() -> None:
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 2))
     with pytest.raises(TargetError, match="remove_parametrizations"):
@@ -226,6 +252,7 @@ def test_torch_attention_does_not_bypass_the_adapter() -> None:
     [
         ({"target_modules": ["q_prj"]}, "q_proj"),
         ({"target_modules": ["q_proj", "queri"]}, "queri"),
+        ({"target_modules": ["*_proj"]}, "q_proj"),
         ({"target_modules": ".*nothing.*"}, "matches no module"),
         ({"target_modules": ["self_attn"]}, "LlamaAttention"),
         ({"target_modules": ["rotary_emb"]}, "LlamaRotaryEmbedding"),

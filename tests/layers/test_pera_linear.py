@@ -142,6 +142,17 @@ def test_merged_layer_refuses_training() -> None:
         layer.unmerge()
 
 
+def test_modules_inside_the_base_keep_their_mode() -> None:
+    base = nn.Linear(4, 4)
+    base.dropout = nn.Dropout().eval()
+    layer = adapted(base)
+    layer.merge()
+    layer.unmerge()
+    assert layer.training
+    assert base.training
+    assert not base.dropout.training
+
+
 def test_infinite_values_are_not_merged() -> None:
     layer = adapted(nn.Linear(4, 4))
     before = layer.base_layer.weight.clone()
