@@ -11,6 +11,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
 from pera_lightning.errors import ConfigError
+from pera_lightning.token_ids import TokenIds, normalised
 
 Terms = Literal["full", "square", "cross"]
 TERMS: tuple[Terms, ...] = ("full", "square", "cross")
@@ -43,6 +44,9 @@ class PeraConfig:
         modules_to_save: Name suffixes of modules that are trained and saved whole, for example a new head.
         bias: Which biases are trained and saved beside the factors: "none", those of "adapted" layers, or "all" outside
             `exclude_modules`.
+        trainable_tokens: Tokens whose rows of an embedding are trained and saved, and nothing else of it: ids (of the
+            model's input embedding), or name suffix of an embedding or output head -> ids. What shares the weight (a
+            tied head) changes with it.
         rank_pattern: Other ranks for some layers: name suffix or regular expression -> rank. The first entry
             that matches a layer counts.
         alpha_pattern: Other alphas for some layers, by the same rules.
@@ -68,6 +72,7 @@ class PeraConfig:
     exclude_modules: str | Sequence[str] = ()
     modules_to_save: Sequence[str] = ()
     bias: Bias = "none"
+    trainable_tokens: TokenIds | None = None
     rank_pattern: Mapping[str, int] | None = None
     alpha_pattern: Mapping[str, float] | None = None
     init: Init = "default"
@@ -97,6 +102,7 @@ class PeraConfig:
                 fix="use 'none', or 'adapted' for those of the adapted layers",
             )
         self._normalise_names()
+        object.__setattr__(self, "trainable_tokens", normalised(self.trainable_tokens))
         self._check_patterns()
         ranks = [self.rank, *(self.rank_pattern or {}).values()]
         if self.terms == "cross" and self.order > 1 and 1 in ranks:
@@ -185,8 +191,7 @@ class PeraConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The options as plain types (numbers, strings, lists, dicts), fit for JSON, YAML and checkpoints."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PeraConfig:
@@ -290,6 +295,12 @@ def _names(field: str, value: object) -> tuple[str, ...]:
                 fix="name modules as in model.named_modules()",
             )
     return tuple(value)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {name: _plain(entry) for name, entry in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _is_whole(value: object) -> bool:

@@ -50,7 +50,7 @@ class AdapterComparison:
     Attributes:
         first: Name of the first adapter.
         second: Name of the second.
-        layers: Every layer that one of them adapts. Modules trained whole and biases are left out.
+        layers: Every layer that one of them adapts. Modules trained whole, token rows and biases are left out.
     """
 
     first: str

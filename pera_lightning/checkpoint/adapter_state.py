@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from pera_lightning.errors import PeraError
-from pera_lightning.injection import adapted_layers, saved_tensors
+from pera_lightning.injection import adapter_layers, saved_tensors
 
 
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -17,7 +17,8 @@ def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
         model: A module with adapters.
 
     Returns:
-        `<module path>.pera_A` (rank, in), `.pera_B` (out, rank), `.pera_h` (number of monomials,), and every
+        `<module path>.pera_A` (rank, in), `.pera_B` (out, rank), `.pera_h` (number of monomials,),
+        `.token_rows.delta` (number of tokens, dim) where rows are trained (once for tied weights), and every
         parameter and persistent buffer of the modules saved whole, and the trained biases; detached, sharing memory
         with the model.
         Paths are relative to `model` and free of wrapper names such as `_orig_mod`. Empty without adapters.
@@ -26,7 +27,7 @@ def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _adapter_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for path, layer in adapted_layers(model):
+    for path, layer in adapter_layers(model):
         for name, parameter in layer.adapter().items():
             yield f"{path}.{name}", parameter
     yield from saved_tensors(model)
@@ -40,7 +41,7 @@ def copy_into(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 def refuse_merged(model: nn.Module, error: type[PeraError]) -> None:
     """Raise `error` if new values would not show, because an adapter is merged."""
-    merged = [name for name, layer in adapted_layers(model) if layer.merged]
+    merged = [name for name, layer in adapter_layers(model) if layer.merged]
     if merged:
         raise error(
             "New values of a merged adapter would have no effect.",

@@ -52,6 +52,7 @@ def form_difference(stored: Manifest, present: Manifest) -> str | None:
     ):
         lines.extend(f"{kind} {name!r} is adapted here only" for name in sorted(here - there)[:1])
         lines.extend(f"{kind} {name!r} is adapted there only" for name in sorted(there - here)[:1])
+    lines.extend(_token_difference(stored, present))
     for name in sorted(set(stored.layers) & set(present.layers)):
         ours, theirs = present.layers[name], stored.layers[name]
         if ours.rank != theirs.rank:
@@ -62,6 +63,22 @@ def form_difference(stored: Manifest, present: Manifest) -> str | None:
             continue
         break
     return "; ".join(lines) or None
+
+
+def _token_difference(stored: Manifest, present: Manifest) -> list[str]:
+    for name in sorted(stored.tokens.keys() | present.tokens.keys()):
+        plans = (stored.tokens.get(name), present.tokens.get(name))
+        there, here = (set(plan.ids if plan else ()) for plan in plans)
+        if there != here:
+            return [
+                f"rows of {name!r} that are trained there only: {_few(there - here)}; here only: {_few(here - there)}"
+            ]
+    return []
+
+
+def _few(ids: set[int]) -> str:
+    shown = ", ".join(map(str, sorted(ids)[:5]))
+    return f"{shown}, ... ({len(ids)})" if len(ids) > 5 else shown or "none"
 
 
 def quantization_difference(stored: Manifest, present: Manifest) -> str | None:

@@ -13,7 +13,15 @@ from torch import nn
 from pera_lightning.checkpoint.base_sample import base_sample
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import AdapterFileError, InjectionError, PeraError
-from pera_lightning.injection import InjectionPlan, LayerPlan, adapted_layers, marked_modules, original_names
+from pera_lightning.injection import (
+    InjectionPlan,
+    LayerPlan,
+    TokenPlan,
+    adapted_layers,
+    marked_modules,
+    original_names,
+    present_plans,
+)
 from pera_lightning.layers import PeraLinear
 
 FORMAT_VERSION = 1
@@ -34,6 +42,7 @@ class Manifest:
         base_model: Name or path of the base model, if known.
         versions: Versions of the libraries that wrote it.
         quantization: How the adapted layers' bases were quantised ("nf4-dq", ...; "none"), each kind once.
+        tokens: Module name -> ids of the trained rows of its weight, and what shares the weight.
         base_sample: Some weights of the base, by layer name, to recognise it.
     """
 
@@ -43,12 +52,13 @@ class Manifest:
     base_model: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     quantization: tuple[str, ...] = (FLOATING,)
+    tokens: dict[str, TokenPlan] = field(default_factory=dict)
     base_sample: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def plan(self) -> InjectionPlan:
         """The injection that makes a model fit this adapter."""
-        return InjectionPlan(self.config, self.layers, self.saved)
+        return InjectionPlan(self.config, self.layers, self.saved, tokens=self.tokens)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, fit for JSON and for checkpoints loaded with `weights_only=True`."""
@@ -59,6 +69,9 @@ class Manifest:
             "config": self.config.to_dict(),
             "layers": {name: {"rank": plan.rank, "alpha": plan.alpha} for name, plan in self.layers.items()},
             "saved_modules": list(self.saved),
+            "token_rows": {
+                name: {"ids": list(plan.ids), "tied": list(plan.tied)} for name, plan in self.tokens.items()
+            },
             "base_quantization": list(self.quantization),
             "base_sample": self.base_sample,
             "versions": self.versions,
@@ -81,6 +94,8 @@ class Manifest:
                 versions=dict(values.get("versions", {})),
                 # Adapters were written before quantised bases were supported.
                 quantization=tuple(values.get("base_quantization", (FLOATING,))),
+                # Or before rows of tokens were trained.
+                tokens=_tokens(values.get("token_rows", {})),
                 base_sample={
                     name: [float(value) for value in sample] for name, sample in values.get("base_sample", {}).items()
                 },
@@ -124,6 +139,14 @@ def _layers(values: dict[str, dict[str, Any]]) -> dict[str, LayerPlan]:
     return plans
 
 
+def _tokens(values: dict[str, dict[str, Any]]) -> dict[str, TokenPlan]:
+    plans = {name: TokenPlan(tuple(plan["ids"]), tuple(plan["tied"])) for name, plan in values.items()}
+    for plan in plans.values():
+        # Constructing the options checks the ids.
+        PeraConfig(trainable_tokens=plan.ids)
+    return plans
+
+
 def _sample(values: dict[str, list[float]]) -> dict[str, list[float]]:
     return {name: [float(value) for value in weights] for name, weights in values.items()}
 
@@ -149,6 +172,7 @@ def manifest_of(model: nn.Module, base_model: str | None = None) -> Manifest:
         base_model=base_model or _name_of(model),
         versions=_versions(),
         quantization=quantization_of(model),
+        tokens=present_plans(model),
         base_sample=base_sample(model),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,15 @@ from pera_lightning.injection import (
     InjectionPlan,
     InjectionReport,
     LayerPlan,
+    TokenPlan,
     adapted_layers,
     inject_plan,
     remove_adapter,
+    token_layers,
 )
 from pera_lightning.injection.detached import modules_of, owner_of
 from pera_lightning.injection.plan import within_any
-from pera_lightning.layers import PeraLinear, scaled_factors
+from pera_lightning.layers import PeraLinear, TokenRowsLayer, scaled_factors
 
 Weighted = Mapping[str, tuple[DetachedAdapter, float]]
 """Adapters by name, each with its weight."""
@@ -37,13 +39,14 @@ def inject_mixture(model: nn.Module, adapters: Weighted) -> InjectionReport:
     - `dW = sum_i w_i dW_i`, exactly: the change is a polynomial in A and B, so these do not add; but each dW is the
       product of its expanded factors, and side by side those make the sum. That is an adapter of order 1 and of rank
       `sum_i K_i`, a plain LoRA. Layers that only some adapt are adapted with what those bring.
+    - Token rows: `delta[t] = sum_i w_i delta_i[t]`, for all tokens that one of them trains.
     - Modules saved whole and biases: `v = v0 + sum_i w_i (v_i - v0)`, the same rule.
     - Dropout is 0.
 
     Raises:
         ConfigError: A weight is 0 or not finite.
-        InjectionError: One adapts a layer that another trains whole, or a buffer (running statistics) differs from the
-            base's.
+        InjectionError: One adapts a layer that another trains whole or rows of, or a buffer (running statistics)
+            differs from the base's.
         TargetError: A layer is no longer in the model.
     """
     plan = _plan(adapters)
@@ -52,6 +55,8 @@ def inject_mixture(model: nn.Module, adapters: Weighted) -> InjectionReport:
     try:
         for name, layer in adapted_layers(model):
             _fill(layer, [(one.layers[name], weight) for one, weight in adapters.values() if name in one.layers])
+        for name, rows in token_layers(model):
+            _add_rows(rows, [(one.rows[name], weight) for one, weight in adapters.values() if name in one.rows])
         for tensor, value in saved:
             tensor.copy_(value)
     except BaseException:
@@ -69,10 +74,11 @@ def _plan(adapters: Weighted) -> InjectionPlan:
             ranks[name] = ranks.get(name, 0) + expanded_rank(layer.rank, config.order, config.terms)
     saved = {name: mark for adapter, _ in adapters.values() for name, mark in adapter.saved.items()}
     whole = [name for name, mark in saved.items() if mark.only is None]
-    _refuse_both_ways(ranks, whole)
+    _refuse_both_ways(ranks, whole, {name for adapter, _ in adapters.values() for name in adapter.rows})
     kept = [name for name in saved if not within_any(name, [other for other in whole if other != name])]
     config = PeraConfig(max(ranks.values()), order=1, target_modules=list(ranks))
-    return InjectionPlan(config, {name: LayerPlan(rank, None) for name, rank in ranks.items()}, tuple(kept))
+    layers = {name: LayerPlan(rank, None) for name, rank in ranks.items()}
+    return InjectionPlan(config, layers, tuple(kept), tokens=_tokens(adapters))
 
 
 def _check_weights(adapters: Weighted) -> None:
@@ -90,12 +96,23 @@ def _is_weight(weight: object) -> bool:
     return isinstance(weight, (int, float)) and not isinstance(weight, bool) and math.isfinite(weight) and weight != 0
 
 
-def _refuse_both_ways(adapted: Mapping[str, int], whole: list[str]) -> None:
-    both = [name for name in adapted if within_any(name, whole)]
+def _tokens(adapters: Weighted) -> dict[str, TokenPlan]:
+    """The union of the trained rows."""
+    plans: dict[str, TokenPlan] = {}
+    for adapter, _ in adapters.values():
+        for name, plan in adapter.tokens.items():
+            ids = {*plan.ids, *(plans[name].ids if name in plans else ())}
+            plans[name] = TokenPlan(tuple(sorted(ids)), plan.tied)
+    return plans
+
+
+def _refuse_both_ways(adapted: Mapping[str, int], whole: list[str], rows: Collection[str]) -> None:
+    both = [name for name in (*adapted, *rows) if within_any(name, whole)]
+    both += [name for name in rows if name in adapted]
     if both:
         raise InjectionError(
-            "One adapter adapts what another trains whole.",
-            got=f"{both[0]!r}, adapted by one, trained whole by another",
+            "One adapter adapts what another trains whole, or trains rows of.",
+            got=f"{both[0]!r}, which the adapters treat in different ways",
             expected="each layer treated in one way by all adapters of a mixture",
             fix="train them with the same targets and modules_to_save",
         )
@@ -113,6 +130,13 @@ def _fill(layer: PeraLinear, parts: list[tuple[PeraLinear, float]]) -> None:
     share = _even_share(left.norm(dim=0), right.norm(dim=1))
     layer.pera_B.copy_(left / share)
     layer.pera_A.copy_(right * share[:, None])
+
+
+def _add_rows(layer: TokenRowsLayer, parts: list[tuple[TokenRowsLayer, float]]) -> None:
+    delta, tokens = layer.token_rows.delta, layer.token_rows.tokens
+    for part, weight in parts:
+        places = torch.searchsorted(tokens, part.token_rows.tokens.to(tokens.device))
+        delta.index_add_(0, places, part.token_rows.delta.to(delta), alpha=weight)
 
 
 def _even_share(left: Tensor, right: Tensor) -> Tensor:

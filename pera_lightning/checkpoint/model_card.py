@@ -17,6 +17,7 @@ def model_card(manifest: Manifest, parameters: int) -> str:
     header = ["---", "library_name: pera-lightning", "tags: [pera, adapter]"]
     if manifest.base_model and "/" in manifest.base_model and not manifest.base_model.startswith((".", "/")):
         header.append(f"base_model: {manifest.base_model}")
+    tokens = manifest.tokens
     rows = {
         "base model": base,
         "quantisation of the base": ", ".join(manifest.quantization),
@@ -24,6 +25,7 @@ def model_card(manifest: Manifest, parameters: int) -> str:
         "alpha": "rank" if config.alpha is None else f"{config.alpha:g}",
         "coefficient scale": config.coefficient_scale,
         "adapted layers": len(manifest.layers),
+        "trained token rows": ", ".join(f"{len(plan.ids)} of {name}" for name, plan in tokens.items()) or "none",
         "modules saved whole": ", ".join(manifest.saved) or "none",
         "parameters": f"{parameters:,}",
         "written with": ", ".join(f"{name} {number}" for name, number in manifest.versions.items()),

@@ -14,10 +14,10 @@ from pera_lightning.bases import base_of, expect_base
 from pera_lightning.errors import ConfigError, InjectionError
 from pera_lightning.export.probe import probe_outputs, relative_error
 from pera_lightning.export.room import check_room
-from pera_lightning.injection import adapted_layers, clean_name
+from pera_lightning.injection import adapted_layers, adapter_layers, clean_name, token_layers
 from pera_lightning.injection.inject import take_out
 from pera_lightning.injection.loftq import check_float_model, float_weight
-from pera_lightning.layers import PeraLinear
+from pera_lightning.layers import PeraLinear, TokenRowsLayer
 from pera_lightning.layers.merging import refuse_infinite
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class MergeReport:
 
     Attributes:
         into: The way of merging; "dense" if no base was quantised.
-        layers: Number of merged layers.
+        layers: Number of merged layers, those with trained token rows included.
         weight_error: Relative error of the merged weights against base weight plus adapter, all layers together
             (Frobenius norm).
         worst_error: The same of the layer where it is largest.
@@ -89,7 +89,8 @@ def merge_adapter(
     Raises:
         ConfigError: The options do not go together.
         InjectionError: The model holds no adapter, an adapter holds a value that is not finite, an adapted weight is
-            shared with another module (a tied embedding), or there is no room for the plain weights.
+            shared with another module (a tied embedding; trained token rows are merged for all of them), or there is
+            no room for the plain weights.
     """
     logger.info("%s", merge_and_report(model, into=into, original=original, probe=probe))
     return model
@@ -110,11 +111,12 @@ def merge_and_report(
     dtype = _activation_dtype(model)
     if quantized and way != "requantized":
         check_room(_plain_sizes(model), dtype)
-    for layer in layers.values():
+    for _, layer in reversed(list(adapter_layers(model))):
         if layer.merged:
             layer.unmerge()
     before = probe_outputs(model, probe)
     errors = {name: _merge_layer(layer, name, way, original, dtype) for name, layer in layers.items()}
+    errors |= {name: _merge_rows(layer) for name, layer in token_layers(model)}
     take_out(model)
     if quantized and way != "requantized":
         _replace_quantized(model, original if way == "original" else None, dtype)
@@ -144,6 +146,8 @@ def _check_merge(model: nn.Module, layers: dict[str, PeraLinear], into: str, ori
     _refuse_tied(model, layers)
     for layer in layers.values():
         refuse_infinite(layer.adapter())
+    for _, rows in token_layers(model):
+        rows.check_merge()
     return bool(quantized)
 
 
@@ -160,6 +164,14 @@ def _merge_layer(
         weight = exact if start is None else layer.merged_weight(start)
         layer.base_layer = base.plain(below, weight, dtype)
     merged = expect_base(layer.base_layer).weight(layer.base_layer).to(exact.dtype)
+    return (merged - exact).square().sum().item(), exact.square().sum().item()
+
+
+def _merge_rows(layer: TokenRowsLayer) -> tuple[float, float]:
+    """Merge trained rows; returns the squared norms of the error and of the exact rows."""
+    exact = layer.merged_rows()
+    layer.merge()
+    merged = layer.weight[layer.token_rows.tokens].to(exact.dtype)
     return (merged - exact).square().sum().item(), exact.square().sum().item()
 
 

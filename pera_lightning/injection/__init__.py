@@ -11,12 +11,13 @@ from pera_lightning.injection.inject import (
     remove_adapter,
 )
 from pera_lightning.injection.loftq import LoftqReport, init_loftq
-from pera_lightning.injection.names import adapted_layers, clean_name, original_names
+from pera_lightning.injection.names import adapted_layers, adapter_layers, clean_name, original_names, token_layers
 from pera_lightning.injection.parameter_groups import parameter_groups
 from pera_lightning.injection.plan import InjectionPlan, LayerPlan, plan_injection
 from pera_lightning.injection.quantize_model import QuantizationReport, layers_to_quantize, quantize_model
 from pera_lightning.injection.saved_modules import marked_modules, saved_modules, saved_tensors
 from pera_lightning.injection.stored_bytes import adapter_bytes, parameter_count, stored_bytes
+from pera_lightning.injection.token_plan import TokenPlan, present_plans
 
 __all__ = [
     "DetachedAdapter",
@@ -25,9 +26,11 @@ __all__ = [
     "LayerPlan",
     "LoftqReport",
     "QuantizationReport",
+    "TokenPlan",
     "adapted_layers",
     "adapter_bytes",
     "adapter_disabled",
+    "adapter_layers",
     "adapter_parameters",
     "attach_adapter",
     "clean_name",
@@ -42,9 +45,11 @@ __all__ = [
     "parameter_count",
     "parameter_groups",
     "plan_injection",
+    "present_plans",
     "quantize_model",
     "remove_adapter",
     "saved_modules",
     "saved_tensors",
     "stored_bytes",
+    "token_layers",
 ]

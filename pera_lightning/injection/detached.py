@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -12,10 +13,11 @@ from pera_lightning.bases import expect_base
 from pera_lightning.errors import InjectionError
 from pera_lightning.functional.precision import factor_dtype
 from pera_lightning.injection.inject import no_such_module, put_in, set_trainable, take_out, trainable_names
-from pera_lightning.injection.names import adapted_layers, clean_name
+from pera_lightning.injection.names import adapted_layers, adapter_layers, clean_name
 from pera_lightning.injection.plan import refuse_adapted
 from pera_lightning.injection.saved_modules import Mark, marked_modules, put_mark, take_mark
-from pera_lightning.layers import PeraLinear
+from pera_lightning.injection.token_plan import TokenPlan, present_plans
+from pera_lightning.layers import PeraLinear, TokenRowsLayer
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,21 @@ class DetachedAdapter:
         saved: The trained values of modules saved whole and of biases.
         trainable: The parameters that required gradients.
         dtypes: What the bases' weights stood for.
+        rows: The layers with trained token rows, also those that share them.
+        tokens: Which rows they are.
     """
 
     layers: dict[str, PeraLinear]
     saved: dict[str, Mark]
     trainable: frozenset[str]
     dtypes: dict[str, torch.dtype]
+    rows: dict[str, TokenRowsLayer]
+    tokens: dict[str, TokenPlan]
+
+    @property
+    def every(self) -> dict[str, PeraLinear | TokenRowsLayer]:
+        """All layers that take the place of their bases."""
+        return {**self.layers, **self.rows}
 
 
 def detach_adapter(model: nn.Module) -> DetachedAdapter:
@@ -42,14 +53,18 @@ def detach_adapter(model: nn.Module) -> DetachedAdapter:
         InjectionError: The adapter is merged or disabled.
     """
     layers = dict(adapted_layers(model))
-    refuse_unsettled(layers)
+    rows = {clean_name(name): part for name, part in model.named_modules() if isinstance(part, TokenRowsLayer)}
+    tokens = present_plans(model)
+    refuse_unsettled(dict(adapter_layers(model)))
     trainable = frozenset(trainable_names(model))
     saved = {name: take_mark(module) for name, module in list(marked_modules(model))}
     take_out(model)
     for layer in layers.values():
         # Forgets the expanded factors, many times the size of the adapter.
         layer.train(layer.training)
-    return DetachedAdapter(layers, saved, trainable, {name: _base_dtype(layer) for name, layer in layers.items()})
+    adapter = DetachedAdapter(layers, saved, trainable, {}, rows, tokens)
+    adapter.dtypes.update({name: _base_dtype(layer) for name, layer in adapter.every.items()})
+    return adapter
 
 
 def attach_adapter(model: nn.Module, adapter: DetachedAdapter) -> None:
@@ -61,9 +76,9 @@ def attach_adapter(model: nn.Module, adapter: DetachedAdapter) -> None:
     """
     refuse_adapted(model)
     modules = modules_of(model, adapter)
-    for name, layer in adapter.layers.items():
+    for name, layer in adapter.every.items():
         _follow(layer, modules[name], adapter.dtypes[name])
-    put_in(model, {id(layer.base_layer): layer for layer in adapter.layers.values()})
+    put_in(model, {id(layer.base_layer): layer for layer in adapter.every.values()})
     # The opposite order of taking out: modules may share tensors.
     for name, mark in reversed(adapter.saved.items()):
         put_mark(modules[owner_of(name, mark)], mark)
@@ -77,7 +92,7 @@ def modules_of(model: nn.Module, adapter: DetachedAdapter) -> dict[str, nn.Modul
         TargetError: One is missing.
     """
     modules = {clean_name(name): module for name, module in model.named_modules()}
-    for name in (*adapter.layers, *(owner_of(name, mark) for name, mark in adapter.saved.items())):
+    for name in (*adapter.every, *(owner_of(name, mark) for name, mark in adapter.saved.items())):
         if name not in modules:
             raise no_such_module(name, modules)
     return modules
@@ -88,7 +103,7 @@ def owner_of(name: str, mark: Mark) -> str:
     return name if mark.only is None else name.rpartition(".")[0]
 
 
-def refuse_unsettled(layers: dict[str, PeraLinear]) -> None:
+def refuse_unsettled(layers: Mapping[str, PeraLinear | TokenRowsLayer]) -> None:
     """Raise InjectionError if one of the layers is merged or disabled."""
     merged = [name for name, layer in layers.items() if layer.merged]
     disabled = [name for name, layer in layers.items() if not layer.enabled]
@@ -101,17 +116,20 @@ def refuse_unsettled(layers: dict[str, PeraLinear]) -> None:
         )
 
 
-def _follow(layer: PeraLinear, base_layer: nn.Module, dtype_before: torch.dtype) -> None:
-    """Set an adapted layer on its base, which may have been moved, converted or exchanged since it last sat there."""
-    base = expect_base(base_layer)
-    dtype, device = base.dtype(base_layer), cast("Tensor", base_layer.weight).device
+def _follow(layer: PeraLinear | TokenRowsLayer, base_layer: nn.Module, dtype_before: torch.dtype) -> None:
+    """Set a layer on its base, which may have been moved, converted or exchanged since it last sat there."""
     layer.base_layer = base_layer
     layer.train(base_layer.training)
-    wanted = layer.pera_A.dtype if dtype == dtype_before else factor_dtype(dtype)
+    owner = layer if isinstance(layer, PeraLinear) else layer.token_rows
+    present = next(iter(layer.adapter().values()))
+    dtype, device = _base_dtype(layer), cast("Tensor", base_layer.weight).device
+    wanted = present.dtype if dtype == dtype_before else factor_dtype(dtype)
     # A base that is off-loaded between its calls has no memory to follow.
-    if device.type != "meta" and (device, wanted) != (layer.pera_A.device, layer.pera_A.dtype):
-        layer._apply(lambda tensor: tensor.to(device, wanted), recurse=False)
+    if device.type != "meta" and (device, wanted) != (present.device, present.dtype):
+        owner._apply(lambda tensor: tensor.to(device, wanted if tensor.is_floating_point() else None), recurse=False)
 
 
-def _base_dtype(layer: PeraLinear) -> torch.dtype:
+def _base_dtype(layer: PeraLinear | TokenRowsLayer) -> torch.dtype:
+    if isinstance(layer, TokenRowsLayer):
+        return cast("Tensor", layer.base_layer.weight).dtype
     return expect_base(layer.base_layer).dtype(layer.base_layer)

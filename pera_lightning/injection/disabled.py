@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from pera_lightning.errors import InjectionError
-from pera_lightning.injection.names import adapted_layers
+from pera_lightning.injection.names import adapted_layers, adapter_layers
 from pera_lightning.injection.saved_modules import marked_modules, swap_saved
 
 
@@ -28,14 +28,14 @@ def adapter_disabled(model: nn.Module) -> Iterator[nn.Module]:
     Raises:
         InjectionError: The model holds no adapter.
     """
-    layers = [layer for _, layer in adapted_layers(model)]
-    if not layers:
+    if not any(True for _ in adapted_layers(model)):
         raise InjectionError(
             "There is no adapter to disable.",
             got="a model without adapters",
             expected="a model with adapters",
             fix="inject_adapter(model, config) or load_adapter(model, folder) first",
         )
+    layers = [layer for _, layer in adapter_layers(model)]
     if not any(layer.enabled for layer in layers):
         # Inside another adapter_disabled, which brings everything back.
         yield model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 from torch import nn
@@ -14,7 +14,7 @@ from pera_lightning.bases import base_of
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import ConfigError, InjectionError, TargetError
 from pera_lightning.injection.loftq import init_loftq
-from pera_lightning.injection.names import adapted_layers, clean_name, near_names
+from pera_lightning.injection.names import adapted_layers, adapter_layers, clean_name, near_names
 from pera_lightning.injection.plan import InjectionPlan, plan_injection, refuse_adapted
 from pera_lightning.injection.saved_modules import (
     forget_saved,
@@ -24,7 +24,8 @@ from pera_lightning.injection.saved_modules import (
     swap_saved,
 )
 from pera_lightning.injection.stored_bytes import parameter_count
-from pera_lightning.layers import adapted_layer
+from pera_lightning.injection.token_plan import check_plan, token_row_layers
+from pera_lightning.layers import PeraLinear, TokenRowsLayer, adapted_layer
 
 # A plain attribute on the model that was injected into: which parameters had requires_grad before.
 _TRAINABLE_BEFORE = "_pera_trainable_before"
@@ -42,6 +43,7 @@ class InjectionReport:
         total: Number of parameters now, adapters included.
         unreached: Weight matrices outside linear layers, which stay as they are ("all-linear" only): packed projections
             of attention, stacked experts, convolutions, recurrent layers.
+        tokens: Name of an embedding (or output head) -> number of its rows that are trained.
     """
 
     adapted: tuple[str, ...]
@@ -50,6 +52,7 @@ class InjectionReport:
     trainable: int
     total: int
     unreached: tuple[str, ...] = ()
+    tokens: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         share = 100 * self.trainable / self.total
@@ -57,6 +60,8 @@ class InjectionReport:
             f"PERA: {len(self.adapted)} adapted layers",
             f"{self.trainable:,} trainable of {self.total:,} parameters ({share:.2f} %)",
         ]
+        if self.tokens:
+            parts.append(f"trained rows: {', '.join(f'{count} of {name}' for name, count in self.tokens.items())}")
         if self.saved:
             parts.append(f"trained whole: {_grouped(self.saved)}")
         if self.head:
@@ -119,15 +124,18 @@ def inject_plan(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
     """
     refuse_adapted(model)
     modules = {clean_name(name): module for name, module in model.named_modules()}
-    for name in (*plan.layers, *plan.saved):
+    for name in (*plan.layers, *plan.tokens, *plan.saved):
         if name not in modules and not (name in plan.saved and _owns(modules, name)):
             raise no_such_module(name, modules)
+    for name, tokens in plan.tokens.items():
+        check_plan(name, tokens, modules)
     # Every new module is built before the first one is put in place: running out of memory here leaves the
     # model as it was.
-    adapters = {
+    adapters: dict[int, nn.Module] = {
         id(modules[name]): adapted_layer(modules[name], plan.config, rank=layer.rank, alpha=layer.alpha)
         for name, layer in plan.layers.items()
     }
+    adapters.update(token_row_layers(plan.tokens, modules))
     # Also those without an adapter: gradients pass through them.
     for module in modules.values():
         base = base_of(module)
@@ -172,8 +180,8 @@ def freeze_base(model: nn.Module) -> None:
 
 
 def adapter_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """The parameters that belong to the adapter: factors, coefficients, modules saved whole, biases."""
-    for _, layer in adapted_layers(model):
+    """The parameters that belong to the adapter: factors, coefficients, token rows, modules saved whole, biases."""
+    for _, layer in adapter_layers(model):
         yield from layer.adapter().values()
     for _, module in marked_modules(model):
         yield from saved_parameters(module)
@@ -192,8 +200,7 @@ def remove_adapter(model: nn.Module) -> nn.Module:
     Raises:
         InjectionError: The model holds no adapter.
     """
-    layers = [layer for _, layer in adapted_layers(model)]
-    if not layers:
+    if not any(True for _ in adapted_layers(model)):
         raise InjectionError(
             "There is no adapter to remove.",
             got="a model without adapters",
@@ -201,7 +208,7 @@ def remove_adapter(model: nn.Module) -> nn.Module:
             fix="leave the call out",
         )
     # From the last to the first, so that tied weights come back too.
-    for layer in reversed(layers):
+    for _, layer in reversed(list(adapter_layers(model))):
         if layer.merged:
             layer.unmerge()
     for _, module in marked_modules(model):
@@ -232,7 +239,8 @@ def take_out(model: nn.Module) -> None:
     """Put the base layers back in the place of the adapted ones, whatever their weights hold now."""
     for _, module in list(marked_modules(model)):
         forget_saved(module)
-    _replace(model, {id(layer): layer.base_layer for _, layer in adapted_layers(model)})
+    layers = [part for part in model.modules() if isinstance(part, PeraLinear | TokenRowsLayer)]
+    _replace(model, {id(layer): layer.base_layer for layer in layers})
     if not hasattr(model, _TRAINABLE_BEFORE):
         return
     trainable_before = set(getattr(model, _TRAINABLE_BEFORE))
@@ -258,4 +266,5 @@ def _report(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
         trainable=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         total=parameter_count(model),
         unreached=plan.unreached,
+        tokens={name: len(tokens.ids) for name, tokens in plan.tokens.items()},
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from torch import nn
 
-from pera_lightning.layers import PeraLinear
+from pera_lightning.layers import PeraLinear, TokenRowsLayer
 
 WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """Name components that torch.compile, FSDP and activation checkpointing put between a user's names."""
@@ -29,13 +29,28 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, PeraLinear]]:
             yield clean_name(name), module
 
 
+def token_layers(model: nn.Module) -> Iterator[tuple[str, TokenRowsLayer]]:
+    """The layers of a model with trained token rows; of those that share them the first one."""
+    seen = set()
+    for name, module in model.named_modules():
+        if isinstance(module, TokenRowsLayer) and id(module.token_rows) not in seen:
+            seen.add(id(module.token_rows))
+            yield clean_name(name), module
+
+
+def adapter_layers(model: nn.Module) -> Iterator[tuple[str, PeraLinear | TokenRowsLayer]]:
+    """Everything that computes beside its base: the adapted layers, then those with trained token rows."""
+    yield from adapted_layers(model)
+    yield from token_layers(model)
+
+
 def original_names(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules of a model with the clean names of before the injection; a base has that of its adapted layer."""
     seen: dict[str, tuple[str, nn.Module]] = {}
     for name, module in model.named_modules():
         above, _, own = name.rpartition(".")
         original, parent = seen.get(above, ("", module))
-        if own not in WRAPPERS and not (own == _BELOW and isinstance(parent, PeraLinear)):
+        if own not in WRAPPERS and not (own == _BELOW and isinstance(parent, PeraLinear | TokenRowsLayer)):
             original = f"{original}.{own}" if original else own
         seen[name] = original, module
         yield original, module

@@ -18,7 +18,7 @@ def output_head(model: nn.Module) -> set[str]:
       (`layers.0.fc`, `layers.1.fc`). There is no way to know what a free-form `forward` does with a layer;
       registration order is what people write.
     """
-    pretrained = _outermost_pretrained(model)
+    pretrained = outermost_pretrained(model)
     linear = [name for name, module in model.named_modules() if is_linear_like(module)]
     heads = {name for prefix, part in pretrained.items() for name in _head_of_pretrained(prefix, part)}
     if heads:
@@ -29,7 +29,8 @@ def output_head(model: nn.Module) -> set[str]:
     return {outside[-1]}
 
 
-def _outermost_pretrained(model: nn.Module) -> dict[str, Any]:
+def outermost_pretrained(model: nn.Module) -> dict[str, Any]:
+    """The transformers models in `model` that are in no other one, by name."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         # By its methods, so that transformers need not be imported for a plain torch model.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -13,6 +13,7 @@ from pera_lightning.config import ALL_LINEAR, Bias, PeraConfig
 from pera_lightning.errors import InjectionError, TargetError
 from pera_lightning.injection.names import adapted_layers, clean_name, has_suffix, matches, near_names
 from pera_lightning.injection.output_head import output_head
+from pera_lightning.injection.token_plan import TokenPlan, plan_tokens
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class InjectionPlan:
         saved: Names of the modules that are trained and saved whole, and of the biases that are trained.
         head: Linear layers left alone as the output head.
         unreached: Names of weight matrices outside linear layers, which "all-linear" does not reach.
+        tokens: Name of a module -> the rows that are trained of its weight.
     """
 
     config: PeraConfig
@@ -40,6 +42,7 @@ class InjectionPlan:
     saved: tuple[str, ...] = ()
     head: tuple[str, ...] = ()
     unreached: tuple[str, ...] = ()
+    tokens: dict[str, TokenPlan] = field(default_factory=dict)
 
 
 def plan_injection(model: nn.Module, config: PeraConfig) -> InjectionPlan:
@@ -63,12 +66,13 @@ def plan_injection(model: nn.Module, config: PeraConfig) -> InjectionPlan:
     saved = _saved(config.modules_to_save, modules)
     targets = [name for name in targets if name not in excluded and not within_any(name, saved)]
     _check_targets(targets, modules, head)
+    tokens = plan_tokens(model, modules, config, [*targets, *saved])
     ranks = _by_pattern("rank_pattern", config.rank_pattern, targets)
     alphas = _by_pattern("alpha_pattern", config.alpha_pattern, targets)
     layers = {n: LayerPlan(int(ranks.get(n, config.rank)), alphas.get(n, config.alpha)) for n in targets}
     unreached = [name for name in unreached if not within_any(name, [*excluded, *saved])]
     saved += _biases(modules, config.bias, targets, [*excluded, *saved])
-    return InjectionPlan(config, layers, tuple(saved), tuple(sorted(head - set(saved))), tuple(unreached))
+    return InjectionPlan(config, layers, tuple(saved), tuple(sorted(head - set(saved))), tuple(unreached), tokens)
 
 
 def refuse_adapted(model: nn.Module) -> None:

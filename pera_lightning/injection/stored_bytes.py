@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from pera_lightning.bases import base_of
-from pera_lightning.layers import PeraLinear
+from pera_lightning.injection.names import adapter_layers
 
 
 def stored_bytes(model: nn.Module) -> int:
@@ -17,9 +17,8 @@ def stored_bytes(model: nn.Module) -> int:
 
 
 def adapter_bytes(model: nn.Module) -> int:
-    """Bytes of the factors and coefficients of a model's adapters."""
-    layers = (module for module in model.modules() if isinstance(module, PeraLinear))
-    return _distinct_bytes(value for layer in layers for value in layer.adapter().values())
+    """Bytes of the factors, coefficients and token rows of a model's adapters."""
+    return _distinct_bytes(value for _, layer in adapter_layers(model) for value in layer.adapter().values())
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from pera_lightning.injection import adapted_layers, marked_modules
+from pera_lightning.injection import adapter_layers, marked_modules
 
 
 def adapter_root(module: nn.Module) -> nn.Module:
@@ -33,4 +33,4 @@ def prefix_of(module: nn.Module, part: nn.Module) -> str:
 
 
 def _adapter_modules(module: nn.Module) -> set[int]:
-    return {id(part) for _, part in (*adapted_layers(module), *marked_modules(module))}
+    return {id(part) for _, part in (*adapter_layers(module), *marked_modules(module))}

@@ -14,21 +14,11 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from pera_lightning.analysis import mean_energy
-from pera_lightning.checkpoint import (
-    Manifest,
-    install_state_hooks,
-    manifest_of,
-)
+from pera_lightning.checkpoint import Manifest, install_state_hooks, manifest_of
 from pera_lightning.checkpoint.comparison import base_difference, form_difference, quantization_difference
 from pera_lightning.config import ALL_LINEAR, Bias, Init, PeraConfig, Terms
 from pera_lightning.errors import CheckpointError, ConfigError, TrainingError
-from pera_lightning.injection import (
-    InjectionReport,
-    adapted_layers,
-    adapter_parameters,
-    freeze_base,
-    saved_modules,
-)
+from pera_lightning.injection import InjectionReport, adapted_layers, adapter_parameters, freeze_base, saved_modules
 from pera_lightning.integration.adapter_root import adapter_root
 from pera_lightning.integration.conflicting_callbacks import refuse_conflicting_callbacks
 from pera_lightning.integration.exact_resume import ExactResume
@@ -40,6 +30,7 @@ from pera_lightning.integration.polynomial_start import hold_coefficients
 from pera_lightning.integration.termination import save_before_termination
 from pera_lightning.integration.trained_adapter import write_trained_adapter
 from pera_lightning.integration.weight_averaging import average_the_adapter_alone
+from pera_lightning.token_ids import TokenIds
 
 
 class PeraCallback(Callback):
@@ -64,6 +55,8 @@ class PeraCallback(Callback):
         exclude_modules: Layers to leave alone, by the same rules; a container leaves out all within.
         modules_to_save: Name suffixes of modules that are trained and saved whole, for example a new head.
         bias: Which biases are trained and saved too: "none", those of "adapted" layers, or "all".
+        trainable_tokens: Tokens whose rows of an embedding (and of a head tied to it) are trained and saved: ids, or
+            name suffix of an embedding or output head -> ids.
         rank_pattern: Other ranks for some layers: name suffix or regular expression -> rank.
         alpha_pattern: Other alphas for some layers, by the same rules.
         init: How A and B start: "default" (the model computes what its base does), or "loftq" over a quantised base:
@@ -95,6 +88,7 @@ class PeraCallback(Callback):
         exclude_modules: str | Sequence[str] = (),
         modules_to_save: Sequence[str] = (),
         bias: Bias = "none",
+        trainable_tokens: TokenIds | None = None,
         rank_pattern: Mapping[str, int] | None = None,
         alpha_pattern: Mapping[str, float] | None = None,
         init: Init = "default",
@@ -116,6 +110,7 @@ class PeraCallback(Callback):
             exclude_modules=exclude_modules,
             modules_to_save=modules_to_save,
             bias=bias,
+            trainable_tokens=trainable_tokens,
             rank_pattern=rank_pattern,
             alpha_pattern=alpha_pattern,
             init=init,

@@ -20,6 +20,9 @@ class NarrowEmbedding(nn.Embedding):
         dtype: Of the output.
     """
 
+    ROWS_AS_STORED = True
+    """What it returns are the rows of its weight, so that token rows can be trained."""
+
     def __init__(self, table: nn.Embedding, dtype: torch.dtype) -> None:
         super().__init__(1, 1, padding_idx=None, device="meta")
         self.num_embeddings, self.embedding_dim = table.num_embeddings, table.embedding_dim

@@ -4,5 +4,15 @@ from pera_lightning.layers.adapted import adapted_layer
 from pera_lightning.layers.pera_embedding import PeraEmbedding
 from pera_lightning.layers.pera_linear import PeraLinear
 from pera_lightning.layers.scaled_factors import scaled_factors
+from pera_lightning.layers.token_rows import TokenRows, TokenRowsEmbedding, TokenRowsLayer, TokenRowsLinear
 
-__all__ = ["PeraEmbedding", "PeraLinear", "adapted_layer", "scaled_factors"]
+__all__ = [
+    "PeraEmbedding",
+    "PeraLinear",
+    "TokenRows",
+    "TokenRowsEmbedding",
+    "TokenRowsLayer",
+    "TokenRowsLinear",
+    "adapted_layer",
+    "scaled_factors",
+]
