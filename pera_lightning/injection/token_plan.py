@@ -126,14 +126,15 @@ def _input_embedding(model: nn.Module, modules: Mapping[str, nn.Module]) -> str:
             found.add(id(part.get_input_embeddings()))
         except (NotImplementedError, AttributeError):  # models of several kinds of input
             continue
-    names = [name for name, module in modules.items() if id(module) in found] or _tables(modules)
+    tables = _tables(modules)
+    names = [name for name in tables if id(modules[name]) in found] or tables
     weights = {id(modules[name].weight) for name in names}
     if len(weights) != 1:
         raise TargetError(
             "A list of trainable tokens means the model's input embedding.",
             got=f"a model with {len(weights)} of them",
             expected="one input embedding",
-            fix=f"name it: trainable_tokens={{name: ids}}; embeddings: {', '.join(_tables(modules)) or 'none'}",
+            fix=f"name it: trainable_tokens={{name: ids}}; embeddings: {', '.join(tables) or 'none'}",
         )
     return names[0]
 
