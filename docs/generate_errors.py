@@ -28,22 +28,12 @@ The adapter's weights are missing.
   fix:      check the path, or save the adapter again
 ```
 
-Search this page for the first line of the message, without the parts that are yours: names, paths and numbers stand
-here as placeholders such as `<path>`. All of these errors are also builtin errors (`ValueError` or `RuntimeError`), and
-they can be imported from `pera_lightning.errors`. `make docs` writes this page from the source.
+Search this page for the first line of the message, without what is yours in it: names, paths and numbers are
+placeholders here, such as `<path>`. The classes are in `pera_lightning.errors`; `make docs` writes this page.
 """
 Details = tuple[tuple[str, ...], ...]  # what each of DETAILS may say
 DETAILS = ("got", "expected", "fix")
 TRANSPARENT = {"shorten"}  # helpers that give their argument back: it says more than they do
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One message with one of its causes."""
-
-    cls: str
-    what: str
-    details: Details
 
 
 @dataclass
@@ -71,6 +61,7 @@ class Module:
         return module
 
 
+Call = tuple[Module, ast.FunctionDef | None, ast.Call]  # where, by which function, the call
 Arguments = dict[str, tuple[ast.expr, "Scope | None"]]  # each with the scope to read it in
 
 
@@ -95,9 +86,6 @@ class Scope:
         return [(self.module.constants[name], Scope(self.module))] if name in self.module.constants else []
 
 
-Call = tuple[Module, ast.FunctionDef | None, ast.Call]  # where, by which function, the call
-
-
 class Package:
     """The modules of a package, by dotted name."""
 
@@ -109,13 +97,17 @@ class Package:
             if isinstance(call.func, ast.Name) and (function := self._definition(module, call.func.id)):
                 self.calls_of[function].append((module, caller, call))
 
-    def entries(self) -> Iterator[Entry]:
-        """Every error of the package, once for each way to reach it."""
+    def errors(self) -> dict[str, dict[str, list[Details]]]:
+        """Class -> message -> what the rest says, for each way to reach the message."""
+        found: dict[str, dict[str, list[Details]]] = defaultdict(lambda: defaultdict(list))
         for module, function, call in self.calls:
-            keywords = {keyword.arg: keyword.value for keyword in call.keywords}
-            if call.args and set(DETAILS) <= keywords.keys():
+            parts = {keyword.arg: keyword.value for keyword in call.keywords}
+            if isinstance(call.func, ast.Name) and call.args and set(DETAILS) <= parts.keys():
                 for scope in self.scopes(module, function):
-                    yield from self._entries(call, keywords, scope)
+                    cls = self._class(call.func.id, scope)
+                    for what in self.texts(call.args[0], scope):
+                        found[cls][what].append(tuple(tuple(self.texts(parts[name], scope)) for name in DETAILS))
+        return found
 
     def scopes(self, module: Module, function: ast.FunctionDef | None) -> list[Scope]:
         """One scope for each call of the function in the package, or a single one if there is none."""
@@ -136,13 +128,11 @@ class Package:
         home, original = self._home(module, name)
         return home.functions.get(original)
 
-    def _entries(self, call: ast.Call, keywords: Mapping[str | None, ast.expr], scope: Scope) -> Iterator[Entry]:
-        cls = call.func.id if isinstance(call.func, ast.Name) else ast.unparse(call.func)
-        for value, _ in scope.values(cls):
-            cls = ast.unparse(value)  # a parameter that holds the class
-        details = tuple(tuple(self.texts(keywords[name], scope)) for name in DETAILS)
-        for what in self.texts(call.args[0], scope):
-            yield Entry(cls, what, details)
+    def _class(self, name: str, scope: Scope) -> str:
+        """The class that a name stands for: itself, or what a parameter was given."""
+        for value, other in scope.values(name):
+            return self._class(ast.unparse(value), other)
+        return name
 
     def texts(self, node: ast.expr, scope: Scope) -> list[str]:
         """The texts that an expression may give, with placeholders for what is not known."""
@@ -168,6 +158,10 @@ class Package:
                 return self._returned(name, scope) or self._evaluated(node, scope)
             case ast.Call(func=ast.Attribute(value=ast.Constant(), attr="join")):
                 return self._evaluated(node, scope) or [f"`<{_placeholder(node)}>`"]
+            case ast.BoolOp(op=ast.Or(), values=[first, *_]):
+                return self._known(first, scope)
+            case ast.Attribute(value=ast.Name(id=name), attr="__name__") if scope.values(name):
+                return [self._class(name, scope)]
             case ast.Name(id=name):
                 return self._all_known(scope.values(name)) or self._evaluated(node, scope)
         return self._evaluated(node, scope)
@@ -285,26 +279,14 @@ def _unique(texts: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(texts))
 
 
-def page(package: Mapping[str, str], errors: str) -> str:
-    """The page for a package.
-
-    Args:
-        package: Source of each module, by dotted name.
-        errors: Source of the module that defines the classes.
-
-    Returns:
-        Markdown.
-    """
-    entries = list(Package(package).entries())
+def page(sources: Mapping[str, str], classes: str) -> str:
+    """The page, in Markdown, for sources by module name and the source of the error classes."""
+    errors = Package(sources).errors()
     parts = [INTRO]
-    for cls in (node for node in ast.parse(errors).body if isinstance(node, ast.ClassDef)):
-        causes: dict[str, list[Details]] = {}
-        for entry in entries:
-            if entry.cls == cls.name:
-                causes.setdefault(entry.what, []).append(entry.details)
-        if causes:
+    for cls in ast.parse(classes).body:
+        if isinstance(cls, ast.ClassDef) and cls.name in errors:
             parts.append(f"## {cls.name}\n\n{ast.get_docstring(cls)}\n")
-            parts += [_section(what, causes[what]) for what in sorted(causes, key=_sort_key)]
+            parts += [_section(what, errors[cls.name][what]) for what in sorted(errors[cls.name], key=_sort_key)]
     return "\n".join(parts)
 
 
@@ -327,17 +309,12 @@ def _escape(text: str) -> str:
     return "".join(parts)
 
 
-def sources(root: Path = ROOT) -> dict[str, str]:
-    """Source of each module of the package, by dotted name."""
-    files = sorted((root / "pera_lightning").rglob("*.py"))
-    dotted = (".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__") for file in files)
-    return {name: file.read_text("utf-8") for name, file in zip(dotted, files, strict=True)}
-
-
 def current_page() -> str:
     """The page for the package as it is now."""
-    modules = sources()
-    return page(modules, modules["pera_lightning.errors"])
+    files = sorted((ROOT / "pera_lightning").rglob("*.py"))
+    names = (".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files)
+    sources = {name: file.read_text("utf-8") for name, file in zip(names, files, strict=True)}
+    return page(sources, sources["pera_lightning.errors"])
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def inject_plan(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
                 "The model has no module of this name.",
                 got=repr(name),
                 expected="the names of the model that the adapter was made for",
-                fix=f"near names in this model: {near_names(name, modules)}",
+                fix=f"load the adapter into its own model; near names in this one: {near_names(name, modules)}",
             )
     # Every new module is built before the first one is put in place: running out of memory here leaves the
     # model as it was.

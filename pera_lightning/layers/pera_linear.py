@@ -296,7 +296,7 @@ class PeraLinear(nn.Module):
         """
         if self._unmerged is None:
             raise InjectionError(
-                "The adapter is not merged.", got="unmerge()", expected="merge() before", fix="leave it out"
+                "The adapter is not merged.", got="unmerge()", expected="merge() before", fix="leave the call out"
             )
         self.base_layer = self._unmerged.restore().train(self.training)
         self._unmerged = None
