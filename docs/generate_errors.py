@@ -33,6 +33,7 @@ placeholders here, such as `<path>`. The classes are in `pera_lightning.errors`;
 """
 Details = tuple[tuple[str, ...], ...]  # what each of DETAILS may say
 DETAILS = ("got", "expected", "fix")
+PLACEHOLDER = re.compile(r"`<[^`]*>`")
 TRANSPARENT = {"shorten"}  # helpers that give their argument back: it says more than they do
 
 
@@ -62,7 +63,7 @@ class Module:
 
 
 Call = tuple[Module, ast.FunctionDef | None, ast.Call]  # where, by which function, the call
-Arguments = dict[str, tuple[ast.expr, "Scope | None"]]  # each with the scope to read it in
+Arguments = dict[str, tuple[ast.expr, "Scope"]]  # each with the scope to read it in
 
 
 @dataclass
@@ -76,8 +77,7 @@ class Scope:
     def values(self, name: str) -> list[tuple[ast.expr, Scope]]:
         """The expressions that a name may stand for, each with the scope to read it in."""
         if name in self.arguments:
-            value, scope = self.arguments[name]
-            return [(value, scope or self)]
+            return [self.arguments[name]]
         if self.function is not None:
             values = list(_assigned(self.function, name))
             if values or name in _parameters(self.function):
@@ -112,7 +112,7 @@ class Package:
     def scopes(self, module: Module, function: ast.FunctionDef | None) -> list[Scope]:
         """One scope for each call of the function in the package, or a single one if there is none."""
         found = [
-            Scope(module, function, _arguments(function, call, scope))
+            Scope(module, function, _arguments(function, Scope(module), call, scope))
             for other, caller, call in self.calls_of[function]
             if function is not None and caller is not function
             for scope in self.scopes(other, caller)
@@ -136,21 +136,19 @@ class Package:
 
     def texts(self, node: ast.expr, scope: Scope) -> list[str]:
         """The texts that an expression may give, with placeholders for what is not known."""
-        return self._known(node, scope) or [f"`<{_placeholder(node)}>`"]
+        return list(dict.fromkeys(self._known(node, scope) or [f"`<{_placeholder(node)}>`"]))
 
     def _known(self, node: ast.expr, scope: Scope) -> list[str] | None:
         """The texts that an expression may give, or None if it is no text of the source."""
         match node:
-            case ast.Constant(value=str(text)):
-                return [text]
             case ast.JoinedStr(values=parts):
                 return self._joined(parts, scope)
             case ast.FormattedValue(value=value, conversion=conversion):
                 known = self._known(value, scope)
-                return [repr(text) for text in known] if known and conversion == ord("r") else known
+                return list(map(repr, known)) if known and conversion == ord("r") else known
             case ast.IfExp(body=body, orelse=other):
                 known = self._known(body, scope) or self._known(other, scope)
-                return _unique([*self.texts(body, scope), *self.texts(other, scope)]) if known else None
+                return [*self.texts(body, scope), *self.texts(other, scope)] if known else None
             case ast.BinOp(left=left, op=ast.Add(), right=right):
                 number = isinstance(right, ast.Constant) and isinstance(right.value, int)
                 return None if number else self._joined([left, right], scope)
@@ -163,12 +161,14 @@ class Package:
             case ast.Attribute(value=ast.Name(id=name), attr="__name__") if scope.values(name):
                 return [self._class(name, scope)]
             case ast.Name(id=name):
-                return self._all_known(scope.values(name)) or self._evaluated(node, scope)
+                known = self._all_known(scope.values(name)) or []
+                bare = not any(PLACEHOLDER.sub("", text) for text in known)  # then its own name says more
+                return self._evaluated(node, scope) if bare else known
         return self._evaluated(node, scope)
 
     def _joined(self, parts: Iterable[ast.expr], scope: Scope) -> list[str]:
         choices = itertools.product(*(self.texts(part, scope) for part in parts))
-        return _unique("".join(choice).replace(">``<", "><") for choice in choices)
+        return ["".join(choice).replace(">``<", "><") for choice in choices]
 
     def _returned(self, name: str, scope: Scope) -> list[str] | None:
         module, original = self._home(scope.module, name)
@@ -178,7 +178,7 @@ class Package:
 
     def _all_known(self, values: list[tuple[ast.expr, Scope]]) -> list[str] | None:
         known = [self._known(value, scope) for value, scope in values]
-        return _unique(text for texts in known for text in texts or ()) if all(known) else None
+        return [text for texts in known for text in texts or ()] if all(known) else None
 
     def _evaluated(self, node: ast.expr, scope: Scope) -> list[str] | None:
         value = self._value(node, scope)
@@ -223,11 +223,11 @@ def _parameters(function: ast.FunctionDef) -> list[str]:
     return [argument.arg for argument in (*function.args.args, *function.args.kwonlyargs)]
 
 
-def _arguments(function: ast.FunctionDef, call: ast.Call, scope: Scope) -> Arguments:
-    """The arguments of a call of the function; a default belongs to no caller."""
+def _arguments(function: ast.FunctionDef, home: Scope, call: ast.Call, scope: Scope) -> Arguments:
+    """The arguments of a call of the function; its defaults are read where it is defined."""
     spec, names = function.args, _parameters(function)
     defaults = [None] * (len(spec.args) - len(spec.defaults)) + spec.defaults + spec.kw_defaults
-    found: Arguments = {name: (value, None) for name, value in zip(names, defaults, strict=True) if value}
+    found: Arguments = {name: (value, home) for name, value in zip(names, defaults, strict=True) if value}
     found |= {name: (value, scope) for name, value in zip(names, call.args, strict=False)}
     return found | {keyword.arg: (keyword.value, scope) for keyword in call.keywords if keyword.arg}
 
@@ -275,10 +275,6 @@ def _placeholder(node: ast.expr) -> str:
     return "..."
 
 
-def _unique(texts: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(texts))
-
-
 def page(sources: Mapping[str, str], classes: str) -> str:
     """The page, in Markdown, for sources by module name and the source of the error classes."""
     errors = Package(sources).errors()
@@ -299,7 +295,7 @@ def _section(what: str, causes: list[Details]) -> str:
 
 
 def _sort_key(what: str) -> tuple[str, str]:
-    return re.sub(r"`<[^`]*>`|\W", "", what).lower(), what
+    return re.sub(r"\W", "", PLACEHOLDER.sub("", what)).lower(), what
 
 
 def _escape(text: str) -> str:
