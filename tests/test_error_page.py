@@ -98,6 +98,7 @@ def test_no_error_leaves_out_a_part(nodes: list[tuple[str, ast.AST]]) -> None:
         ("f\"Not {', '.join(map(str, rows))}.\"", "Not `<rows>`."),
         ('"Line " + f"{line + 1}."', "Line `<line>`."),
         ('"a * b < c_d, __init__ `x * y`"', r"a \* b \< c_d, \_\_init\_\_ `x * y`"),
+        ("f\"Not {', '.join(row.names) or 'nothing'}.\"", "Not `<names>`."),
         ("MESSAGE", "A constant."),
     ],
 )
@@ -161,6 +162,29 @@ def test_a_class_given_to_a_helper_is_the_one_of_the_call() -> None:
         """
     )
     assert page == f"## DataError\n\nBad data.\n\n{section('No.')}\n\n## FileError\n\nBad file.\n\n{section('No.')}"
+
+
+def test_a_class_named_in_a_message_is_the_one_of_the_call() -> None:
+    page = generate(
+        a="""
+        def check(kind):
+            raise DataError(f"No {kind.__name__}.", got="got", expected="expected", fix="fix")
+
+        check(Path)
+        """
+    )
+    assert page.endswith(section("No Path."))
+
+
+def test_a_name_says_more_than_a_value_that_is_not_known() -> None:
+    page = generate(
+        a="""
+        def check(lines):
+            difference = ", ".join(lines)
+            raise DataError(f"Differs: {difference}", got="got", expected="expected", fix="fix")
+        """
+    )
+    assert page.endswith(section("Differs: `<difference>`"))
 
 
 def test_messages_are_sorted_and_one_message_lists_all_its_causes() -> None:
