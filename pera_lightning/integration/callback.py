@@ -76,7 +76,7 @@ class PeraCallback(Callback):
             the linear part, mean over layers. None: as often as the Trainer logs; 0: never.
         polynomial_start_step: Optimizer step from which the polynomial terms take part; before it the adapter is of
             order 1.
-        skip_checks: Checks before the first step to leave out: "optimizer", "base", "factors" (errors); "mode", "head",
+        skip_checks: Checks before the first step to leave out: "base", "optimizer", "factors" (errors); "mode", "head",
             "learning_rate", "gradients" (warnings).
 
     Raises:

@@ -17,6 +17,8 @@ from pera_lightning.injection.output_head import output_head
 
 LEAST_LEARNING_RATE = 2e-5
 """Adam's rate below which adapters hardly move; they are trained with 1e-4 to 1e-3."""
+LEAST_WEIGHTS = 256
+"""Of fewer weights it cannot be said how they were drawn."""
 INITIALIZER_RANGE = 0.02
 """Standard deviation from which transformers draws new heads."""
 
@@ -26,8 +28,8 @@ class Preflight:
 
     | name | what it finds | |
     |---|---|---|
-    | optimizer | adapter parameters in no optimizer | error |
     | base | base parameters that require gradients | error |
+    | optimizer | adapter parameters in no optimizer | error |
     | factors | factors that are not floating numbers or do not require gradients | error |
     | mode | adapters in eval mode, so that their dropout does nothing | warning |
     | head | a frozen output head that looks freshly initialised | warning |
@@ -161,11 +163,17 @@ def looks_fresh(layer: nn.Module) -> bool:
     base = base_of(layer)
     if base is None or base.quantization(layer) is not None or base.weight(layer).is_meta:
         return False
-    weight, bias = base.weight(layer).float(), getattr(layer, "bias", None)
+    weight, bias = base.weight(layer), getattr(layer, "bias", None)
+    # Some rows tell enough of a head with a row for every token.
+    weight = weight[:: math.ceil(len(weight) / 64)].float()
+    if weight.numel() < LEAST_WEIGHTS:
+        return False
     spread = weight.std().item()
     bound = 1 / math.sqrt(weight.shape[1])
-    even = math.isclose(spread, bound / math.sqrt(3), rel_tol=0.05) and _within(weight, bound)
-    normal = math.isclose(spread, INITIALIZER_RANGE, rel_tol=0.05)
+    # Three standard errors of a spread estimated from so many weights.
+    tolerance = min(0.1, 3 / math.sqrt(2 * weight.numel()))
+    even = math.isclose(spread, bound / math.sqrt(3), rel_tol=tolerance) and _within(weight, bound)
+    normal = math.isclose(spread, INITIALIZER_RANGE, rel_tol=tolerance)
     if bias is None:
         return even or normal
     return (even and _within(bias, bound)) or (normal and not bias.any())
@@ -196,8 +204,8 @@ def _adam_rates(optimizers: Iterable[torch.optim.Optimizer], adapter: Collection
 
 
 CHECKS: dict[str, Callable[[pl.Trainer, pl.LightningModule], None]] = {
-    "optimizer": _optimizer,
     "base": _base,
+    "optimizer": _optimizer,
     "factors": _factors,
     "mode": _mode,
     "head": _head,
