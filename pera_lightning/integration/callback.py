@@ -185,7 +185,6 @@ class PeraCallback(Callback):
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._preflight.on_fit_start(trainer, pl_module)
         # Lightning's BitsandbytesPrecision has quantised the base only now.
         self._describe(pl_module)
         self._refuse_other_base()
@@ -195,6 +194,8 @@ class PeraCallback(Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Not in on_fit_start: the module's own comes after it.
+        self._preflight.on_train_start(trainer, pl_module)
         self._exact_resume.on_train_start(trainer, pl_module)
 
     @override

@@ -32,7 +32,7 @@ class Preflight:
     | optimizer | adapter parameters in no optimizer | error |
     | factors | factors that are not floating numbers or do not require gradients | error |
     | mode | adapters in eval mode, so that their dropout does nothing | warning |
-    | head | a frozen output head that looks freshly initialised | warning |
+    | head | a frozen output head that looks freshly initialised over a trained model | warning |
     | learning_rate | an Adam whose rate is far below what adapters need | warning |
     | gradients | adapters that the first backward does not reach | warning |
 
@@ -55,7 +55,7 @@ class Preflight:
         self.skip = frozenset(skip)
         self._awaits_backward = False
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Run the checks that need no batch.
 
         Raises:
@@ -140,10 +140,13 @@ def _mode(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
 
 
 def _head(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-    adapted = {name for name, _ in adapted_layers(pl_module)}
+    adapted = dict(adapted_layers(pl_module))
+    if looks_fresh(next(iter(adapted.values())).base_layer):
+        # Nothing was pretrained here.
+        return
     whole = {id(part) for _, saved in saved_modules(pl_module) for part in saved.modules()}
     modules = dict(pl_module.named_modules())
-    frozen = [name for name in sorted(output_head(pl_module) - adapted) if id(modules[name]) not in whole]
+    frozen = [name for name in sorted(output_head(pl_module) - adapted.keys()) if id(modules[name]) not in whole]
     fresh = [name for name in frozen if looks_fresh(modules[name])]
     if fresh:
         rank_zero_warn(
@@ -155,13 +158,13 @@ def _head(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
 
 @torch.no_grad()
 def looks_fresh(layer: nn.Module) -> bool:
-    """Whether a dense linear layer's weights look as `nn.Linear` or transformers draw them.
+    """Whether a linear layer's weights look as `nn.Linear` or transformers draw them, quantised or not.
 
     `nn.Linear` draws weights and biases evenly from [-1 / sqrt(in), 1 / sqrt(in)]; transformers draws weights from a
     normal distribution of standard deviation 0.02 and sets biases to zero.
     """
     base = base_of(layer)
-    if base is None or base.quantization(layer) is not None or base.weight(layer).is_meta:
+    if base is None or layer.weight.is_meta:
         return False
     weight, bias = base.weight(layer), getattr(layer, "bias", None)
     # Some rows tell enough of a head with a row for every token.
@@ -180,7 +183,7 @@ def looks_fresh(layer: nn.Module) -> bool:
 
 
 def _within(values: torch.Tensor, bound: float) -> bool:
-    return values.abs().max().item() <= bound * 1.001
+    return values.abs().max().item() <= bound * 1.01
 
 
 def _learning_rate(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -53,9 +53,6 @@ class Freezing(pl.Callback):
 
 
 class Evaluating(Regressor):
-    def on_fit_start(self) -> None:
-        self.train()
-
     def _build(self) -> None:
         super()._build()
         self.net.eval()
@@ -66,6 +63,8 @@ class FreshHead(Regressor):
         with torch.random.fork_rng():
             torch.manual_seed(7)
             self.net = nn.Sequential(nn.Linear(6, 64), nn.Tanh(), nn.Linear(64, 256), nn.Linear(256, 2))
+            for layer in (self.net[0], self.net[2]):
+                layer.weight.data *= 1.5
 
 
 class Slow(Regressor):
@@ -148,6 +147,14 @@ def test_a_head_that_is_trained_needs_no_hint(tmp_path: Path) -> None:
     make_trainer(tmp_path, PeraCallback(2, modules_to_save=["3"])).fit(FreshHead())
 
 
+def test_a_model_without_any_training_needs_no_hint(tmp_path: Path) -> None:
+    class Fresh(FreshHead):
+        def _build(self) -> None:
+            self.net = nn.Sequential(nn.Linear(6, 64), nn.Tanh(), nn.Linear(64, 256), nn.Linear(256, 2))
+
+    make_trainer(tmp_path, PeraCallback(2)).fit(Fresh())
+
+
 def test_new_heads_look_fresh() -> None:
     torch.manual_seed(0)
     for layer in (nn.Linear(128, 3), nn.Linear(32, 10, bias=False), nn.Linear(768, 2)):
@@ -156,6 +163,9 @@ def test_new_heads_look_fresh() -> None:
     nn.init.normal_(drawn.weight, std=0.02)
     nn.init.zeros_(drawn.bias)
     assert looks_fresh(drawn)
+    model = nn.Sequential(drawn, nn.Linear(4, 4))
+    quantize_model(model, "nf4")
+    assert looks_fresh(model[0])
 
 
 def test_trained_heads_do_not_look_fresh() -> None:
@@ -168,7 +178,4 @@ def test_trained_heads_do_not_look_fresh() -> None:
         optimizer.step()
         optimizer.zero_grad()
     assert not looks_fresh(head)
-    quantised = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
-    quantize_model(quantised, "nf4")
-    assert not looks_fresh(quantised[0])
     assert not looks_fresh(nn.Linear(128, 3, device="meta"))
