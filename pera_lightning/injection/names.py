@@ -71,4 +71,4 @@ def near_names(wanted: str, names: Iterable[str], limit: int = 5) -> str:
     names = list(names)
     candidates = list(dict.fromkeys([*(name.rsplit(".", 1)[-1] for name in names), *names]))
     near = difflib.get_close_matches(wanted, candidates, n=limit, cutoff=0.5) or candidates[:limit]
-    return ", ".join(near) if near else "nothing"
+    return ", ".join(near) or "nothing"

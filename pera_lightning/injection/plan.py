@@ -160,7 +160,7 @@ def _raise_no_match(
         f"{field} holds a pattern that matches no module.",
         got=repr(pattern),
         expected="a name suffix by whole components, or (as one string) a regular expression for whole names",
-        fix=f"near names in this model: {near_names(pattern, candidates or modules)}",
+        fix=f"correct the name; near names in this model: {near_names(pattern, candidates or modules)}",
     )
 
 
@@ -233,7 +233,7 @@ def _check_targets(targets: list[str], modules: dict[str, nn.Module], head: set[
             "No layer is left to adapt.",
             got=f"every linear layer is excluded, saved whole or the output head ({', '.join(sorted(head)) or '-'})",
             expected="at least one layer",
-            fix="exclude less, or name the layers in target_modules",
+            fix="exclude fewer modules, or name the layers in target_modules",
         )
 
 
@@ -246,7 +246,7 @@ def _by_pattern(field: str, patterns: object, targets: list[str]) -> dict[str, f
                 f"{field} holds a pattern that matches no adapted layer.",
                 got=repr(pattern),
                 expected="a name suffix or a regular expression that matches an adapted layer",
-                fix=f"near names: {near_names(pattern, targets)}",
+                fix=f"correct the name; near names: {near_names(pattern, targets)}",
             )
         for name in found:
             chosen.setdefault(name, value)

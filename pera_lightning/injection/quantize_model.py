@@ -125,7 +125,7 @@ def layers_to_quantize(model: nn.Module, skip_modules: Sequence[str] = ()) -> tu
             "The model has no linear layer to quantise.",
             got=f"linear layers: {', '.join(left) or 'none'}, all of them left alone",
             expected="a model with linear layers beside its output head",
-            fix="skip less",
+            fix="skip fewer modules",
         )
     return list(chosen.values()), left
 
@@ -169,7 +169,7 @@ def _check_skipped(modules: dict[str, nn.Module], skip_modules: Sequence[str]) -
                 "skip_modules holds a name that matches no module.",
                 got=repr(suffix),
                 expected="a name suffix by whole components",
-                fix=f"near names in this model: {near_names(suffix, modules)}",
+                fix=f"correct the name; near names in this model: {near_names(suffix, modules)}",
             )
 
 

@@ -17,7 +17,10 @@ def accumulated_gradients(trainer: pl.Trainer, pl_module: pl.LightningModule) ->
         Parameter name -> gradient, on the CPU.
     """
     batches = trainer.fit_loop.epoch_loop.batch_progress
-    waiting = batches.current.ready % trainer.accumulate_grad_batches != 0 and not batches.is_last_batch
+    # Not `ready`: a batch that failed is done again.
+    done = batches.current.processed
+    epoch_done = batches.is_last_batch and done == batches.current.ready
+    waiting = done % trainer.accumulate_grad_batches != 0 and not epoch_done
     if pl_module.automatic_optimization and not waiting:
         return {}
     return {

@@ -17,16 +17,17 @@ from pera_lightning.analysis import mean_energy
 from pera_lightning.checkpoint import Manifest, install_state_hooks, manifest_of
 from pera_lightning.checkpoint.comparison import base_difference, form_difference, quantization_difference
 from pera_lightning.config import ALL_LINEAR, Bias, Init, PeraConfig, Terms
-from pera_lightning.errors import CheckpointError, ConfigError, TrainingError
-from pera_lightning.injection import InjectionReport, adapted_layers, adapter_parameters, freeze_base, saved_modules
+from pera_lightning.errors import CheckpointError, ConfigError
+from pera_lightning.injection import InjectionReport, adapted_layers, freeze_base, saved_modules
 from pera_lightning.integration.adapter_root import adapter_root
 from pera_lightning.integration.conflicting_callbacks import refuse_conflicting_callbacks
 from pera_lightning.integration.exact_resume import ExactResume
 from pera_lightning.integration.float_model import inject_into
-from pera_lightning.integration.forgotten_adapters import refuse_forgotten_adapters
+from pera_lightning.integration.guards import refuse_infinite_loss, refuse_thawed_base
 from pera_lightning.integration.late_injection import cancel_late_injection, inject_after_configure_model
 from pera_lightning.integration.option_checks import count
 from pera_lightning.integration.polynomial_start import hold_coefficients
+from pera_lightning.integration.preflight import Preflight
 from pera_lightning.integration.termination import save_before_termination
 from pera_lightning.integration.trained_adapter import write_trained_adapter
 from pera_lightning.integration.weight_averaging import average_the_adapter_alone
@@ -69,6 +70,8 @@ class PeraCallback(Callback):
             the linear part, mean over layers. None: as often as the Trainer logs; 0: never.
         polynomial_start_step: Optimizer step from which the polynomial terms take part; before it the adapter is of
             order 1.
+        skip_checks: Checks before the first step to leave out: "base", "optimizer", "factors" (errors); "mode", "head",
+            "learning_rate", "gradients" (warnings).
 
     Raises:
         ConfigError: An option is out of range, or `config` and single options are both given.
@@ -97,6 +100,7 @@ class PeraCallback(Callback):
         adapter_dir: str | None = None,
         energy_every_n_steps: int | None = None,
         polynomial_start_step: int = 0,
+        skip_checks: Sequence[str] = (),
     ) -> None:
         options = PeraConfig(
             rank,
@@ -132,6 +136,7 @@ class PeraCallback(Callback):
         # Of the run that a checkpoint came from, until the bases are compared.
         self._stored: Manifest | None = None
         self._exact_resume = ExactResume()
+        self._preflight = Preflight(skip_checks)
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -176,7 +181,6 @@ class PeraCallback(Callback):
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        refuse_forgotten_adapters(trainer, pl_module)
         # Lightning's BitsandbytesPrecision has quantised the base only now.
         self._describe(pl_module)
         self._refuse_other_base()
@@ -186,6 +190,8 @@ class PeraCallback(Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Not in on_fit_start: the module's own comes after it.
+        self._preflight.on_train_start(trainer, pl_module)
         self._exact_resume.on_train_start(trainer, pl_module)
 
     @override
@@ -221,15 +227,11 @@ class PeraCallback(Callback):
 
     @override
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        if not torch.isfinite(loss).all():
-            raise TrainingError(
-                "The loss is not finite; training stops before the weights take harm.",
-                got=f"loss {loss.detach().float().mean().item()} at step {trainer.global_step}, "
-                f"epoch {trainer.current_epoch}",
-                expected="a finite loss",
-                fix="lower the learning rate or coefficient_scale, warm up longer, clip gradients "
-                "(Trainer(gradient_clip_val=1.0)), or use bf16 instead of fp16; the last checkpoint is good",
-            )
+        refuse_infinite_loss(trainer, loss)
+
+    @override
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._preflight.on_after_backward(pl_module)
 
     @override
     def on_before_optimizer_step(
@@ -237,17 +239,7 @@ class PeraCallback(Callback):
     ) -> None:
         if trainer.global_step < self.polynomial_start_step:
             hold_coefficients(pl_module)
-        stepped = {id(value) for group in optimizer.param_groups for value in group["params"] if value.grad is not None}
-        adapter = {id(value) for value in adapter_parameters(pl_module)}
-        thawed = [name for name, value in pl_module.named_parameters() if id(value) in stepped - adapter]
-        if thawed:
-            raise TrainingError(
-                "A parameter of the frozen base is about to be trained; checkpoints would not hold it.",
-                got=f"{len(thawed)} base parameters with gradients, e.g. {thawed[0]!r}",
-                expected="gradients for the adapter and modules_to_save only",
-                fix="do not set requires_grad on the base (toggle only parameters that are trainable), or name what is "
-                "to be trained in modules_to_save",
-            )
+        refuse_thawed_base(pl_module, optimizer)
 
     @override
     def on_train_batch_end(

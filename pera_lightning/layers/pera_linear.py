@@ -295,7 +295,7 @@ class PeraLinear(nn.Module):
         """
         if self._unmerged is None:
             raise InjectionError(
-                "The adapter is not merged.", got="unmerge()", expected="merge() before", fix="leave it out"
+                "The adapter is not merged.", got="unmerge()", expected="merge() before", fix="leave the call out"
             )
         stood_in = self._unmerged.stand_in
         self.base_layer, self._unmerged = self._unmerged.restore(), None

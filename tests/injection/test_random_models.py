@@ -36,7 +36,8 @@ from pera_lightning import (
     save_adapter,
 )
 from pera_lightning.errors import ConfigError, InjectionError, TargetError
-from pera_lightning.injection import adapted_layers
+from pera_lightning.injection import adapted_layers, adapter_layers, token_layers
+from pera_lightning.layers import TokenRowsLayer
 from tests.support.models import randomise_adapter
 from tests.support.module_state import Before, in_mode, tensors, values
 from tests.support.random_configs import random_options
@@ -90,10 +91,14 @@ def check_injection(case: Case, before: Before, report: InjectionReport) -> None
     layers = {before_name(before, layer.base_layer): layer for _, layer in adapted_layers(case.model)}
     assert set(layers) == set(report.adapted) == meant_layers(case, before, report)
     assert len(list(adapted_layers(case.model))) == len(report.adapted)
+    rows = {before_name(before, layer.base_layer): layer for layer in wrappers_of_rows(case.model)}
+    assert {name: len(layer.ids) for name, layer in token_layers(case.model)} == report.tokens
+    assert set(rows) == {before_name(before, module) for module in sharing(before, report.tokens)}
     now = dict(case.model.named_modules(remove_duplicate=False))
     assert all(before.modes.get(id(module), module.training) == module.training for module in now.values())
     for name in before.modules.keys() & now.keys():
-        adapter = layers.get(before_name(before, before.modules[name]))
+        first = before_name(before, before.modules[name])
+        adapter = layers.get(first) or rows.get(first)
         assert now[name] is (adapter or before.modules[name]), name
     for name, layer in layers.items():
         rank = by_pattern(case.config.rank_pattern, name, case.config.rank)
@@ -102,9 +107,19 @@ def check_injection(case: Case, before: Before, report: InjectionReport) -> None
         assert layer.scaling == alpha / (math.sqrt(rank) if case.config.use_rslora else rank)
         assert layer.training == layer.base_layer.training
     trainable = {id(value) for value in case.model.parameters() if value.requires_grad}
-    factors = {id(value) for layer in layers.values() for value in layer.adapter().values()}
+    factors = {id(value) for _, layer in adapter_layers(case.model) for value in layer.adapter().values()}
     own = {id(value) for value in case.model.parameters()}
     assert trainable == factors | (before.trained(report) & own)
+
+
+def wrappers_of_rows(model: nn.Module) -> list[TokenRowsLayer]:
+    return [module for module in model.modules() if isinstance(module, TokenRowsLayer)]
+
+
+def sharing(before: Before, names: Mapping[str, int]) -> list[nn.Module]:
+    """The modules that hold the weights of the named ones."""
+    weights = {id(before.modules[name].weight) for name in names}
+    return [module for module in before.modules.values() if id(module._parameters.get("weight")) in weights]
 
 
 def meant_layers(case: Case, before: Before, report: InjectionReport) -> set[str]:
@@ -193,12 +208,16 @@ def check_copies(case: Case, expected: list[Tensor]) -> None:
 def check_merged_layers(case: Case, base: list[Tensor], expected: list[Tensor]) -> None:
     """Merged for a while, layer by layer."""
     model, untouched = case.model, values(case.model)
-    layers = [layer for _, layer in adapted_layers(model)]
-    tied = any(is_tied(model, layer) for layer in layers)
+    layers = [layer for _, layer in adapter_layers(model)]
+    tied = any(is_tied(model, layer) for _, layer in adapted_layers(model))
     for layer in layers:
-        weight = layer.merged_weight()
+        if isinstance(layer, PeraLinear):
+            weight = layer.merged_weight()
+            wanted = (weight.T if is_table(layer) else weight).to(layer.weight.dtype)
+        else:
+            wanted = layer.weight.clone()
         layer.merge()
-        assert torch.equal(layer.weight, (weight.T if is_table(layer) else weight).to(layer.weight.dtype))
+        assert torch.equal(layer.weight, wanted)
     if not tied:
         assert_close(case, case.outputs(model), expected)
     merged = case.outputs(model)
@@ -279,7 +298,7 @@ def test_case(seed: int, tmp_path: Path) -> None:
     check_merged_layers(case, base, trained)
     check_merged_model(case, before, trained)
     if seed % 3 == 0:
-        for _, layer in adapted_layers(model):
+        for _, layer in adapter_layers(model):
             layer.merge()
     assert remove_adapter(model) is model
     before.assert_restored(model)
@@ -296,7 +315,7 @@ def test_the_cases_are_what_they_are_meant_to_be() -> None:
             inject_adapter(case.model, case.config)
         except (ConfigError, TargetError):
             continue
-        found.update(case.built.kinds | {"adapted"})
+        found.update(case.built.kinds | {"adapted"} | ({"token rows"} if case.config.trainable_tokens else set()))
     assert found["adapted"] >= 0.8 * count
     if count == 200:
         rare = {kind: count for kind, count in found.items() if count < 5}

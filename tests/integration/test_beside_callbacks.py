@@ -41,7 +41,7 @@ class Tunable(Regressor):
 
     def __init__(self, build_in: str = "__init__") -> None:
         super().__init__(build_in)
-        self.lr = 1e-6
+        self.lr = 1e-3
         self.batch_size = 2
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -129,6 +129,23 @@ def test_within_accumulation(tmp_path: Path, batch: int) -> None:
     assert min(rest.losses) == ((0, batch + 1) if batch < 5 else (1, 0))
 
 
+class Failing(Noisy):
+    """Runs out of memory, say, before the last of three batches that make a step."""
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        if (self.current_epoch, batch_idx) == (0, 5):
+            raise RuntimeError("no room")
+        return super().training_step(batch, batch_idx)
+
+
+def test_gradients_are_kept_when_the_last_batch_of_a_step_fails(tmp_path: Path) -> None:
+    options = {"accumulate_grad_batches": 3, "saving": {**AT_EPOCH_END, "save_on_exception": True}}
+    with pytest.raises(RuntimeError, match="no room"):
+        train(tmp_path, Failing(StatefulDataLoader), 1, **options)
+    checkpoint = torch.load(tmp_path / "step=1.ckpt", weights_only=True)
+    assert checkpoint["pera_processes"][0]["gradients"].keys() == checkpoint["state_dict"].keys()
+
+
 def test_only_waiting_gradients_are_kept(tmp_path: Path) -> None:
     for batch, kept in ((1, True), (2, False)):
         options = {"accumulate_grad_batches": 3, "save_after": batch, "saving": AT_EPOCH_END, "max_epochs": 1}

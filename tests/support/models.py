@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pera_lightning.injection import adapted_layers
+from pera_lightning.injection import adapted_layers, token_layers
 from pera_lightning.layers import PeraEmbedding
 
 
@@ -46,7 +46,7 @@ def token_ids(rows: int = 3, length: int = 7) -> Tensor:
 
 
 def randomise_adapter(model: nn.Module, scale: float = 0.3) -> None:
-    """Give B and h (of embeddings: A too) values as training would, so that the adapter does something."""
+    """Give B, h (of embeddings: A too) and token rows values as training would, so that the adapter does something."""
     with torch.no_grad():
         for _, layer in adapted_layers(model):
             layer.pera_B.normal_(std=scale)
@@ -54,6 +54,8 @@ def randomise_adapter(model: nn.Module, scale: float = 0.3) -> None:
                 layer.pera_A.normal_(std=scale)
             if layer.pera_h is not None:
                 layer.pera_h.normal_(std=scale)
+        for _, rows in token_layers(model):
+            rows.token_rows.delta.normal_(std=scale)
 
 
 class Regressor(pl.LightningModule):

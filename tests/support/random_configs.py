@@ -20,6 +20,8 @@ WRONG = (
     {"modules_to_save": ["nothing"]},
     {"rank_pattern": {"nothing": 2}},
     {"alpha_pattern": {r".*\.nothing": 2.0}},
+    {"trainable_tokens": {"nothing": [0]}},
+    {"trainable_tokens": {"norm1": [10**6]}},
 )
 
 
@@ -53,6 +55,8 @@ def random_options(rng: random.Random, model: nn.Module) -> tuple[dict[str, Any]
     elif options["target_modules"] == "all-linear" and computed:
         options["exclude_modules"] = computed
     _patterns(rng, options, left)
+    taken = {f"{name}." for name in gone | set(left)}
+    _tokens(rng, options, modules, [n for n in [*linear, *tables] if not any(f"{n}.".startswith(t) for t in taken)])
     wrong = rng.random() < 0.08
     if wrong:
         options |= rng.choice(WRONG)
@@ -83,6 +87,15 @@ def _patterns(rng: random.Random, options: dict[str, Any], adapted: list[str]) -
             options["rank_pattern"][".*"] = rng.randint(lowest, 5)
     if adapted and rng.random() < 0.25:
         options["alpha_pattern"] = {_suffix(rng, rng.choice(adapted)): rng.choice([0.5, 3])}
+
+
+def _tokens(rng: random.Random, options: dict[str, Any], modules: dict[str, nn.Module], free: list[str]) -> None:
+    """Train rows of embeddings and heads; a weight that is tied to an adapted one is refused."""
+    chosen = [name for name in free if rng.random() < (0.5 if "embed" in name else 0.1)]
+    rows = {name: modules[name].weight.shape[0] for name in chosen if not isinstance(modules[name], Conv1D)}
+    if rows:
+        ids = {name: sorted(rng.sample(range(count), rng.randint(1, min(3, count)))) for name, count in rows.items()}
+        options["trainable_tokens"] = ids["embed"] if list(ids) == ["embed"] and rng.random() < 0.5 else ids
 
 
 def _saved(rng: random.Random, modules: dict[str, nn.Module]) -> list[str]:

@@ -1,0 +1,207 @@
+"""docs/errors.md lists every error of the package, and the package raises nothing else on purpose."""
+
+from __future__ import annotations
+
+import ast
+import runpy
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from pera_lightning import errors
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "errors.md"
+GENERATOR = runpy.run_path(str(ROOT / "docs" / "generate_errors.py"))
+CLASSES = {name for name, value in vars(errors).items() if isinstance(value, type) and name.endswith("Error")}
+# What else is raised: Python's protocol of modules, a value that is caught in its own file, errors made elsewhere.
+OTHER_RAISES = {
+    ("__init__.py", "raise AttributeError(f'module {__name__!r} has no attribute {name!r}')"),
+    ("checkpoint/manifest.py", "raise KeyError('no layers')"),
+    ("integration/data/conversations.py", "raise error"),
+    ("integration/data/conversations.py", "raise row"),
+    ("integration/data/conversations.py", "raise next((row for row in rows if isinstance(row, DataError)))"),
+}
+
+
+@pytest.fixture(scope="module")
+def nodes() -> list[tuple[str, ast.AST]]:
+    """Everything in the package's source, with the file."""
+    root = ROOT / "pera_lightning"
+    trees = {path.relative_to(root).as_posix(): ast.parse(path.read_text("utf-8")) for path in root.rglob("*.py")}
+    return [(file, node) for file, tree in trees.items() for node in ast.walk(tree)]
+
+
+def generate(**modules: str) -> str:
+    """The sections of a page for made-up modules."""
+    sources = {f"package.{name}": dedent(source) for name, source in modules.items()}
+    classes = 'class DataError(PeraError):\n    """Bad data."""\n\nclass FileError(PeraError):\n    """Bad file."""\n'
+    return GENERATOR["page"](sources, classes).removeprefix(GENERATOR["INTRO"]).strip()
+
+
+def section(what: str, got: str = "got", expected: str = "expected", cure: str = "fix") -> str:
+    return f"### {what}\n\n- Got: {got}\n  - Expected: {expected}\n  - **Cure:** {cure}"
+
+
+def test_the_page_is_that_of_the_source() -> None:
+    assert PAGE.read_text(encoding="utf-8") == GENERATOR["current_page"](), "run `make docs` and commit docs/errors.md"
+
+
+def test_every_raise_is_a_pera_error(nodes: list[tuple[str, ast.AST]]) -> None:
+    helpers = {
+        node.name
+        for _, node in nodes
+        if isinstance(node, ast.FunctionDef) and node.returns is not None and ast.unparse(node.returns) in CLASSES
+    }
+    others = set()
+    for file, node in nodes:
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+            parameter = file == "checkpoint/adapter_state.py" and ast.unparse(raised) == "error"
+            if ast.unparse(raised) not in CLASSES | helpers and not parameter:
+                others.add((file, ast.unparse(ast.Raise(node.exc))))
+    assert others == OTHER_RAISES
+
+
+def test_every_error_is_on_the_page(nodes: list[tuple[str, ast.AST]]) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    headings = [line.replace("\\", "") for line in page.splitlines() if line.startswith("### ")]
+    errors_made = 0
+    for file, node in nodes:
+        if isinstance(node, ast.Call) and {"got", "fix"} & {keyword.arg for keyword in node.keywords}:
+            if file == "errors.py" or not node.args:
+                continue
+            errors_made += 1
+            parts = [part.value for part in ast.walk(node.args[0]) if isinstance(part, ast.Constant)]
+            words = [part for part in parts if isinstance(part, str) and part.strip()]
+            assert any(all(word in heading for word in words) for heading in headings), f"{file}: {words}"
+    assert errors_made > 100
+
+
+def test_no_error_leaves_out_a_part(nodes: list[tuple[str, ast.AST]]) -> None:
+    for file, node in nodes:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CLASSES:
+            assert {keyword.arg for keyword in node.keywords} == {"got", "expected", "fix"}, f"{file}:{node.lineno}"
+
+
+@pytest.mark.parametrize(
+    ("what", "heading"),
+    [
+        ('"One " "text."', "One text."),
+        ('f"{path} is {self.kind!r}."', "`<path>` is `<kind>`."),
+        (
+            'f"{len(rows)} rows of {type(row).__name__}, {rows[0]}"',
+            "`<number of rows>` rows of `<type of row>`, `<rows>`",
+        ),
+        ("f\"Not {', '.join(KINDS)}.\"", "Not a, b."),
+        ("f\"Not {', '.join(map(str, rows))}.\"", "Not `<rows>`."),
+        ('"Line " + f"{line + 1}."', "Line `<line>`."),
+        ('"a * b < c_d, __init__ `x * y`"', r"a \* b \< c_d, \_\_init\_\_ `x * y`"),
+        ("f\"Not {', '.join(row.names) or 'nothing'}.\"", "Not `<names>`."),
+        ("MESSAGE", "A constant."),
+    ],
+)
+def test_words_of_a_message(what: str, heading: str) -> None:
+    source = 'MESSAGE = "A constant."\nKINDS = ("a", "b")\n'
+    page = generate(a=f'{source}raise DataError({what}, got="got", expected="expected", fix="fix")')
+    assert page == f"## DataError\n\nBad data.\n\n{section(heading)}"
+
+
+def test_choices_are_all_listed() -> None:
+    page = generate(
+        a="""
+        def check(path):
+            if path:
+                expected = "a file"
+            else:
+                expected = f"the folder {path}"
+            for name in ("x", "y"):
+                raise DataError(f"{name} is bad.", got=found(path), expected=expected, fix="a" if path else "b")
+
+        def found(path):
+            if path:
+                return "nothing"
+            return f"{path}"
+        """
+    )
+    details = {"got": "`<path>` *or* nothing", "expected": "a file *or* the folder `<path>`", "cure": "a *or* b"}
+    assert page.endswith(f"{section('x is bad.', **details)}\n\n{section('y is bad.', **details)}")
+
+
+def test_words_come_from_the_calls_of_a_helper_also_through_others_and_other_modules() -> None:
+    helper = """
+        def check(name, value, *, least=1):
+            _checked(name, f"at least {least}")
+
+        def _checked(name, expected):
+            raise DataError(f"{name} is bad.", got=name, expected=expected, fix="fix")
+        """
+    caller = """
+        from package.helper import check as verify
+
+        def run(other):
+            verify("size", 3)
+            verify("count", 3, least=0)
+            verify(other.name, 3)
+        """
+    page = generate(helper=helper, caller=caller)
+    assert page.startswith("## DataError")
+    for name, least in (("count", 0), ("size", 1), ("`<name>`", 1)):
+        assert section(f"{name} is bad.", name, f"at least {least}") in page
+
+
+def test_a_class_given_to_a_helper_is_the_one_of_the_call() -> None:
+    page = generate(
+        a="""
+        def refuse(error):
+            raise error("No.", got="got", expected="expected", fix="fix")
+
+        refuse(FileError)
+        refuse(DataError)
+        """
+    )
+    assert page == f"## DataError\n\nBad data.\n\n{section('No.')}\n\n## FileError\n\nBad file.\n\n{section('No.')}"
+
+
+def test_a_class_named_in_a_message_is_the_one_of_the_call() -> None:
+    page = generate(
+        a="""
+        def check(kind):
+            raise DataError(f"No {kind.__name__}.", got="got", expected="expected", fix="fix")
+
+        check(Path)
+        """
+    )
+    assert page.endswith(section("No Path."))
+
+
+def test_a_name_says_more_than_a_value_that_is_not_known() -> None:
+    page = generate(
+        a="""
+        def check(lines):
+            difference = ", ".join(lines)
+            raise DataError(f"Differs: {difference}", got="got", expected="expected", fix="fix")
+        """
+    )
+    assert page.endswith(section("Differs: `<difference>`"))
+
+
+def test_messages_are_sorted_and_one_message_lists_all_its_causes() -> None:
+    error = 'raise DataError("{}", got="got", expected="expected", fix="{}")\n'.format
+    page = generate(a=error("b", "fix") + error("a", "first") + error("a", "second") + error("a", "first"))
+    second = "- Got: got\n  - Expected: expected\n  - **Cure:** second"
+    assert page.endswith(f"{section('a', cure='first')}\n{second}\n\n{section('b')}")
+
+
+def test_a_text_that_grows_is_a_placeholder() -> None:
+    page = generate(
+        a="""
+        def check(rows):
+            names = "none"
+            for row in rows:
+                names = f"{names}, {row}"
+            raise DataError(f"Bad: {names}", got="got", expected="expected", fix="fix")
+        """
+    )
+    assert page.endswith(section("Bad: `<names>`"))
