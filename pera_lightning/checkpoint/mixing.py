@@ -23,7 +23,7 @@ from pera_lightning.injection import (
     token_layers,
 )
 from pera_lightning.injection.detached import modules_of, owner_of
-from pera_lightning.injection.plan import within_any
+from pera_lightning.injection.names import within_any
 from pera_lightning.layers import PeraLinear, TokenRowsLayer, scaled_factors
 
 Weighted = Mapping[str, tuple[DetachedAdapter, float]]

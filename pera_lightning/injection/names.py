@@ -61,6 +61,11 @@ def has_suffix(name: str, suffix: str) -> bool:
     return name == suffix or name.endswith("." + suffix)
 
 
+def within_any(name: str, containers: Iterable[str]) -> bool:
+    """Whether `name` is one of the containers or inside one."""
+    return any(name == container or name.startswith(container + ".") for container in containers)
+
+
 def matches(name: str, pattern: str) -> bool:
     """Whether `pattern` is a suffix of `name` or a regular expression for the whole of it."""
     return has_suffix(name, pattern) or re.fullmatch(pattern, name) is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -11,7 +11,7 @@ from torch import nn
 from pera_lightning.bases import base_of, describe_supported, is_linear_like
 from pera_lightning.config import ALL_LINEAR, Bias, PeraConfig
 from pera_lightning.errors import InjectionError, TargetError
-from pera_lightning.injection.names import adapted_layers, clean_name, has_suffix, matches, near_names
+from pera_lightning.injection.names import adapted_layers, clean_name, has_suffix, matches, near_names, within_any
 from pera_lightning.injection.output_head import output_head
 from pera_lightning.injection.token_plan import TokenPlan, plan_tokens
 
@@ -210,11 +210,6 @@ def _refuse_quantized(name: str, module: nn.Module) -> None:
             expected="a module with floating weights",
             fix="leave it out of the quantisation (llm_int8_skip_modules, skip_modules or ignore_modules), or adapt it",
         )
-
-
-def within_any(name: str, containers: Iterable[str]) -> bool:
-    """Whether `name` is one of the containers or inside one."""
-    return any(name == container or name.startswith(container + ".") for container in containers)
 
 
 def _check_targets(targets: list[str], modules: dict[str, nn.Module], head: set[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pera_lightning.bases import base_of, is_linear_like
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import ConfigError, TargetError
-from pera_lightning.injection.names import has_suffix, near_names, original_names
+from pera_lightning.injection.names import has_suffix, near_names, original_names, within_any
 from pera_lightning.injection.output_head import outermost_pretrained
 from pera_lightning.layers import TokenRows, TokenRowsEmbedding, TokenRowsLayer, TokenRowsLinear
 
@@ -177,14 +177,12 @@ def _kind(module: nn.Module) -> type[TokenRowsLayer] | None:
     return TokenRowsLinear if isinstance(module, nn.Linear) and base.quantization(module) is None else None
 
 
-def _refuse_taken(names: Sequence[str], taken: Iterable[str]) -> None:
-    both = [name for name in names if any(name == other or name.startswith(other + ".") for other in taken)]
+def _refuse_taken(names: Sequence[str], taken: Collection[str]) -> None:
+    both = [name for name in names if within_any(name, taken)]
     if both:
         raise TargetError(
-            "A layer is to be adapted or trained whole, and some of its rows besides.",
-            got=f"{both[0]!r}, which shares its weight with {', '.join(name for name in names if name != both[0])}"
-            if len(names) > 1
-            else repr(both[0]),
+            "A weight is to be adapted or trained whole, and some of its rows besides.",
+            got=f"{both[0]!r}; the weight whose rows are to be trained is that of {', '.join(names)}",
             expected="one way to train each weight",
             fix="leave it out of trainable_tokens, or out of target_modules (exclude_modules) and modules_to_save",
         )

@@ -12,7 +12,7 @@ from torch import nn
 
 from pera_lightning.bases import base_of
 from pera_lightning.errors import ConfigError, TrainingError
-from pera_lightning.injection import adapted_layers, adapter_parameters, saved_modules
+from pera_lightning.injection import adapted_layers, adapter_layers, adapter_parameters, saved_modules
 from pera_lightning.injection.output_head import output_head
 
 LEAST_LEARNING_RATE = 2e-5
@@ -115,7 +115,7 @@ def _base(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
 def _factors(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
     wrong = [
         f"{layer}.{name}"
-        for layer, module in adapted_layers(pl_module)
+        for layer, module in adapter_layers(pl_module)
         for name, value in module.adapter().items()
         if not value.is_floating_point() or not value.requires_grad
     ]
@@ -187,7 +187,7 @@ def _within(values: torch.Tensor, bound: float) -> bool:
 
 
 def _learning_rate(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-    adapter = {id(value) for _, layer in adapted_layers(pl_module) for value in layer.adapter().values()}
+    adapter = {id(value) for _, layer in adapter_layers(pl_module) for value in layer.adapter().values()}
     rates = list(_adam_rates(trainer.optimizers, adapter))
     if rates and max(rates) < LEAST_LEARNING_RATE:
         rank_zero_warn(

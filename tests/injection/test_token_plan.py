@@ -63,7 +63,7 @@ WRONG: list[tuple[Callable[[], nn.Module], dict[str, object], type[PeraError], s
         tied,
         {"target_modules": ["lm_head", "q_proj"]},
         TargetError,
-        "shares its weight with model.embed",
+        "'lm_head'; the weight.* of model.embed_tokens, lm_head",
     ),
     (tied, {"modules_to_save": ["lm_head"]}, TargetError, "to be adapted or trained whole"),
     (plain_network, {"trainable_tokens": [1]}, TargetError, "a model with 0 of them"),
