@@ -8,14 +8,16 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from pera_lightning import PeraCallback, PeraConfig, inject_adapter, load_adapter
+from pera_lightning import PeraCallback, PeraConfig, inject_adapter, load_adapter, merge_adapter, quantize_model
 from pera_lightning.errors import CheckpointError
 from pera_lightning.injection import adapter_layers
 from pera_lightning.integration.answer_loss import has_frozen_head
+from pera_lightning.integration.narrow_weights import widen_activations
 from tests.support.models import tiny_gpt2, tiny_llama
 from tests.support.module_state import values
 
@@ -151,3 +153,32 @@ def test_the_chunked_loss_is_for_heads_without_trained_rows() -> None:
         module = Speaker(make)
         _inject(module)
         assert has_frozen_head(module.lm) == chunks
+
+
+def test_over_a_quantised_model_whose_embeddings_stay_narrow() -> None:
+    """As `PeraCausalLM(quantization=...)` loads it on a CPU that is slow at bfloat16."""
+    model = tiny_llama(hidden_size=64, intermediate_size=64, tie_word_embeddings=True).bfloat16()
+    quantize_model(model, "nf4")
+    widen_activations(model, torch.float32)
+    ids = torch.arange(3, 24).view(3, 7)
+    plain = model(input_ids=ids).logits
+    inject_adapter(model, PeraConfig(2, trainable_tokens=IDS))
+    assert torch.equal(model(input_ids=ids).logits, plain)
+    with torch.no_grad():
+        model.lm_head.token_rows.delta.normal_()
+    trained = model(input_ids=ids).logits
+    assert trained.dtype == torch.float32
+    trained.square().sum().backward()
+    assert model.lm_head.token_rows.delta.grad.abs().sum(dim=1).min() > 0
+    merge_adapter(model, into="requantized")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    torch.testing.assert_close(model(input_ids=ids).logits, trained, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("tokens", ["[5, 9]", "{embed_tokens: [5, 9], lm_head: [7]}", "null"])
+def test_on_the_command_line(tokens: str) -> None:
+    parser = ArgumentParser()
+    parser.add_class_arguments(PeraCallback, "pera")
+    callback = parser.instantiate_classes(parser.parse_args([f"--pera.trainable_tokens={tokens}"])).pera
+    expected = {"[": (5, 9), "{": {"embed_tokens": (5, 9), "lm_head": (7,)}, "n": None}[tokens[0]]
+    assert callback.config.trainable_tokens == expected
