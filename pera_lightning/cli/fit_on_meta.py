@@ -12,9 +12,8 @@ from pera_lightning.analysis import memory
 from pera_lightning.analysis.memory import HeldMemory
 from pera_lightning.analysis.step_memory import StepMemory, measure_forward, measure_step
 from pera_lightning.cli.fit_options import FitOptions
-from pera_lightning.functional.cross_entropy import chunked_cross_entropy
 from pera_lightning.injection import inject_adapter
-from pera_lightning.integration.answer_loss import answer_loss, has_frozen_head
+from pera_lightning.integration.answer_loss import answer_loss, has_frozen_head, head_loss
 from pera_lightning.integration.pretrained import enable_gradient_checkpointing
 
 
@@ -67,9 +66,8 @@ class FitOnMeta:
             targets = torch.zeros(out.shape[:2], dtype=torch.int64, device="meta")
             if not model.chunks_loss:
                 return answer_loss(out, targets)
-            head = model.lm.get_output_embeddings()
             # A real step selects the labelled positions, which copies them.
-            return chunked_cross_entropy(out.flatten(0, 1).clone(), head.weight, head.bias, targets.flatten())
+            return head_loss(model.lm, out.flatten(0, 1).clone(), targets.flatten())
 
         return measure_step(model.holder, body, loss, **self._kernels(model, self.is_masked(batch_size)))
 

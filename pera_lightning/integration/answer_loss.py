@@ -14,6 +14,7 @@ from torch._dynamo import OptimizedModule
 from pera_lightning.errors import DataError
 from pera_lightning.functional.cross_entropy import chunked_cross_entropy
 from pera_lightning.integration.narrow_weights import NarrowLinear
+from pera_lightning.layers import TokenRowsLinear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -79,15 +80,27 @@ def chunked_answer_loss(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> 
     targets = _targets(batch)
     labelled = targets != IGNORE_INDEX
     hidden = model.base_model(**_inputs(batch)).last_hidden_state[:, :-1]
+    return head_loss(model, hidden[labelled], targets[labelled])
+
+
+def head_loss(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
+    """`chunked_cross_entropy` of the model's output head, which may have trained token rows."""
     head = model.get_output_embeddings()
-    return chunked_cross_entropy(hidden[labelled], head.weight, head.bias, targets[labelled], ignore_index=IGNORE_INDEX)
+    rows = (head.token_rows.tokens, head.token_rows.delta) if isinstance(head, TokenRowsLinear) else None
+    plain = _without_rows(head)
+    return chunked_cross_entropy(hidden, plain.weight, plain.bias, targets, ignore_index=IGNORE_INDEX, rows=rows)
+
+
+def _without_rows(head: Any) -> Any:
+    return head.base_layer if isinstance(head, TokenRowsLinear) else head
 
 
 def ends_in_frozen_head(model: PreTrainedModel) -> bool:
     """Whether the model's logits are its last hidden state times a frozen, plain linear layer, and nothing more.
 
-    Models that scale or cap their logits, heads that are adapted, trained, sharded or quantised, and models whose
-    own forward must run (compiled, hooked) answer no. Runs the model once on two tokens to see.
+    The layer may have trained token rows. Models that scale or cap their logits, heads that are adapted, trained,
+    sharded or quantised, and models whose own forward must run (compiled, hooked) answer no. Runs the model once on two
+    tokens to see.
     """
     head = model.get_output_embeddings()
     return has_frozen_head(model) and _logits_are_the_heads(model, head)
@@ -95,14 +108,18 @@ def ends_in_frozen_head(model: PreTrainedModel) -> bool:
 
 def has_frozen_head(model: PreTrainedModel) -> bool:
     """What `ends_in_frozen_head` looks at before it runs the model; cheap enough for every step."""
-    head = model.get_output_embeddings()
+    outer = model.get_output_embeddings()
+    if isinstance(outer, TokenRowsLinear) and not outer.token_rows.adds:
+        # Merged rows must not be trained, which its own forward sees to.
+        return False
+    head = _without_rows(outer)
     if type(head) not in (nn.Linear, NarrowLinear) or type(head.weight) is not nn.Parameter or head.weight.dim() != 2:
         return False
     if any(parameter.requires_grad for parameter in head.parameters()):
         return False
     if getattr(model, "_compiled_call_impl", None) is not None or isinstance(model, OptimizedModule):
         return False
-    return model.base_model is not model and not _has_hooks(model) and not _has_hooks(head)
+    return model.base_model is not model and not any(map(_has_hooks, (model, outer, head)))
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -110,8 +127,8 @@ def _has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or backward)
 
 
-def _logits_are_the_heads(model: PreTrainedModel, head: nn.Linear) -> bool:
-    device = head.weight.device
+def _logits_are_the_heads(model: PreTrainedModel, head: nn.Module) -> bool:
+    device = next(head.parameters()).device
     seen: dict[str, Any] = {}
 
     def note_state(module: nn.Module, inputs: Any, output: Any) -> None:

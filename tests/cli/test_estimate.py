@@ -145,6 +145,15 @@ def test_a_trained_head_has_whole_logits(config: Path) -> None:
     assert trained.kept - frozen.kept >= 4 * 63 * 64 * 4
 
 
+def test_trained_rows_of_a_tied_head_leave_the_logits_in_chunks(config: Path, tmp_path: Path) -> None:
+    tiny_llama(vocab_size=40_000, tie_word_embeddings=True).config.save_pretrained(tmp_path)
+    words = ("--model.init_args.pretrained", str(tmp_path))
+    plain, rows = (FitOnMeta(options(config, *words, *more)) for more in ((), ("--pera.trainable_tokens", "[5, 9]")))
+    assert rows._model(True).chunks_loss
+    assert rows.held(True).trained - plain.held(True).trained == 2 * 32 * 4
+    assert rows.step(True, 4, 64).peak < 1.01 * plain.step(True, 4, 64).peak
+
+
 def test_scaled_logits_are_whole(config: Path, tmp_path: Path) -> None:
     from transformers import GraniteConfig
 

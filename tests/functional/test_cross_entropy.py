@@ -44,6 +44,29 @@ def test_loss_and_gradient(
     assert (found.double() - expected.double()).abs().max() <= TOLERANCE[dtype] * max(1e-3, expected.abs().max().item())
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("chunk", [1, 40, 1 << 23])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_trained_rows(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, chunk: int, frozen: bool) -> None:
+    monkeypatch.setattr(cross_entropy, "CHUNK", chunk)
+    hidden, weight, bias, targets = inputs(11, 8, 37, dtype, biased=True)
+    # Gradients of the rows also where nothing below wants one.
+    hidden.requires_grad_(not frozen)
+    tokens = torch.tensor([0, 5, 36])
+    delta = torch.randn(3, 8).to(dtype).to(torch.promote_types(dtype, torch.float32)).requires_grad_()
+    loss = chunked_cross_entropy(hidden, weight, bias, targets, rows=(tokens, delta))
+    changed = weight.double().index_add(0, tokens, delta.double())
+    exact = F.cross_entropy(F.linear(hidden.double(), changed, bias.double()), targets)
+    assert abs(loss.item() - exact.item()) <= TOLERANCE[dtype] * max(1.0, exact.item())
+    wanted = [delta] if frozen else [delta, hidden]
+    for value, found, expected in zip(
+        wanted, torch.autograd.grad(3 * loss, wanted), torch.autograd.grad(3 * exact, wanted), strict=True
+    ):
+        assert found.dtype == value.dtype
+        error = (found.double() - expected.double()).abs().max()
+        assert error <= TOLERANCE[dtype] * max(1e-3, expected.abs().max().item())
+
+
 def test_the_logits_never_exist_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_entropy, "CHUNK", 500)
     hidden, weight, bias, targets = inputs(64, 8, 100, torch.float32, biased=True)

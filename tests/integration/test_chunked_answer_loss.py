@@ -36,10 +36,13 @@ def batch_of(rows: int = 3, length: int = 9) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
 @pytest.mark.parametrize("chunk", [64, 1 << 23])
-def test_equals_the_loss_on_whole_logits(monkeypatch: pytest.MonkeyPatch, make: object, chunk: int) -> None:
+@pytest.mark.parametrize("tokens", [None, [5, 9, 63]])
+def test_equals_the_loss_on_whole_logits(
+    monkeypatch: pytest.MonkeyPatch, make: object, chunk: int, tokens: list[int] | None
+) -> None:
     monkeypatch.setattr(cross_entropy, "CHUNK", chunk)
     model = make()
-    inject_adapter(model, PeraConfig(2))
+    inject_adapter(model, PeraConfig(2, trainable_tokens=tokens))
     randomise_adapter(model)
     batch = batch_of()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -87,6 +90,20 @@ def adapted_head() -> nn.Module:
     return model
 
 
+def merged_rows() -> nn.Module:
+    model = tiny_gpt2()
+    inject_adapter(model, PeraConfig(2, trainable_tokens=[5]))
+    model.lm_head.merge()
+    return model
+
+
+def hooked_below_its_rows() -> nn.Module:
+    model = tiny_gpt2()
+    inject_adapter(model, PeraConfig(2, trainable_tokens=[5]))
+    model.lm_head.base_layer.register_forward_hook(lambda module, inputs, output: output + 1)
+    return model
+
+
 def compiled_in_place() -> nn.Module:
     model = tiny_llama().requires_grad_(False)
     model.compile(backend="eager")
@@ -110,7 +127,18 @@ def needs_more_than_two_tokens() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "make", [needs_more_than_two_tokens, capped, scaled, trained_head, adapted_head, compiled_in_place, hooked]
+    "make",
+    [
+        needs_more_than_two_tokens,
+        capped,
+        scaled,
+        trained_head,
+        adapted_head,
+        merged_rows,
+        hooked_below_its_rows,
+        compiled_in_place,
+        hooked,
+    ],
 )
 def test_whole_logits_where_there_is_more_than_a_frozen_head(make: object) -> None:
     model = make()

@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 from pera_lightning import PeraCallback, PeraConfig, inject_adapter, load_adapter, merge_adapter, quantize_model
 from pera_lightning.errors import CheckpointError
 from pera_lightning.injection import adapter_layers
-from pera_lightning.integration.answer_loss import has_frozen_head
 from pera_lightning.integration.narrow_weights import widen_activations
 from tests.support.models import tiny_gpt2, tiny_llama
 from tests.support.module_state import values
@@ -145,14 +144,6 @@ def test_with_activation_checkpointing() -> None:
 
 def _inject(module: pl.LightningModule) -> None:
     inject_adapter(module, PeraConfig(2, trainable_tokens=IDS))
-
-
-def test_the_chunked_loss_is_for_heads_without_trained_rows() -> None:
-    """It takes the head's weight for frozen."""
-    for make, chunks in ((untied_llama, True), (tied_llama, False)):
-        module = Speaker(make)
-        _inject(module)
-        assert has_frozen_head(module.lm) == chunks
 
 
 def test_over_a_quantised_model_whose_embeddings_stay_narrow() -> None:
