@@ -10,13 +10,16 @@ An injected model trains in the Trainer as it is, but the Trainer's own checkpoi
 names of the wrapped layers: large, and `from_pretrained` finds no weights in them for the adapted layers, draws new
 ones and only logs that. `AdapterTrainer` writes an adapter folder instead, which `load_adapter` reads.
 
-Limits: one process or DDP. With FSDP and DeepSpeed the Trainer saves by ways of its own, so `AdapterTrainer` refuses.
+Limits: tested in one process; FSDP and DeepSpeed, under which the Trainer saves in other ways, are refused. A base of
+`from_pretrained(quantization_config=...)` is refused by the Trainer, which sees no adapter of PEFT: load the floating
+model and call `quantize_model(model, "nf4")` of pera_lightning before injecting.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from spoken_requests import read_requests
@@ -33,15 +36,18 @@ class AdapterTrainer(Trainer):
     `_load_from_checkpoint` and `_load_best_model` are no public names of transformers: tested with 5.23.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise NotImplementedError("AdapterTrainer does not save under FSDP or DeepSpeed.")
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the adapter; the Trainer calls this for each checkpoint."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise NotImplementedError("AdapterTrainer saves in one process or under DDP, not under FSDP or DeepSpeed.")
         if self.args.should_save:  # one process of several
             save_adapter(self.model, output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_adapter(self.model if model is None else model, resume_from_checkpoint)
+        load_adapter(model or self.model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         load_adapter(self.model, self.state.best_model_checkpoint)
@@ -73,7 +79,6 @@ def training_arguments(options: argparse.Namespace) -> TrainingArguments:
         per_device_train_batch_size=options.batch_size,
         learning_rate=options.learning_rate,
         logging_steps=5,
-        save_strategy="steps",
         save_steps=max(1, options.steps // 2),
         eval_strategy="steps",
         eval_steps=max(1, options.steps // 2),
@@ -93,8 +98,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
     print(inject_adapter(model, PeraConfig(rank=4)))  # before the Trainer sees the model
     if options.gradient_checkpointing:
-        # The newer name where there is one. Not reentrant by default; with use_reentrant=True a frozen model also needs
-        # model.enable_input_require_grads().
+        # The newer name where there is one. Reentrant checkpointing would also need model.enable_input_require_grads().
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable()
     optimizer = torch.optim.AdamW(parameter_groups(model.named_parameters(), learning_rate=options.learning_rate))

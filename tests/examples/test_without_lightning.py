@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
-from pera_lightning import PeraConfig, adapter_state_dict, inject_adapter, load_adapter
+from pera_lightning import PeraConfig, adapter_state_dict, inject_adapter, load_adapter, quantize_model
 from tests.conftest import ROOT
 from tests.support.models import tiny_llama
 from tests.support.pretrained import character_tokenizer, padded_batch, save_pretrained
+from tests.support.quantized import bits, same_bits
 
 sys.path.insert(0, str(ROOT / "examples"))
 
@@ -146,6 +147,42 @@ def test_trainer_options(option: str, inputs: list[str], trained: Trainer, tmp_p
     else:
         with pytest.raises(AssertionError):
             assert_same_adapter(other.model, trained.model)
+
+
+def test_trainer_over_a_quantised_base(inputs: list[str], tmp_path: Path) -> None:
+    tokenizer = character_tokenizer()
+    rows = read_requests(Path(inputs[3]) / "train.jsonl", tokenizer, 8)
+    arguments = TrainingArguments(str(tmp_path), max_steps=2, learning_rate=0.02, use_cpu=True, report_to="none")
+
+    def trainer_of(model: nn.Module) -> Trainer:
+        inject_adapter(model, PeraConfig(2))
+        collate = DataCollatorForSeq2Seq(tokenizer)
+        return hf_trainer.AdapterTrainer(model, arguments, data_collator=collate, train_dataset=rows)
+
+    model = fresh_base(inputs)
+    quantize_model(model, "nf4")
+    before = bits(model)
+    trainer_of(model).train()
+    assert all(value.any() for value in adapter_state_dict(model).values())
+    after = {name.replace("base_layer.", ""): value for name, value in bits(model).items()}
+    assert same_bits(before, after)
+
+    config = BitsAndBytesConfig(load_in_4bit=True)
+    marked = AutoModelForCausalLM.from_pretrained(inputs[1], dtype=torch.float32, quantization_config=config)
+    with pytest.raises(ValueError, match="purely quantized"):
+        trainer_of(marked)
+
+
+def test_trainer_refuses_fsdp_before_it_trains(inputs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    create = Trainer.create_accelerator_and_postprocess
+
+    def with_fsdp(trainer: Trainer) -> None:
+        create(trainer)
+        trainer.is_fsdp_enabled = True
+
+    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", with_fsdp)
+    with pytest.raises(NotImplementedError, match="FSDP"):
+        hf_trainer.AdapterTrainer(fresh_base(inputs), TrainingArguments(use_cpu=True, report_to="none"))
 
 
 def test_the_trainers_own_checkpoints_hold_the_base(inputs: list[str], tmp_path: Path) -> None:
