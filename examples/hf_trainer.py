@@ -1,15 +1,13 @@
 """PERA with the Trainer of Hugging Face transformers, with checkpoints that hold the adapter alone.
 
-    make models/smollm2-135m-instruct                          # the model, once; or --model with a folder or hub id
-    python examples/tool_calls/generate.py --out data/tool_calls
-    pip install accelerate                                     # the Trainer needs it; the extras gguf and quant have it
-    python examples/hf_trainer.py
+    pip install accelerate          # the Trainer needs it; the extras gguf and quant bring it
+    python examples/hf_trainer.py   # with the model and the data of plain_pytorch.py
     python examples/hf_trainer.py --resume runs/hf_trainer/checkpoint-15
 
+The first prints the Trainer's log, and at its end the test loss of the base and with the adapter.
 An injected model trains in the Trainer as it is, but the Trainer's own checkpoints of it hold the whole base, under the
 names of the wrapped layers: large, and `from_pretrained` finds no weights in them for the adapted layers, draws new
 ones and only logs that. `AdapterTrainer` writes an adapter folder instead, which `load_adapter` reads.
-
 Limits: tested in one process; FSDP and DeepSpeed, under which the Trainer saves in other ways, are refused. A base of
 `from_pretrained(quantization_config=...)` is refused by the Trainer, which sees no adapter of PEFT: load the floating
 model and call `quantize_model(model, "nf4")` of pera_lightning before injecting.
@@ -55,10 +53,8 @@ class AdapterTrainer(Trainer):
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description="Train a PERA adapter with transformers.Trainer.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    with_defaults = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description="PERA with transformers.Trainer.", formatter_class=with_defaults)
     parser.add_argument("--model", default="models/smollm2-135m-instruct", help="folder or hub id of a causal LM")
     parser.add_argument("--data", type=Path, default=Path("data/tool_calls"), help="folder of generate.py")
     parser.add_argument("--out", type=Path, default=Path("runs/hf_trainer"), help="folder for checkpoints and adapter")

@@ -4,7 +4,11 @@
     python examples/tool_calls/generate.py --out data/tool_calls
     python examples/plain_pytorch.py
 
-SmolLM2-135M learns to answer spoken requests with tool calls.
+SmolLM2-135M learns to answer spoken requests with tool calls. The last lines, after 30 steps:
+
+    test loss: base 2.717, with the adapter 0.152
+    adapter saved to runs/plain_pytorch/adapter
+    largest difference of a logit: reloaded 0.0e+00, merged 9.5e-05
 """
 
 from __future__ import annotations
@@ -43,10 +47,8 @@ class Result:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description="Train a PERA adapter in a plain PyTorch loop.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    with_defaults = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description="PERA in a plain PyTorch loop.", formatter_class=with_defaults)
     parser.add_argument("--model", default="models/smollm2-135m-instruct", help="folder or hub id of a causal LM")
     parser.add_argument("--data", type=Path, default=Path("data/tool_calls"), help="folder of generate.py")
     parser.add_argument("--out", type=Path, default=Path("runs/plain_pytorch/adapter"), help="folder for the adapter")
