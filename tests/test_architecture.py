@@ -85,6 +85,51 @@ def test_importing_the_package_is_cheap() -> None:
     assert done.returncode == 0, done.stderr
 
 
+WITHOUT_LIGHTNING = """
+import sys
+import torch
+from pera_lightning import (
+    AdapterSet, PeraConfig, adapter_disabled, inject_adapter, load_adapter, merge_adapter, parameter_groups,
+    save_adapter
+)
+
+def make_model():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2))
+
+model = make_model()
+inject_adapter(model, PeraConfig(rank=2))
+optimizer = torch.optim.AdamW(parameter_groups(model.named_parameters(), learning_rate=0.01))
+x = torch.randn(4, 8)
+model(x).square().mean().backward()
+optimizer.step()
+with adapter_disabled(model):
+    assert torch.equal(model(x), make_model()(x))
+trained = model(x)
+save_adapter(model, sys.argv[1])
+model = make_model()
+adapters = AdapterSet(model)
+adapters.load("one", sys.argv[1])
+with adapters.using("one"):
+    assert torch.equal(model(x), trained)
+model = make_model()
+load_adapter(model, sys.argv[1])
+torch.testing.assert_close(merge_adapter(model)(x), trained)
+loaded = {name.partition(".")[0] for name in sys.modules}
+sys.exit(", ".join(sorted({"lightning", "pytorch_lightning", "transformers", "accelerate"} & loaded)) or 0)
+"""
+
+
+def test_training_saving_loading_and_merging_need_neither_lightning_nor_transformers(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", WITHOUT_LIGHTNING, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_public_names() -> None:
     import pera_lightning
 

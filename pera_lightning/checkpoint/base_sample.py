@@ -42,7 +42,7 @@ def base_sample(model: nn.Module) -> dict[str, list[float]]:
 def _weight(layer: PeraLinear) -> Tensor | None:
     stored = layer.base_layer.weight
     base = base_of(layer.base_layer)
-    sharded = hasattr(stored, "full_tensor") or stored.numel() == 0
+    sharded = hasattr(stored, "full_tensor") or stored.dim() != 2
     return None if base is None or sharded or stored.is_meta else base.weight(layer.base_layer)
 
 

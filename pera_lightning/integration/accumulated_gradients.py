@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning.pytorch as pl
 from torch import Tensor
 
@@ -16,7 +18,7 @@ def accumulated_gradients(trainer: pl.Trainer, pl_module: pl.LightningModule) ->
     Returns:
         Parameter name -> gradient, on the CPU.
     """
-    batches = trainer.fit_loop.epoch_loop.batch_progress
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress
     # Not `ready`: a batch that failed is done again.
     done = batches.current.processed
     epoch_done = batches.is_last_batch and done == batches.current.ready

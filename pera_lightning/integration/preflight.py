@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -73,7 +74,8 @@ class Preflight:
         self._awaits_backward = False
         layers = dict(adapted_layers(pl_module))
         without = [name for name, layer in layers.items() if layer.pera_B.grad is None]
-        if without:
+        # Without any gradient there would be no backward: DeepSpeed keeps them elsewhere.
+        if 0 < len(without) < len(layers):
             rank_zero_warn(
                 f"PERA: the first backward reached {len(layers) - len(without)} of {len(layers)} adapted layers; not, "
                 f"for example, {without[0]!r}. If the model never calls these layers, or detaches what goes through "
@@ -164,7 +166,9 @@ def looks_fresh(layer: nn.Module) -> bool:
     normal distribution of standard deviation 0.02 and sets biases to zero.
     """
     base = base_of(layer)
-    if base is None or layer.weight.is_meta:
+    stored: Any = layer.weight
+    if base is None or stored.is_meta or stored.dim() != 2 or hasattr(stored, "full_tensor"):
+        # Not here, or here in part only: sharded over processes.
         return False
     weight, bias = base.weight(layer), getattr(layer, "bias", None)
     # Some rows tell enough of a head with a row for every token.
