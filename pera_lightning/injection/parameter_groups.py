@@ -26,12 +26,12 @@ def parameter_groups(
     | pera_A | the factors A | learning_rate | weight_decay |
     | pera_B | the factors B | learning_rate * b_lr_factor | weight_decay |
     | pera_h | the coefficients h | learning_rate * h_lr_factor | 0 |
-    | other | matrices trained whole | learning_rate | weight_decay |
+    | other | matrices trained whole, token rows | learning_rate | weight_decay |
     | other_no_decay | biases and norms trained whole | learning_rate | 0 |
 
     Args:
         named_parameters: Names and parameters, as `nn.Module.named_parameters` gives them; frozen ones are skipped.
-        learning_rate: Rate of A and of everything trained whole.
+        learning_rate: Rate of A, of token rows and of everything trained whole.
         b_lr_factor: Factor on the rate of B.
         h_lr_factor: Factor on the rate of h.
         weight_decay: Decoupled weight decay of AdamW.

@@ -188,15 +188,15 @@ class TokenRowsEmbedding(TokenRowsLayer):
         """The base's padding token."""
         return self.base_layer.padding_idx  # type: ignore[return-value]
 
-    def forward(self, ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Look up tokens, shape (*ids.shape, dim); the sum of row and delta is rounded once."""
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Look up tokens, shape (*input.shape, dim); the sum of row and delta is rounded once."""
         self._refuse_training_while_merged()
-        rows: Tensor = self.base_layer(ids, *args, **kwargs)
+        rows: Tensor = self.base_layer(input, *args, **kwargs)
         if not self.token_rows.adds:
             return rows
         tokens, delta = self.token_rows.tokens, self.token_rows.delta
-        places = torch.searchsorted(tokens, ids.to(tokens.dtype).contiguous()).clamp(max=len(self.ids) - 1)
-        listed = (tokens[places] == ids).unsqueeze(-1)
+        places = torch.searchsorted(tokens, input.to(tokens.dtype).contiguous()).clamp(max=len(self.ids) - 1)
+        listed = (tokens[places] == input).unsqueeze(-1)
         # Gathered in the delta's own dtype, so that the gradients of a token that comes often are summed up in it.
         change = F.embedding(places, delta)
         return torch.where(listed, (rows + change).to(rows.dtype), rows)
@@ -220,14 +220,14 @@ class TokenRowsLinear(TokenRowsLayer):
         """The base's bias."""
         return self.base_layer.bias  # type: ignore[return-value]
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Logits, shape (..., tokens), the dtype of the base's output."""
         self._refuse_training_while_merged()
-        logits: Tensor = self.base_layer(x, *args, **kwargs)
+        logits: Tensor = self.base_layer(input, *args, **kwargs)
         if not self.token_rows.adds:
             return logits
-        dtype = product_dtype(x)
-        with without_autocast(x.device.type):
-            change = F.linear(x.to(dtype), self.token_rows.delta.to(dtype))
+        dtype = product_dtype(input)
+        with without_autocast(input.device.type):
+            change = F.linear(input.to(dtype), self.token_rows.delta.to(dtype))
         # In place: a copy of all logits would be the largest tensor of a step.
         return logits.index_add_(-1, self.token_rows.tokens, change.to(logits.dtype))

@@ -42,6 +42,7 @@ def test_looked_up_rows(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     ids = torch.randint(0, TOKENS, shape, dtype=dtype)
     torch.testing.assert_close(table(ids), changed_by_hand(table)[ids], **EXACT)
     torch.testing.assert_close(table.weight, changed_by_hand(table), **EXACT)
+    assert torch.equal(table(input=ids), table(ids))
 
 
 def test_ids_in_any_layout() -> None:
