@@ -6,6 +6,7 @@ from torch import Tensor
 
 from pera_lightning.checkpoint.base_sample import sample_difference
 from pera_lightning.checkpoint.manifest import FLOATING, Manifest
+from pera_lightning.injection import TokenPlan
 
 
 def describe_mismatch(given: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> str | None:
@@ -67,12 +68,15 @@ def form_difference(stored: Manifest, present: Manifest) -> str | None:
 
 def _token_difference(stored: Manifest, present: Manifest) -> list[str]:
     for name in sorted(stored.tokens.keys() | present.tokens.keys()):
-        plans = (stored.tokens.get(name), present.tokens.get(name))
-        there, here = (set(plan.ids if plan else ()) for plan in plans)
+        theirs, ours = (manifest.tokens.get(name, TokenPlan(())) for manifest in (stored, present))
+        there, here = set(theirs.ids), set(ours.ids)
         if there != here:
             return [
                 f"rows of {name!r} that are trained there only: {_few(there - here)}; here only: {_few(here - there)}"
             ]
+        if set(theirs.tied) != set(ours.tied):
+            tied = (", ".join(plan.tied) or "nothing" for plan in (theirs, ours))
+            return [f"the weight of {name!r} is tied to {' there and to '.join(tied)} here"]
     return []
 
 

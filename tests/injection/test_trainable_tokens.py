@@ -203,6 +203,9 @@ def test_loading_into_a_model_that_is_tied_otherwise_is_refused(tmp_path: Path) 
         with pytest.raises(AdapterFileError, match="tie_word_embeddings"):
             load_adapter(other, tmp_path, allow_other_base=True)
         before.assert_restored(other)
+        inject_adapter(other, PeraConfig(2, trainable_tokens=IDS))
+        with pytest.raises(AdapterFileError, match=r"'model\.embed_tokens' is tied to (lm_head|nothing) there and to "):
+            load_adapter(other, tmp_path, allow_other_base=True)
 
 
 def test_files_from_before_there_were_token_rows(tmp_path: Path) -> None:
