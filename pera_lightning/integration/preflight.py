@@ -142,13 +142,14 @@ def _mode(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
 
 
 def _head(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-    adapted = dict(adapted_layers(pl_module))
-    if looks_fresh(next(iter(adapted.values())).base_layer):
+    adapted = [layer for _, layer in adapter_layers(pl_module)]
+    if looks_fresh(adapted[0].base_layer):
         # Nothing was pretrained here.
         return
-    whole = {id(part) for _, saved in saved_modules(pl_module) for part in saved.modules()}
+    trained = [*adapted, *(saved for _, saved in saved_modules(pl_module))]
+    within = {id(part) for module in trained for part in module.modules()}
     modules = dict(pl_module.named_modules())
-    frozen = [name for name in sorted(output_head(pl_module) - adapted.keys()) if id(modules[name]) not in whole]
+    frozen = [name for name in sorted(output_head(pl_module)) if id(modules[name]) not in within]
     fresh = [name for name in frozen if looks_fresh(modules[name])]
     if fresh:
         rank_zero_warn(

@@ -143,8 +143,9 @@ def test_a_quantised_factor_is_found(tmp_path: Path) -> None:
         make_trainer(tmp_path, Rounding(), PeraCallback(2)).fit(Regressor())
 
 
-def test_a_head_that_is_trained_needs_no_hint(tmp_path: Path) -> None:
-    make_trainer(tmp_path, PeraCallback(2, modules_to_save=["3"])).fit(FreshHead())
+@pytest.mark.parametrize("options", [{"modules_to_save": ["3"]}, {"target_modules": ["0", "3"]}], ids=str)
+def test_a_head_that_is_trained_needs_no_hint(tmp_path: Path, options: dict[str, Any]) -> None:
+    make_trainer(tmp_path, PeraCallback(2, **options)).fit(FreshHead())
 
 
 def test_a_model_without_any_training_needs_no_hint(tmp_path: Path) -> None:
