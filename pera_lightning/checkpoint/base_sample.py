@@ -19,9 +19,9 @@ BaseSample = Mapping[str, Sequence[float]]
 LAYERS = 16
 WEIGHTS = 8
 SAME_STORAGE = 0.02
-"""Largest relative difference in a layer where both bases are stored alike; bfloat16 rounds by less than 0.004."""
+"""Largest relative difference in a layer where neither base is quantised; bfloat16 rounds by less than 0.004."""
 OTHER_STORAGE = 0.5
-"""The same over all layers where they are quantised differently; 4 bits are off by 0.1, another base by 1.4."""
+"""The same over all layers where one is quantised; 4 bits are off by 0.1, another base by 1.4."""
 
 
 @torch.no_grad()
@@ -58,7 +58,7 @@ def sample_difference(stored: BaseSample, present: BaseSample, *, same_storage: 
     Args:
         stored: Of the base that the adapter was trained on.
         present: Of the one at hand.
-        same_storage: Whether both are quantised in the same way, or neither is.
+        same_storage: Whether neither is quantised.
     """
     names = [name for name in stored if name in present]
     if not same_storage:

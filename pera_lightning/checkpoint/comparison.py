@@ -97,5 +97,6 @@ def quantization_difference(stored: Manifest, present: Manifest) -> str | None:
 
 def base_difference(stored: Manifest, present: Manifest) -> str | None:
     """In words, if the weights below two adapters are others; None if they may be the same."""
-    same_storage = stored.quantization == present.quantization
+    # Quantised twice from other dtypes, single weights may fall on the neighbouring code.
+    same_storage = stored.quantization == present.quantization == (FLOATING,)
     return sample_difference(stored.base_sample, present.base_sample, same_storage=same_storage)

@@ -100,7 +100,7 @@ class Manifest:
                     name: [float(value) for value in sample] for name, sample in values.get("base_sample", {}).items()
                 },
             )
-        except (KeyError, TypeError, ValueError, AttributeError, PeraError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, PeraError) as error:
             raise AdapterFileError(
                 "The adapter's config is incomplete or damaged.",
                 got=f"{type(error).__name__}: {error}",

@@ -70,6 +70,8 @@ def detach_adapter(model: nn.Module) -> DetachedAdapter:
 def attach_adapter(model: nn.Module, adapter: DetachedAdapter) -> None:
     """Undo `detach_adapter`. The layers follow what happened to their bases meanwhile: mode, device and dtype.
 
+    All or nothing.
+
     Raises:
         InjectionError: The model holds an adapter.
         TargetError: It has lost a layer of this one.
@@ -79,10 +81,18 @@ def attach_adapter(model: nn.Module, adapter: DetachedAdapter) -> None:
     for name, layer in adapter.every.items():
         _follow(layer, modules[name], adapter.dtypes[name])
     put_in(model, {id(layer.base_layer): layer for layer in adapter.every.values()})
-    # The opposite order of taking out: modules may share tensors.
-    for name, mark in reversed(adapter.saved.items()):
-        put_mark(modules[owner_of(name, mark)], mark)
-    set_trainable(model, adapter.trainable)
+    put: list[nn.Module] = []
+    try:
+        # The opposite order of taking out: modules may share tensors.
+        for name, mark in reversed(adapter.saved.items()):
+            put_mark(modules[owner_of(name, mark)], mark)
+            put.append(modules[owner_of(name, mark)])
+        set_trainable(model, adapter.trainable)
+    except BaseException:
+        for module in reversed(put):
+            take_mark(module)
+        take_out(model)
+        raise
 
 
 def modules_of(model: nn.Module, adapter: DetachedAdapter) -> dict[str, nn.Module]:

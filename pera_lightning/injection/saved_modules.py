@@ -89,11 +89,12 @@ def swap_saved(module: nn.Module) -> None:
     """
     mark: Mark = getattr(module, _ORIGINAL)
     present = dict(_tensors(module))
-    for key, kept in mark.values.items():
+    # The model may have been moved or converted since. All first: where memory is short nothing is exchanged.
+    moved = {key: kept.to(present[key].device, present[key].dtype) for key, kept in mark.values.items()}
+    for key, kept in moved.items():
         tensor = present[key]
         mark.values[key] = tensor.detach()
-        # The model may have been moved or converted since.
-        tensor.data = kept.to(tensor.device, tensor.dtype)
+        tensor.data = kept
 
 
 def take_mark(module: nn.Module) -> Mark:

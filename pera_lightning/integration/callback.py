@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from pera_lightning.analysis import mean_energy
@@ -18,11 +18,12 @@ from pera_lightning.checkpoint import Manifest, install_state_hooks, manifest_of
 from pera_lightning.checkpoint.comparison import base_difference, form_difference, quantization_difference
 from pera_lightning.config import ALL_LINEAR, Bias, Init, PeraConfig, Terms
 from pera_lightning.errors import CheckpointError, ConfigError
-from pera_lightning.injection import InjectionReport, adapted_layers, freeze_base, saved_modules
+from pera_lightning.injection import InjectionReport, adapted_layers, freeze_base
 from pera_lightning.integration.adapter_root import adapter_root
 from pera_lightning.integration.conflicting_callbacks import refuse_conflicting_callbacks
 from pera_lightning.integration.exact_resume import ExactResume
 from pera_lightning.integration.float_model import inject_into
+from pera_lightning.integration.frozen_norms import stop_running_statistics
 from pera_lightning.integration.guards import refuse_infinite_loss, refuse_thawed_base
 from pera_lightning.integration.late_injection import cancel_late_injection, inject_after_configure_model
 from pera_lightning.integration.option_checks import count
@@ -135,6 +136,8 @@ class PeraCallback(Callback):
         self._manifest: Manifest | None = None
         # Of the run that a checkpoint came from, until the bases are compared.
         self._stored: Manifest | None = None
+        # Whether this fit has begun to train.
+        self._trained = False
         self._exact_resume = ExactResume()
         self._preflight = Preflight(skip_checks)
 
@@ -186,6 +189,7 @@ class PeraCallback(Callback):
         self._refuse_other_base()
         if self.report is not None:
             rank_zero_info(str(self.report))
+        self._trained = False
         self._exact_resume.on_fit_start()
 
     @override
@@ -193,6 +197,9 @@ class PeraCallback(Callback):
         # Not in on_fit_start: the module's own comes after it.
         self._preflight.on_train_start(trainer, pl_module)
         self._exact_resume.on_train_start(trainer, pl_module)
+        # A run that goes on within an epoch does not begin one.
+        stop_running_statistics(pl_module)
+        self._trained = True
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -218,12 +225,7 @@ class PeraCallback(Callback):
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Running statistics belong to the frozen base: in train mode they would drift, and adapter-only
-        # checkpoints would not hold what they became.
-        trained_whole = {id(part) for _, saved in saved_modules(pl_module) for part in saved.modules()}
-        for module in pl_module.modules():
-            if isinstance(module, nn.modules.batchnorm._NormBase) and id(module) not in trained_whole:
-                module.eval()
+        stop_running_statistics(pl_module)
 
     @override
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
@@ -254,7 +256,8 @@ class PeraCallback(Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # On every rank: the Trainer's log_dir is a collective call.
         folder = Path(self.adapter_dir or Path(trainer.log_dir or trainer.default_root_dir) / "adapter")
-        if not getattr(trainer, "fast_dev_run", False):
+        # A fit that finds nothing left to do leaves the folder of the run that did it alone.
+        if self._trained and not getattr(trainer, "fast_dev_run", False):
             write_trained_adapter(trainer, pl_module, folder)
 
     @override

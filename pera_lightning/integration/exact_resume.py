@@ -13,7 +13,7 @@ from pera_lightning.integration.accumulated_gradients import accumulated_gradien
 from pera_lightning.integration.loop_progress import (
     begin_epoch,
     begin_next_epoch,
-    begin_validation,
+    go_on_within_epoch,
     is_finished_epoch,
     owe_validation,
     owes_validation,
@@ -41,6 +41,7 @@ class ExactResume:
 
     def forget(self) -> None:
         """A later fit of the same Trainer is none that resumes."""
+        self._resumes = False
         self._process: dict[str, Any] | None = None
         # Where the checkpoint holds a finished epoch; empty without loaders that keep a state.
         self._loader_states: list[dict[str, Any]] | None = None
@@ -60,7 +61,7 @@ class ExactResume:
         # Checkpoints of earlier versions hold nothing.
         if trainer.state.fn != TrainerFn.FITTING or _KEY not in checkpoint:
             return
-        self._process = _own(checkpoint[_KEY])
+        self._resumes, self._process = True, _own(checkpoint[_KEY])
         fit_loop = checkpoint["loops"]["fit_loop"]
         self._owes_validation = owes_validation(fit_loop)
         if is_finished_epoch(fit_loop):
@@ -80,12 +81,12 @@ class ExactResume:
         if self._loader_states is not None:
             warn_of_limits(trainer, within_epoch=False)
             begin_epoch(trainer, self._loader_states, self._restore_random_states)
-        elif self._process is not None and within_epoch:
+        elif self._resumes and within_epoch:
             warn_of_limits(trainer, within_epoch=True)
             self._restore_random_states()
+            go_on_within_epoch(trainer, self._restore_random_states, owed=self._owes_validation)
+        if self._process is not None:
             restore_gradients(pl_module, self._process["gradients"])
-        if self._owes_validation:
-            begin_validation(trainer)
         self.forget()
 
     def _restore_random_states(self) -> None:

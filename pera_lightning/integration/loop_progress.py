@@ -2,10 +2,9 @@
 
 Lightning goes on wrongly from two kinds of checkpoints:
 
-- An epoch's last batch is done. Four moments (after the batch, after the validation, at the end of the epoch, behind
-  it) leave four states of the loops. From some, with `max_steps`, one more batch of the epoch that is over is trained,
-  or the iterator over the data is made twice; a loader that keeps its own state skips the next epoch (its state says
-  that everything was read) or loses its random numbers. All of them mean the same: the next epoch begins.
+- An epoch's last batch is done. From some of its states, with `max_steps` or where no validation follows, one more
+  batch of the epoch that is over is trained, or the iterator over the data is made twice; a loader that keeps its own
+  state skips the next epoch (its state says that everything was read) or loses its random numbers.
 - A validation was to follow the batch. It would be left out.
 """
 
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils._pytree import tree_leaves
 
 # In the state of a fit loop, `checkpoint["loops"]["fit_loop"]`.
@@ -31,7 +31,7 @@ def owe_validation(trainer: pl.Trainer, fit_loop: dict[str, Any]) -> None:
     """
     batches = fit_loop[_BATCHES]
     after_batch = batches["total"]["completed"] == batches["total"]["processed"] - 1
-    if not after_batch or not _validation_follows(trainer):
+    if not after_batch or not validation_follows(trainer):
         return
     for counts in (batches["total"], batches["current"]):
         _complete(counts)
@@ -41,11 +41,12 @@ def owe_validation(trainer: pl.Trainer, fit_loop: dict[str, Any]) -> None:
     fit_loop[_VALIDATION]["is_last_batch"] = False
 
 
-def _validation_follows(trainer: pl.Trainer) -> bool:
+def validation_follows(trainer: pl.Trainer) -> bool:
+    """Whether the Trainer validates after the present batch; by the clock it never does, which nobody can foresee."""
     epochs = trainer.check_val_every_n_epoch
     if not trainer.enable_validation or (epochs is not None and (trainer.current_epoch + 1) % epochs):
         return False
-    if trainer.val_check_batch is None:  # By the clock.
+    if trainer.val_check_batch is None:
         return False
     if trainer.val_check_batch == float("inf"):
         return bool(trainer.is_last_batch)
@@ -60,10 +61,12 @@ def owes_validation(fit_loop: dict[str, Any]) -> bool:
 
 
 def is_finished_epoch(fit_loop: dict[str, Any]) -> bool:
-    """Whether nothing of the epoch is left in a checkpoint's loops, neither a batch nor a validation."""
-    batches = fit_loop[_BATCHES]
-    done = batches["current"]["processed"] == batches["current"]["ready"]
-    return bool(batches["is_last_batch"]) and done and not owes_validation(fit_loop)
+    """Whether in a checkpoint's loops the epoch was at its end, or at the end of a last batch without validation."""
+    batches, epochs = fit_loop[_BATCHES], fit_loop["epoch_progress"]["total"]
+    if not batches["is_last_batch"] or batches["current"]["processed"] != batches["current"]["ready"]:
+        return False
+    after_batch = batches["total"]["completed"] == batches["total"]["processed"] - 1
+    return bool(after_batch or epochs["processed"] == epochs["started"])
 
 
 def begin_next_epoch(fit_loop: dict[str, Any]) -> list[dict[str, Any]]:
@@ -108,19 +111,60 @@ def begin_epoch(trainer: pl.Trainer, states: list[dict[str, Any]], restore_rando
     """
     # With max_steps, Lightning takes every resumed epoch for one that had begun.
     trainer.fit_loop.epoch_loop.restarting = False
-    fetcher = trainer.fit_loop._data_fetcher
-    if not states or fetcher is None:
+    if states:
+        _load(stateful_loaders(trainer), states)
+        restart_iterator(trainer, restore_random_states)
+
+
+def _load(loaders: list[Any], states: list[dict[str, Any]]) -> None:
+    # A loader with another number of workers, or another loader, keeps a state of another form.
+    if [loader.state_dict().keys() for loader in loaders] != [state.keys() for state in states]:
+        rank_zero_warn(
+            "The training data is read by other loaders (or another number of workers) than in the run that wrote the "
+            "checkpoint: the order of the data will differ from that of an uninterrupted run."
+        )
         return
-    loaders = [loader for loader in tree_leaves(trainer.train_dataloader) if hasattr(loader, "load_state_dict")]
     for loader, state in zip(loaders, states, strict=True):
         loader.load_state_dict(state)
         # The iterator that takes the state is the one of the epoch that is over.
         iter(loader)
+
+
+def stateful_loaders(trainer: pl.Trainer) -> list[Any]:
+    """The training loaders that keep their own state."""
+    return [loader for loader in tree_leaves(trainer.train_dataloader) if hasattr(loader, "load_state_dict")]
+
+
+def restart_iterator(trainer: pl.Trainer, restore_random_states: Callable[[], None]) -> None:
+    """Make the iterator over the training data anew, with the same random numbers."""
     restore_random_states()
-    iter(fetcher)
+    fetcher = trainer.fit_loop._data_fetcher
+    if fetcher is not None:
+        iter(fetcher)
 
 
-def begin_validation(trainer: pl.Trainer) -> None:
-    """Go on with the validation that a checkpoint owes; called in `on_train_start`."""
-    # The batch that never was must not be counted, or the next checkpoint would seem to owe a validation too.
-    trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset()
+def go_on_within_epoch(trainer: pl.Trainer, restore_random_states: Callable[[], None], *, owed: bool) -> None:
+    """Go on behind a batch; called in `on_train_start`.
+
+    Args:
+        trainer: The Trainer, which has loaded its loops.
+        restore_random_states: Called before the iterator is made anew, where that is needed.
+        owed: Whether the checkpoint owes a validation.
+    """
+    loop = trainer.fit_loop
+    if owed:
+        # The batch that never was must not be counted, or the next checkpoint would seem to owe a validation too.
+        loop.epoch_loop.val_loop.batch_progress.total.reset()
+    if validation_follows(trainer):
+        return
+    # The checkpoint is one behind a validation, or before it, and now there is none.
+    if owed:
+        loop.epoch_loop._batches_that_stepped += 1
+    if trainer.is_last_batch:
+        loop.epoch_progress.increment_processed()
+        loop.epoch_progress.increment_completed()
+        loop.epoch_loop.batch_progress.reset_on_run()
+        loop.reset_restart_stage()
+        loop.epoch_loop.restarting = False
+        if stateful_loaders(trainer):
+            restart_iterator(trainer, restore_random_states)

@@ -62,7 +62,8 @@ class Preflight:
         Raises:
             TrainingError: The run would not train the adapter, or not the adapter alone.
         """
-        self._awaits_backward = "gradients" not in self.skip
+        # Steps by hand may take the layers in turns.
+        self._awaits_backward = "gradients" not in self.skip and pl_module.automatic_optimization
         for name, check in CHECKS.items():
             if name not in self.skip:
                 check(trainer, pl_module)
@@ -154,7 +155,7 @@ def _head(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
     if fresh:
         rank_zero_warn(
             f"PERA: the output head {fresh[0]!r} is frozen and looks freshly initialised; the adapter would train "
-            f"below a random head. Train it too, with PeraCallback(modules_to_save=[{fresh[0].rpartition('.')[2]!r}]). "
+            f"below a random head. Train it too, with PeraCallback(modules_to_save=[{fresh[0]!r}]). "
             "(Check 'head'; PeraCallback(skip_checks=...).)"
         )
 

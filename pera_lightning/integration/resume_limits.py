@@ -28,11 +28,18 @@ def warn_of_limits(trainer: pl.Trainer, *, within_epoch: bool) -> None:
             "over the processes, and its random numbers are in no checkpoint. Give the loader a DistributedSampler "
             "(for StatefulDataLoader torchdata's StatefulDistributedSampler) to get the same."
         )
-    if not within_epoch and any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs):
+    if any(not hasattr(loader, "load_state_dict") and getattr(loader, "generator", None) for loader in loaders):
+        rank_zero_warn(
+            "The order of the data will differ from an uninterrupted run: a DataLoader has a generator of its own, "
+            "whose state is in no checkpoint. Leave the generator out (the states of torch's own are kept), or use "
+            "torchdata's StatefulDataLoader."
+        )
+    plateaus = [config for config in trainer.lr_scheduler_configs if config.reduce_on_plateau]
+    if any(config.interval == "step" or not within_epoch for config in plateaus):
         # Lightning updates these schedulers after it has written the checkpoint, from a metric that is not in it.
         rank_zero_warn(
-            "The checkpoint was written before ReduceLROnPlateau had seen the metric of the last epoch; that epoch is "
-            "left out, so the learning rate may differ from that of an uninterrupted run."
+            "The checkpoint was written before ReduceLROnPlateau had seen the last metric; that one is left out, so "
+            "the learning rate may differ from that of an uninterrupted run."
         )
 
 

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-# "last" at the beginning lets `ckpt_path="last"` find it.
+# "last" at the beginning lets `ckpt_path="last"` find it, where the ModelCheckpoint has the same folder again.
 FILE_NAME = "last-sigterm.ckpt"
 
 
@@ -29,4 +29,4 @@ def save_before_termination(trainer: pl.Trainer, exception: BaseException) -> No
         return
     path = Path(checkpoints.dirpath) / FILE_NAME
     trainer.save_checkpoint(path)
-    rank_zero_info(f'PERA: SIGTERM; checkpoint written to {path}. fit(ckpt_path="last") goes on from it.')
+    rank_zero_info(f"PERA: SIGTERM; checkpoint written. fit(ckpt_path={str(path)!r}) goes on from it.")

@@ -20,6 +20,7 @@ from pera_lightning import (
 )
 from pera_lightning.errors import AdapterFileError, ConfigError, InjectionError
 from pera_lightning.injection import adapted_layers
+from pera_lightning.injection.saved_modules import Mark, put_mark
 from tests.support.several_adapters import CONFIGS, loaded, network, same_state
 
 
@@ -36,6 +37,30 @@ def test_a_failed_load_changes_nothing(adapters: AdapterSet, folders: dict[str, 
         assert adapters.names == tuple(CONFIGS)
         assert list(adapted_layers(adapters.model)) == layers
         assert same_state(adapters.model, loaded(folders["weather"]))
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_switch_that_fails_half_way_changes_nothing(
+    adapters: AdapterSet, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    adapters.switch("music")
+    done = []
+
+    def put_mark_once(module: nn.Module, mark: Mark) -> None:
+        done.append(module)
+        if len(done) == failing:
+            raise MemoryError
+        put_mark(module, mark)
+
+    monkeypatch.setattr("pera_lightning.injection.detached.put_mark", put_mark_once)
+    with pytest.raises(MemoryError):
+        adapters.switch("weather")
+    assert adapters.active == "music"
+    for name in ("music", "weather", "music"):
+        adapters.switch(name)
+        assert same_state(adapters.model, loaded(folders[name]))
+    adapters.switch(None)
+    assert same_state(adapters.model, network())
 
 
 UNKNOWN: dict[str, Callable[[AdapterSet], object]] = {

@@ -85,7 +85,7 @@ FAULTS: dict[str, tuple[type[Regressor], type[pl.Callback] | None, str]] = {
     "base": (Regressor, Thawing, "part of the frozen base would be trained"),
     "factors": (Regressor, Freezing, "part of the adapter cannot be trained"),
     "mode": (Evaluating, None, "2 adapted layers, for example 'net.0', are in eval mode"),
-    "head": (FreshHead, None, r"output head 'net.3' .* PeraCallback\(modules_to_save=\['3'\]\)"),
+    "head": (FreshHead, None, r"output head 'net.3' .* PeraCallback\(modules_to_save=\['net.3'\]\)"),
     "learning_rate": (Slow, None, "learning rate 1.0e-05 is one for training whole models"),
     "gradients": (Unused, None, "reached 1 of 2 adapted layers; not, for example, 'net.2'"),
 }

@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -129,6 +130,118 @@ def test_within_accumulation(tmp_path: Path, batch: int) -> None:
     assert min(rest.losses) == ((0, batch + 1) if batch < 5 else (1, 0))
 
 
+@pytest.mark.parametrize("now", [{"limit_val_batches": 0}, {"check_val_every_n_epoch": 2}], ids=str)
+@pytest.mark.parametrize("length", LENGTHS, ids=str)
+@pytest.mark.parametrize("saving", ["after last batch", "after validation"])
+@pytest.mark.parametrize("loader", [DataLoader, StatefulDataLoader])
+def test_without_the_validation_of_the_first_run(
+    tmp_path: Path, loader: Any, saving: str, length: dict[str, Any], now: dict[str, Any]
+) -> None:
+    train(tmp_path / "whole", Noisy(loader), 1, saving=FINISHED_EPOCH[saving], max_epochs=2)
+    rest = Noisy(loader)
+    train(tmp_path / "rest", rest, 99, tmp_path / "whole" / "step=6.ckpt", **length, **now)
+    assert list(rest.losses) == [(epoch, batch) for epoch in (1, 2) for batch in range(BATCHES)]
+
+
+def test_within_an_epoch_without_the_validation_of_the_first_run(tmp_path: Path) -> None:
+    options = {"saving": {"every_n_train_steps": 3}, "max_epochs": 1}
+    train(tmp_path / "whole", Noisy(StatefulDataLoader), 1, val_check_interval=3, **options)
+    rest = Noisy(StatefulDataLoader)
+    train(tmp_path / "rest", rest, 99, tmp_path / "whole" / "step=3.ckpt", limit_val_batches=0, **options)
+    assert list(rest.losses) == [(0, 3), (0, 4), (0, 5)]
+
+
+class TwoLoaders(Noisy):
+    def train_dataloader(self) -> Any:
+        one, two = super().train_dataloader(), super().train_dataloader()
+        return CombinedLoader([one, two], "min_size")
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return super().training_step(batch[0], batch_idx)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [lambda: Noisy(DataLoader), lambda: Noisy(StatefulDataLoader, 1), lambda: TwoLoaders(StatefulDataLoader)],
+    ids=["plain", "workers", "two"],
+)
+def test_goes_on_with_other_loaders(tmp_path: Path, other: Any) -> None:
+    train(tmp_path / "whole", Noisy(StatefulDataLoader), 1, saving=AT_EPOCH_END, max_epochs=2)
+    rest = other()
+    with pytest.warns(UserWarning, match="read by other loaders"):
+        train(tmp_path / "rest", rest, 99, tmp_path / "whole" / "step=6.ckpt", max_epochs=2)
+    assert list(rest.losses) == [(1, batch) for batch in range(BATCHES)]
+
+
+class Counting(Noisy):
+    """Counts the batches of its epochs."""
+
+    def __init__(self, loader: Any = DataLoader) -> None:
+        super().__init__(loader)
+        self.epochs: list[int] = []
+
+    def on_train_epoch_end(self) -> None:
+        self.epochs.append(len(self.losses))
+
+
+@pytest.mark.parametrize("loader", [DataLoader, StatefulDataLoader])
+def test_an_epoch_that_was_not_closed_is_closed(tmp_path: Path, loader: Any) -> None:
+    rest = check_same(tmp_path, "step=6", (Counting(loader), Counting(loader)), saving=AFTER_VALIDATION)
+    assert rest.epochs == [0, 6, 12]
+
+
+class Manual(Noisy):
+    """Steps after every fourth batch, across epochs."""
+
+    def __init__(self) -> None:
+        super().__init__(StatefulDataLoader)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
+        loss = super().training_step(batch, batch_idx)
+        self.manual_backward(loss)
+        if len(self.losses) % 4 == 0:
+            self.optimizers().step()
+            self.optimizers().zero_grad()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam((p for p in self.parameters() if p.requires_grad), lr=0.02)
+
+
+def test_gradients_that_wait_beyond_an_epoch(tmp_path: Path) -> None:
+    whole, rest = Manual(), Manual()
+    options = {"save_after": 5, "limit_val_batches": 0, "max_epochs": 2}
+    train(tmp_path / "whole", whole, 1, **options)
+    # Two of four batches were done.
+    rest.losses = {(0, batch): torch.tensor(0.0) for batch in range(BATCHES)}
+    train(tmp_path / "rest", rest, 99, tmp_path / "whole" / "extra.ckpt", **options)
+    assert all(torch.equal(rest.losses[1, batch], whole.losses[1, batch]) for batch in range(BATCHES))
+    assert_equal(adapter_state_dict(whole), adapter_state_dict(rest), "adapter")
+
+
+class WithBatchNorm(Noisy):
+    def _build(self) -> None:
+        super()._build()
+        self.net[1] = torch.nn.BatchNorm1d(self.width)
+
+
+def test_running_statistics_stay_within_an_epoch_too(tmp_path: Path) -> None:
+    modules = WithBatchNorm(StatefulDataLoader), WithBatchNorm(StatefulDataLoader)
+    rest = check_same(tmp_path, "step=2", modules, saving={"every_n_train_steps": 2}, limit_val_batches=0)
+    assert not rest.net[1].running_mean.any()
+
+
+class Generated(Noisy):
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.rows, batch_size=8, shuffle=True, generator=torch.Generator())
+
+
+def test_warns_of_a_generator_that_is_in_no_checkpoint(tmp_path: Path) -> None:
+    train(tmp_path, Generated(), 1, saving=AT_EPOCH_END, max_epochs=2)
+    with pytest.warns(UserWarning, match="has a generator of its own"):
+        train(tmp_path / "rest", Generated(), 1, tmp_path / "step=6.ckpt", max_epochs=2)
+
+
 class Failing(Noisy):
     """Runs out of memory, say, before the last of three batches that make a step."""
 
@@ -185,7 +298,7 @@ class OnPlateau(Noisy):
 
 def test_warns_of_a_schedule_that_misses_a_metric(tmp_path: Path) -> None:
     train(tmp_path, OnPlateau(), 1, saving=AT_EPOCH_END, max_epochs=2)
-    with pytest.warns(UserWarning, match="before ReduceLROnPlateau had seen the metric"):
+    with pytest.warns(UserWarning, match="before ReduceLROnPlateau had seen the last metric"):
         train(tmp_path / "rest", OnPlateau(), 1, tmp_path / "step=6.ckpt", saving=AT_EPOCH_END, max_epochs=2)
 
 

@@ -147,6 +147,16 @@ def test_validates_and_writes_the_average(tmp_path: Path) -> None:
     assert validator.validate(written, verbose=False)[0]["val_loss"] == pytest.approx(best.best_model_score.item())
 
 
+def test_a_fit_with_nothing_left_to_do_keeps_the_average(tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    for ckpt_path in (None, tmp_path / "last.ckpt"):
+        callbacks = PeraCallback(2, adapter_dir=str(folder)), EMAWeightAveraging(decay=0.9)
+        fit(tmp_path, Regressor(), *callbacks, ModelCheckpoint(tmp_path, save_last=True), ckpt_path=ckpt_path)
+        if ckpt_path is None:
+            average = (folder / "adapter_model.safetensors").read_bytes()
+    assert (folder / "adapter_model.safetensors").read_bytes() == average
+
+
 @pytest.mark.parametrize("average", AVERAGES)
 def test_goes_on_with_the_same_average(tmp_path: Path, average: str) -> None:
     whole, rest = Regressor(), Regressor()
