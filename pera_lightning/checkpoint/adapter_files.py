@@ -22,6 +22,7 @@ from pera_lightning.checkpoint.comparison import (
 from pera_lightning.checkpoint.manifest import Manifest, manifest_of, read_manifest
 from pera_lightning.checkpoint.model_card import model_card
 from pera_lightning.errors import AdapterFileError, InjectionError, TargetError
+from pera_lightning.functional.distributed import is_distributed, whole
 from pera_lightning.injection import InjectionReport, adapted_layers, init_loftq, inject_plan, remove_adapter
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -33,7 +34,8 @@ def save_adapter(model: nn.Module, directory: str | Path, *, base_model: str | N
     """Write the adapter of a model: `adapter_model.safetensors`, `adapter_config.json` and a model card.
 
     Args:
-        model: A model with adapters; names in the files are relative to it.
+        model: A model with adapters; names in the files are relative to it. One that is sharded over processes is
+            saved by all of them together: each calls this, the first one writes.
         directory: Folder to write to; it is made if needed. Files of an earlier save are replaced.
         base_model: Name or path of the base model; by default what the model's own config says.
 
@@ -43,7 +45,12 @@ def save_adapter(model: nn.Module, directory: str | Path, *, base_model: str | N
     Raises:
         InjectionError: The model holds no adapter.
     """
-    return write_adapter(directory, adapter_state_dict(model), manifest_of(model, base_model))
+    tensors, manifest = adapter_state_dict(model), manifest_of(model, base_model)
+    sharded = any(map(is_distributed, tensors.values()))
+    tensors = {key: whole(value) for key, value in tensors.items()}
+    if sharded and torch.distributed.get_rank() > 0:
+        return Path(directory)
+    return write_adapter(directory, tensors, manifest)
 
 
 def write_adapter(directory: str | Path, tensors: dict[str, Tensor], manifest: Manifest) -> Path:
@@ -80,7 +87,8 @@ def load_adapter(
     have the same ones; only their values change.
 
     Args:
-        model: The base model the adapter was trained on (the module whose names the folder uses).
+        model: The base model the adapter was trained on (the module whose names the folder uses). One that is sharded
+            over processes has its adapters already; every process calls this.
         directory: Folder written by `save_adapter`.
         allow_other_quantization: Load it although the base is quantised otherwise than the one it was trained on, or
             only one of them is. The outputs then differ from the trained model's by the error of quantisation.

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from pera_lightning.errors import PeraError
+from pera_lightning.functional.distributed import is_distributed
 from pera_lightning.injection import adapter_layers, saved_tensors
 
 
@@ -34,9 +35,20 @@ def _adapter_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def copy_into(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copy checked tensors into the model's adapter, to its dtypes and devices."""
-    for key, target in adapter_state_dict(model).items():
-        target.copy_(tensors[key])
+    """Copy checked tensors into the model's adapter, to its dtypes and devices; collective where it is sharded."""
+    wanted = adapter_state_dict(model)
+    sharded = {key for key, target in wanted.items() if is_distributed(target)}
+    for key in wanted.keys() - sharded:
+        wanted[key].copy_(tensors[key])
+    if sharded:
+        _spread(model, {key: tensors[key] for key in sharded})
+
+
+def _spread(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    # Not strict: the adapter alone.
+    set_model_state_dict(model, dict(tensors), options=StateDictOptions(full_state_dict=True, strict=False))
 
 
 def refuse_merged(model: nn.Module, error: type[PeraError]) -> None:

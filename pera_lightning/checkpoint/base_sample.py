@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pera_lightning.bases import base_of
+from pera_lightning.functional.distributed import is_distributed
 from pera_lightning.injection import adapted_layers, marked_modules
 from pera_lightning.injection.saved_modules import saved_parameters
 from pera_lightning.layers import PeraLinear
@@ -40,9 +42,9 @@ def base_sample(model: nn.Module) -> dict[str, list[float]]:
 
 
 def _weight(layer: PeraLinear) -> Tensor | None:
-    stored = layer.base_layer.weight
+    stored: Any = layer.base_layer.weight
     base = base_of(layer.base_layer)
-    sharded = hasattr(stored, "full_tensor") or stored.dim() != 2
+    sharded = is_distributed(stored) or stored.dim() != 2
     return None if base is None or sharded or stored.is_meta else base.weight(layer.base_layer)
 
 

@@ -16,7 +16,7 @@ from pera_lightning.injection.parameter_groups import parameter_groups
 from pera_lightning.injection.plan import InjectionPlan, LayerPlan, plan_injection
 from pera_lightning.injection.quantize_model import QuantizationReport, layers_to_quantize, quantize_model
 from pera_lightning.injection.saved_modules import marked_modules, saved_modules, saved_tensors
-from pera_lightning.injection.stored_bytes import adapter_bytes, parameter_count, stored_bytes
+from pera_lightning.injection.stored_bytes import adapter_bytes, describe_bytes, parameter_count, stored_bytes
 from pera_lightning.injection.token_plan import TokenPlan, present_plans
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "adapter_parameters",
     "attach_adapter",
     "clean_name",
+    "describe_bytes",
     "detach_adapter",
     "freeze_base",
     "init_loftq",

@@ -16,6 +16,12 @@ def stored_bytes(model: nn.Module) -> int:
     return _distinct_bytes(_tensors(model))
 
 
+def describe_bytes(model: nn.Module) -> str:
+    """`stored_bytes` beside what the weights would take in float32, in words."""
+    taken, whole = stored_bytes(model), 4 * parameter_count(model)
+    return f"{taken / 1e6:.1f} MB in memory, {100 * taken / whole:.1f} % of float32's {whole / 1e6:.1f} MB"
+
+
 def adapter_bytes(model: nn.Module) -> int:
     """Bytes of the factors, coefficients and token rows of a model's adapters."""
     return _distinct_bytes(value for _, layer in adapter_layers(model) for value in layer.adapter().values())

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor
 
+from pera_lightning.functional.distributed import own_part
 from pera_lightning.injection import clean_name
 
 
@@ -16,7 +18,7 @@ def accumulated_gradients(trainer: pl.Trainer, pl_module: pl.LightningModule) ->
     With manual optimization only the user's code knows that, so they are always kept.
 
     Returns:
-        Parameter name -> gradient, on the CPU.
+        Parameter name -> gradient, on the CPU; of a sharded parameter this process's part.
     """
     batches: Any = trainer.fit_loop.epoch_loop.batch_progress
     # Not `ready`: a batch that failed is done again.
@@ -26,7 +28,7 @@ def accumulated_gradients(trainer: pl.Trainer, pl_module: pl.LightningModule) ->
     if pl_module.automatic_optimization and not waiting:
         return {}
     return {
-        clean_name(name): parameter.grad.detach().cpu()
+        clean_name(name): own_part(parameter.grad.detach()).cpu()
         for name, parameter in pl_module.named_parameters()
         if parameter.requires_grad and parameter.grad is not None
     }
@@ -37,4 +39,5 @@ def restore_gradients(pl_module: pl.LightningModule, gradients: dict[str, Tensor
     for name, parameter in pl_module.named_parameters():
         gradient = gradients.get(clean_name(name))
         if gradient is not None:
-            parameter.grad = gradient.to(parameter.device, copy=True)
+            parameter.grad = torch.zeros_like(parameter)
+            own_part(parameter.grad).copy_(gradient)

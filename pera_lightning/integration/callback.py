@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from pera_lightning.analysis import mean_energy
 from pera_lightning.checkpoint import Manifest, install_state_hooks, manifest_of
-from pera_lightning.checkpoint.comparison import base_difference, form_difference, quantization_difference
+from pera_lightning.checkpoint.comparison import base_difference, quantization_difference
 from pera_lightning.config import ALL_LINEAR, Bias, Init, PeraConfig, Terms
 from pera_lightning.errors import CheckpointError, ConfigError
 from pera_lightning.injection import InjectionReport, adapted_layers, freeze_base
@@ -24,8 +24,9 @@ from pera_lightning.integration.conflicting_callbacks import refuse_conflicting_
 from pera_lightning.integration.exact_resume import ExactResume
 from pera_lightning.integration.float_model import inject_into
 from pera_lightning.integration.frozen_norms import stop_running_statistics
-from pera_lightning.integration.guards import refuse_infinite_loss, refuse_thawed_base
+from pera_lightning.integration.guards import refuse_infinite_loss, refuse_other_form, refuse_thawed_base
 from pera_lightning.integration.late_injection import cancel_late_injection, inject_after_configure_model
+from pera_lightning.integration.model_parallel import check_before_loading, shard_after_injection, stop_checking
 from pera_lightning.integration.option_checks import count
 from pera_lightning.integration.polynomial_start import hold_coefficients
 from pera_lightning.integration.preflight import Preflight
@@ -152,14 +153,16 @@ class PeraCallback(Callback):
         if not layers:
             self._refuse_lost_adapters()
             self.report = inject_into(pl_module, self.config)
+            shard_after_injection(trainer, pl_module)
         elif self.report is None:
             self._take_over(pl_module, layers[0].config)
         install_state_hooks(pl_module)
         average_the_adapter_alone(trainer, pl_module)
-        self._describe(pl_module)
+        check_before_loading(trainer, pl_module, self._describe(pl_module))
 
-    def _describe(self, pl_module: pl.LightningModule) -> None:
+    def _describe(self, pl_module: pl.LightningModule) -> Manifest:
         self._manifest = manifest_of(adapter_root(pl_module), getattr(pl_module, "base_model_name", None))
+        return self._manifest
 
     def _take_over(self, pl_module: pl.LightningModule, present: PeraConfig) -> None:
         """Go on with adapters that an earlier run or the user injected."""
@@ -264,12 +267,12 @@ class PeraCallback(Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         save_before_termination(trainer, exception)
         # Lightning calls no teardown after an exception.
-        cancel_late_injection(pl_module)
-        self._exact_resume.forget()
+        self.teardown(trainer, pl_module, str(trainer.state.stage))
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         cancel_late_injection(pl_module)
+        stop_checking(trainer)
         self._exact_resume.forget()
 
     @override
@@ -292,13 +295,10 @@ class PeraCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self._manifest is None or "adapter" not in state_dict:
             return
-        stored = Manifest.from_dict(state_dict["adapter"])
-        self._stored = stored
-        difference = form_difference(stored, self._manifest)
-        if difference:
-            raise CheckpointError(
-                "The checkpoint was written with other adapter options.",
-                got=difference,
-                expected="the options of the run that wrote it",
-                fix="set them in PeraCallback, or start a new run",
-            )
+        self._stored = Manifest.from_dict(state_dict["adapter"])
+        refuse_other_form(self._stored, self._manifest)
+
+
+def has_pera_callback(trainer: Any) -> bool:
+    """Whether adapters are going to be injected."""
+    return any(isinstance(callback, PeraCallback) for callback in trainer.callbacks)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Literal, get_args
 import rich
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
 from pera_lightning.bases import QUANTIZATIONS, Quantization, check_quantization, set_compute_dtype
 from pera_lightning.errors import InjectionError
-from pera_lightning.injection import adapted_layers, parameter_count, parameter_groups, stored_bytes
+from pera_lightning.injection import adapted_layers, describe_bytes, parameter_groups
 from pera_lightning.integration.answer_loss import (
     IGNORE_INDEX,
     answer_logits,
@@ -24,7 +24,14 @@ from pera_lightning.integration.answer_loss import (
     has_frozen_head,
 )
 from pera_lightning.integration.answer_metrics import AnswerMetrics
-from pera_lightning.integration.generation import GenerationSample, generate_answers, sample_table, split_prompts
+from pera_lightning.integration.callback import has_pera_callback
+from pera_lightning.integration.generation import (
+    GenerationSample,
+    generate_answers,
+    generate_samples,
+    sample_table,
+    split_prompts,
+)
 from pera_lightning.integration.optimization import (
     OptimizerName,
     Schedule,
@@ -32,6 +39,7 @@ from pera_lightning.integration.optimization import (
     warmup_schedule,
 )
 from pera_lightning.integration.option_checks import between, count, one_of, positive
+from pera_lightning.integration.parallel_causal_lm import ParallelBuild
 from pera_lightning.integration.pretrained import (
     PretrainedSource,
     compute_dtype,
@@ -128,6 +136,8 @@ class PeraCausalLM(LightningModule):
         self.max_new_tokens = count("max_new_tokens", max_new_tokens, least=1)
         self.printed_samples = count("printed_samples", printed_samples, least=0)
         self.model: PreTrainedModel | None = None
+        # Under ModelParallelStrategy, until the model is sharded.
+        self._parallel: ParallelBuild | None = None
         self.val_metrics = AnswerMetrics()
         self.test_metrics = AnswerMetrics()
         self._tokenizer: PreTrainedTokenizerBase | None = None
@@ -154,10 +164,28 @@ class PeraCausalLM(LightningModule):
 
     @override
     def configure_model(self) -> None:
-        """Load the pretrained model; once, though Lightning calls this for every fit, validate, test and predict."""
+        """Load the pretrained model; once, though Lightning calls this for every fit, validate, test and predict.
+
+        Under `ModelParallelStrategy` it is built on the meta device, and gets its weights when it is sharded.
+        """
         if self.model is None:
-            self.model = self._load()
+            if self.device_mesh is None:
+                self.model = self._load()
+            else:
+                on_meta = self.quantization is None
+                self._parallel = ParallelBuild(self._load, self.source, self.device_mesh, on_meta=on_meta)
+                self.model = self._parallel.model
+            if self.gradient_checkpointing:
+                enable_gradient_checkpointing(self.model)
         set_compute_dtype(self.model, self._compute_dtype(self.model.dtype))
+        if self._parallel is not None and not has_pera_callback(self.trainer):
+            self.shard_model()
+
+    def shard_model(self) -> None:
+        """Shard the model over the processes of a `ModelParallelStrategy`; PeraCallback calls it after injecting."""
+        if self._parallel is not None:
+            self._parallel.finish(self.trainer.strategy.root_device)
+            self._parallel = None
 
     def _load(self) -> PreTrainedModel:
         model = load_causal_lm(
@@ -166,14 +194,8 @@ class PeraCausalLM(LightningModule):
             attn_implementation=self.attn_implementation,
             quantization=self.quantization,
         )
-        if self.gradient_checkpointing:
-            enable_gradient_checkpointing(model)
         if self.quantization is not None:
-            taken, whole = stored_bytes(model), 4 * parameter_count(model)
-            rank_zero_info(
-                f"{self.quantization}: the base's weights take {taken / 1e6:.1f} MB in memory, "
-                f"{100 * taken / whole:.1f} % of float32's {whole / 1e6:.1f} MB"
-            )
+            rank_zero_info(f"{self.quantization}: the base's weights take {describe_bytes(model)}")
         return model
 
     def _compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
@@ -222,7 +244,7 @@ class PeraCausalLM(LightningModule):
     @override
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> list[str]:
         prompts, _ = split_prompts(batch)
-        return self._generate(prompts)
+        return generate_answers(self._built_model(), self.tokenizer, prompts, self.max_new_tokens)
 
     @override
     def on_validation_epoch_start(self) -> None:
@@ -272,27 +294,10 @@ class PeraCausalLM(LightningModule):
         self.log(f"{stage}_perplexity", metrics.perplexity)
         self.log(f"{stage}_token_accuracy", metrics.token_accuracy)
         if generate:
-            samples = self._generate_samples(batch)
+            samples = generate_samples(self._built_model(), self.tokenizer, batch, self.max_new_tokens)
             metrics.exact_match.update(torch.tensor([float(sample.matches) for sample in samples], device=self.device))
             self.log(f"{stage}_exact_match", metrics.exact_match, prog_bar=True)
             self._samples += samples[: max(0, self.printed_samples - len(self._samples))]
-
-    def _generate_samples(self, batch: dict[str, Tensor]) -> list[GenerationSample]:
-        pairs = [pair for pair in zip(*split_prompts(batch), strict=True) if pair[1].numel() > 0]
-        prompts, answers = (list(column) for column in zip(*pairs, strict=True))
-        # The end-of-turn token closes a true answer but is no part of a generated one.
-        if max(answer.numel() for answer in answers) > self.max_new_tokens + 1:
-            rank_zero_warn(
-                f"Some true answers are longer than max_new_tokens={self.max_new_tokens}: they can never be matched "
-                "exactly. Raise max_new_tokens."
-            )
-        prompt_texts = self.tokenizer.batch_decode(prompts, skip_special_tokens=True)
-        expected = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
-        generated = self._generate(prompts)
-        return [GenerationSample(*texts) for texts in zip(prompt_texts, expected, generated, strict=True)]
-
-    def _generate(self, prompts: list[Tensor]) -> list[str]:
-        return generate_answers(self._built_model(), self.tokenizer, prompts, self.max_new_tokens)
 
     def _print_samples(self, stage_name: str) -> None:
         samples, self._samples = self._samples, []

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -105,6 +106,34 @@ def generate_answers(
         tokens = generate(input_ids=ids, attention_mask=mask, generation_config=greedy)
     answers = [_until_stop(row, stops) for row in tokens[:, ids.shape[1] :].tolist()]
     return tokenizer.batch_decode(answers, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def generate_samples(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: Mapping[str, Tensor],
+    max_new_tokens: int,
+) -> list[GenerationSample]:
+    """Generate the answers of a batch and put them beside the true ones.
+
+    Args:
+        model: A causal language model, adapted or not.
+        tokenizer: Its tokenizer, with a pad token.
+        batch: See `split_prompts`; rows without an answer are left out.
+        max_new_tokens: Longest answer, in tokens.
+    """
+    pairs = [pair for pair in zip(*split_prompts(batch), strict=True) if pair[1].numel() > 0]
+    prompts, answers = (list(column) for column in zip(*pairs, strict=True))
+    # The end-of-turn token closes a true answer but is no part of a generated one.
+    if max(answer.numel() for answer in answers) > max_new_tokens + 1:
+        rank_zero_warn(
+            f"Some true answers are longer than max_new_tokens={max_new_tokens}: they can never be matched "
+            "exactly. Raise max_new_tokens."
+        )
+    prompt_texts = tokenizer.batch_decode(prompts, skip_special_tokens=True)
+    expected = tokenizer.batch_decode(answers, skip_special_tokens=True)
+    generated = generate_answers(model, tokenizer, prompts, max_new_tokens)
+    return [GenerationSample(*texts) for texts in zip(prompt_texts, expected, generated, strict=True)]
 
 
 def sample_table(samples: Iterable[GenerationSample], title: str) -> Table:

@@ -1,4 +1,4 @@
-"""What is looked at in every step: that training goes on only where it makes sense."""
+"""What a run is refused for: that training goes on only where it makes sense."""
 
 from __future__ import annotations
 
@@ -6,8 +6,22 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from pera_lightning.errors import TrainingError
+from pera_lightning.checkpoint import Manifest
+from pera_lightning.checkpoint.comparison import form_difference
+from pera_lightning.errors import CheckpointError, TrainingError
 from pera_lightning.injection import adapter_parameters
+
+
+def refuse_other_form(stored: Manifest, present: Manifest) -> None:
+    """Raise CheckpointError if a checkpoint holds an adapter of other options, layers or ranks."""
+    difference = form_difference(stored, present)
+    if difference:
+        raise CheckpointError(
+            "The checkpoint was written with other adapter options.",
+            got=difference,
+            expected="the options of the run that wrote it",
+            fix="set them in PeraCallback, or start a new run",
+        )
 
 
 def refuse_infinite_loss(trainer: pl.Trainer, loss: Tensor) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from pera_lightning.bases import base_of
 from pera_lightning.errors import ConfigError, TrainingError
+from pera_lightning.functional.distributed import is_distributed
 from pera_lightning.injection import adapted_layers, adapter_layers, adapter_parameters, saved_modules
 from pera_lightning.injection.output_head import output_head
 
@@ -169,7 +170,7 @@ def looks_fresh(layer: nn.Module) -> bool:
     """
     base = base_of(layer)
     stored: Any = layer.weight
-    if base is None or stored.is_meta or stored.dim() != 2 or hasattr(stored, "full_tensor"):
+    if base is None or stored.is_meta or stored.dim() != 2 or is_distributed(stored):
         # Not here, or here in part only: sharded over processes.
         return False
     weight, bias = base.weight(layer), getattr(layer, "bias", None)

@@ -163,6 +163,28 @@ def load_causal_lm(
     return model
 
 
+def build_causal_lm(source: PretrainedSource, *, dtype: torch.dtype, attn_implementation: str) -> PreTrainedModel:
+    """The model that `load_causal_lm` loads, in eval mode, on the meta device: without weights and memory.
+
+    Args:
+        source: Where its config comes from.
+        dtype: Of its weights.
+        attn_implementation: "eager", "sdpa", ...
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source.check()
+    try:
+        config = AutoConfig.from_pretrained(source.pretrained, **source._options())
+    except _loading_errors() as error:
+        raise _cannot_load("config", source, error) from error
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=source.trust_remote_code
+        )
+    return model.eval()
+
+
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which 4-bit layers of a model of this dtype are best multiplied on this machine.
 

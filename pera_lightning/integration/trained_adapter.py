@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
 
 from pera_lightning.checkpoint import adapter_state_dict, manifest_of, write_adapter
+from pera_lightning.functional.distributed import whole
 from pera_lightning.injection import clean_name
 from pera_lightning.integration.adapter_root import adapter_root, prefix_of
 from pera_lightning.integration.best_checkpoint import best_checkpoint, tensors_of
 
 
-@rank_zero_only
 def write_trained_adapter(trainer: pl.Trainer, pl_module: pl.LightningModule, folder: Path) -> None:
     """Write the adapter of the best checkpoint where a ModelCheckpoint monitors a metric, else the present one.
 
@@ -23,10 +24,18 @@ def write_trained_adapter(trainer: pl.Trainer, pl_module: pl.LightningModule, fo
         folder: Where `load_adapter` is to find them.
     """
     root = adapter_root(pl_module)
+    # In every process, whatever is written in the end: sharded tensors come from all of them.
+    present = {key: whole(value) for key, value in adapter_state_dict(root).items()}
+    if trainer.is_global_zero:
+        _write(trainer, pl_module, folder, present)
+
+
+def _write(trainer: pl.Trainer, pl_module: pl.LightningModule, folder: Path, present: dict[str, Tensor]) -> None:
+    root = adapter_root(pl_module)
     manifest = manifest_of(root, getattr(pl_module, "base_model_name", None))
     best, tensors = best_checkpoint(trainer), None
     if best is not None:
-        tensors = tensors_of(best, clean_name(prefix_of(pl_module, root)), adapter_state_dict(root))
-    write_adapter(folder, adapter_state_dict(root) if tensors is None else tensors, manifest)
+        tensors = tensors_of(best, clean_name(prefix_of(pl_module, root)), present)
+    write_adapter(folder, present if tensors is None else tensors, manifest)
     source = "the last step" if best is None or tensors is None else best.name
     rank_zero_info(f"PERA: adapter of {source} written to {folder}")

@@ -16,9 +16,11 @@ from pera_lightning.errors import InjectionError, TargetError
 from pera_lightning.functional import delta_weight, expanded_rank
 from pera_lightning.functional.coefficient_scale import scaled_coefficients
 from pera_lightning.functional.cost import FEW_TOKENS, forward_path, sizes_of
+from pera_lightning.functional.distributed import is_distributed
 from pera_lightning.functional.linear import Options, add_adapter, apply_operands, needs_gradient
 from pera_lightning.functional.operands import Operands, column_coefficients, prepare
 from pera_lightning.functional.precision import factor_dtype, product_dtype, without_autocast
+from pera_lightning.functional.tensor_parallel import add_local_adapter, local_part
 from pera_lightning.layers.merging import MergeTarget, Unmerged, fold, refuse_infinite
 from pera_lightning.layers.operand_cache import OperandCache, tells_changes
 
@@ -117,16 +119,13 @@ class PeraLinear(nn.Module):
     @property
     def coefficients(self) -> Tensor | None:
         """Coefficients h times `coefficient_scale`, shape (number of monomials,); None at order 1."""
-        if self.pera_h is None:
+        return self._scaled(self.pera_h)
+
+    def _scaled(self, h: Tensor | None) -> Tensor | None:
+        if h is None:
             return None
-        return scaled_coefficients(
-            self.pera_h,
-            self.config.coefficient_scale,
-            self.rank,
-            self.config.order,
-            self.config.terms,
-            self.in_features,
-        )
+        config = self.config
+        return scaled_coefficients(h, config.coefficient_scale, self.rank, config.order, config.terms, self.in_features)
 
     @property
     def merged(self) -> bool:
@@ -193,15 +192,22 @@ class PeraLinear(nn.Module):
         if not self.enabled:
             return output
         A, B, h = self.pera_A, self.pera_B, self.pera_h
+        # Its weight is split over processes.
+        if is_distributed(output):
+            A, B, h = map(local_part, (A, B, h))
+            return add_local_adapter(output, x, A, B, self._scaled(h), self._options)
         # A compiler or tracer would take what is kept for a constant.
         if not (self.training or needs_gradient(output, x, A, B, h) or _is_traced()):
             dtype = product_dtype(x)
             return apply_operands(self._operands(x, dtype, A, B, h), output, x, dtype)
         # Training may go on in eval mode, and a fused optimizer changes parameters without a new version.
         self._operand_cache.clear()
+        return add_adapter(output, x, A, B, self.coefficients, self._options)
+
+    @property
+    def _options(self) -> Options:
         dropout = self.config.dropout if self.training else 0.0
-        options = Options(self.config.order, self.config.terms, self.scaling, dropout)
-        return add_adapter(output, x, A, B, self.coefficients, options)
+        return Options(self.config.order, self.config.terms, self.scaling, dropout)
 
     def _operands(self, x: Tensor, dtype: torch.dtype, A: Tensor, B: Tensor, h: Tensor | None) -> Operands:
         """What to multiply x with where no gradient is asked for; kept for the next call if x has few tokens."""

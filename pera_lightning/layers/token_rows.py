@@ -41,6 +41,12 @@ class TokenRows(nn.Module):
         dtype = factor_dtype(weight.dtype)
         self.delta = nn.Parameter(torch.zeros(len(self.ids), weight.shape[1], device=weight.device, dtype=dtype))
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start values: a delta of zero."""
+        self.tokens = torch.tensor(self.ids, device=self.delta.device)
+        self.delta.zero_()
+
     @property
     def adds(self) -> bool:
         """Whether the layers have to add the delta themselves."""
@@ -72,6 +78,10 @@ class TokenRowsLayer(nn.Module):
     def adapter(self) -> dict[str, nn.Parameter]:
         """What is trained, by its name below this layer."""
         return {"token_rows.delta": self.token_rows.delta}
+
+    def reset_parameters(self) -> None:
+        """Start values of the rows."""
+        self.token_rows.reset_parameters()
 
     @property
     def ids(self) -> tuple[int, ...]:

@@ -1,0 +1,110 @@
+"""What a checkpoint of Lightning's Trainer holds of an adapter: a file, or a folder that several processes wrote."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pera_lightning.checkpoint.manifest import Manifest
+from pera_lightning.errors import CheckpointError
+
+META_FILE = "meta.pt"
+"""In a folder: all but tensors of model and optimizers."""
+_MODEL = "state_dict"
+
+
+@dataclass(frozen=True)
+class TrainingCheckpoint:
+    """The adapter in a checkpoint.
+
+    Attributes:
+        path: The file or folder.
+        shapes: Name of a tensor, relative to the LightningModule -> its shape.
+        manifest: Of the adapter; None if PeraCallback did not write it.
+    """
+
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+    manifest: Manifest | None
+
+    @property
+    def distributed(self) -> bool:
+        """Whether it is a folder that several processes wrote."""
+        return self.path.is_dir()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by their names, whole, on the CPU. Reads them from disk, in this process alone."""
+        if not self.distributed:
+            return _load(self.path)[_MODEL]
+        from torch.distributed.checkpoint import FileSystemReader, load
+
+        sizes = _stored(self.path)
+        found = {key: torch.empty(entry.size, dtype=entry.properties.dtype) for key, entry in sizes.items()}
+        load(found, storage_reader=FileSystemReader(self.path), no_dist=True)
+        return {key.removeprefix(f"{_MODEL}."): value for key, value in found.items()}
+
+
+def read_checkpoint(path: str | Path) -> TrainingCheckpoint:
+    """Look into a checkpoint; tensors are read later. Nothing in it is executed (`weights_only=True`).
+
+    Args:
+        path: A `.ckpt` file, or the folder that a strategy with `save_distributed_checkpoint=True` wrote.
+
+    Raises:
+        CheckpointError: There is no checkpoint, it is damaged, or it holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if path.is_dir() and (path / META_FILE).is_file():
+        held = _load(path / META_FILE)
+        prefix = f"{_MODEL}."
+        shapes = {key.removeprefix(prefix): tuple(entry.size) for key, entry in _stored(path).items()}
+    elif path.is_file():
+        held = _load(path)
+        tensors = held.get(_MODEL, {})
+        shapes = {key: tuple(value.shape) for key, value in tensors.items() if isinstance(value, Tensor)}
+    else:
+        raise CheckpointError(
+            "There is no checkpoint of a Trainer here.",
+            got=f"{path}, which is {'a folder without ' + META_FILE if path.is_dir() else 'nothing'}",
+            expected=f"a .ckpt file, or a folder with {META_FILE} and .distcp files",
+            fix="correct the path; adapter folders are read by load_adapter",
+        )
+    return TrainingCheckpoint(path, shapes, _manifest(held))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise CheckpointError(
+            "The checkpoint cannot be read.",
+            got=f"{path}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}",
+            expected="a whole file of tensors and plain values",
+            fix="if it was cut off, go on from an earlier one; if it holds objects (hyperparameters), they are not "
+            "unpickled: leave them out of save_hyperparameters",
+        ) from error
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    """Key -> metadata of the model's tensors in a folder."""
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    held = FileSystemReader(folder).read_metadata().state_dict_metadata
+    return {
+        key: entry
+        for key, entry in held.items()
+        if key.startswith(f"{_MODEL}.") and isinstance(entry, TensorStorageMetadata)
+    }
+
+
+def _manifest(held: dict[str, Any]) -> Manifest | None:
+    for state in held.get("callbacks", {}).values():
+        if isinstance(state, dict) and isinstance(state.get("adapter"), dict):
+            return Manifest.from_dict(state["adapter"])
+    return None

@@ -1,0 +1,105 @@
+"""Adapters over bases that are sharded over processes (torch's `fully_shard`, FSDP2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import nn
+
+from pera_lightning.errors import InjectionError
+from pera_lightning.functional.distributed import is_distributed
+from pera_lightning.injection.inject import adapter_parameters
+from pera_lightning.injection.names import adapter_layers
+
+
+def shard_adapters(model: nn.Module) -> None:
+    """Shard adapters that were injected into a model after it was sharded.
+
+    The adapters of a sharded block are a group of their own: gathered and reduced together, over the block's mesh.
+    What is sharded already stays as it is.
+
+    Args:
+        model: A model whose blocks and root were given to `fully_shard`.
+
+    Raises:
+        InjectionError: Some adapted layer is in no sharded module, or split by tensor parallelism.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    waiting = [
+        (name, layer)
+        for name, layer in adapter_layers(model)
+        if any(not is_distributed(parameter) for parameter in layer.adapter().values())
+    ]
+    _refuse_split(waiting)
+    blocks = _sharded_blocks(model)
+    groups: dict[int, list[nn.Module]] = {}
+    for name, layer in waiting:
+        if id(layer) not in blocks:
+            raise InjectionError(
+                "An adapter is in no sharded module; processes would train it each for itself.",
+                got=f"{name!r} in no module that fully_shard was called with",
+                expected="a model that is sharded as a whole",
+                fix="call fully_shard for the whole model too, after its blocks",
+            )
+        groups.setdefault(id(blocks[id(layer)]), []).append(layer)
+    for layers in groups.values():
+        block = blocks[id(layers[0])]
+        own = {id(parameter) for layer in layers for parameter in layer.adapter().values()}  # type: ignore[operator]
+        others = {parameter for layer in layers for parameter in layer.parameters() if id(parameter) not in own}
+        mesh = next(parameter.device_mesh for parameter in block.parameters() if is_distributed(parameter))  # type: ignore[attr-defined]
+        fully_shard(layers, mesh=mesh, ignored_params=others)
+
+
+def unsharded(model: nn.Module) -> list[str]:
+    """Names of the adapter's parameters that no process group keeps the same on all processes."""
+    own = {id(parameter) for parameter in adapter_parameters(model)}
+    return [name for name, value in model.named_parameters() if id(value) in own and not is_distributed(value)]
+
+
+@torch.no_grad()
+def start_on(model: nn.Module, device: torch.device) -> None:
+    """Give adapters that were injected on the meta device memory and their start values.
+
+    They are drawn as they would be over a base that is there, in the same order.
+    """
+    for _, layer in adapter_layers(model):
+        for owner, name, parameter in _owned(layer):
+            empty = torch.empty_like(parameter, device=device)
+            owner.register_parameter(name, nn.Parameter(empty, requires_grad=parameter.requires_grad))
+        layer.reset_parameters()
+
+
+def _owned(layer: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    for path, parameter in layer.adapter().items():  # type: ignore[operator]
+        above, _, name = path.rpartition(".")
+        if parameter.is_meta:
+            yield layer.get_submodule(above), name, parameter
+
+
+def _sharded_blocks(model: nn.Module) -> dict[int, nn.Module]:
+    """Id of a module -> the innermost module that was given to `fully_shard` and holds it."""
+    from torch.distributed.fsdp import FSDPModule
+
+    # Parents come before their children, which then have the last word.
+    sharded = (module for module in model.modules() if isinstance(module, FSDPModule))
+    return {id(part): block for block in sharded for part in block.modules() if part is not block}
+
+
+def _refuse_split(layers: Iterable[tuple[str, nn.Module]]) -> None:
+    from torch.distributed.tensor import Shard
+
+    for name, layer in layers:
+        weight = layer.base_layer.weight  # type: ignore[union-attr]
+        # fully_shard splits along the first dimension only, and along one dimension of the mesh.
+        placements = getattr(weight, "placements", ())
+        if len(placements) > 1 or any(isinstance(placement, Shard) and placement.dim != 0 for placement in placements):
+            raise InjectionError(
+                "The base was split (tensor parallelism) before the adapters came, which cannot be split after it.",
+                got=f"{name!r} with placements {tuple(placements)}",
+                expected="a base that is split together with its adapters",
+                fix="move parallelize_module and fully_shard from configure_model() to a method shard_model() of your "
+                "LightningModule, which PeraCallback calls after injecting, and use parallelize_adapted(module, mesh, "
+                "plan) of pera_lightning in place of parallelize_module",
+            )

@@ -1,0 +1,100 @@
+"""Adapters under Lightning's `ModelParallelStrategy`: FSDP2 and tensor parallelism."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from pera_lightning.checkpoint import Manifest, adapter_state_dict
+from pera_lightning.checkpoint.comparison import describe_mismatch, shapes
+from pera_lightning.checkpoint.training_checkpoint import TrainingCheckpoint, read_checkpoint
+from pera_lightning.errors import CheckpointError, InjectionError
+from pera_lightning.functional.distributed import is_distributed
+from pera_lightning.injection.sharding import shard_adapters, unsharded
+from pera_lightning.integration.guards import refuse_other_form
+
+
+def shard_after_injection(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    """Shard the module with its adapters, or its adapters alone if it was sharded before they came.
+
+    A module that shards itself does so in a method `shard_model()`, which is called here: base and adapters then share
+    their groups. One that has called `fully_shard` in `configure_model` gets its adapters sharded beside it.
+
+    Args:
+        trainer: The Trainer; under other strategies nothing is done.
+        pl_module: The module with the adapters.
+
+    Raises:
+        InjectionError: Afterwards some adapter would be trained by each process for itself.
+    """
+    if not isinstance(trainer.strategy, ModelParallelStrategy):
+        return
+    shard = getattr(pl_module, "shard_model", None)
+    if shard is not None:
+        shard()
+    elif any(map(is_distributed, pl_module.parameters())):
+        shard_adapters(pl_module)
+    # Split over outputs and inputs alone, what is replicated computes and learns the same everywhere.
+    left = unsharded(pl_module) if trainer.strategy.device_mesh["data_parallel"].size() > 1 else []
+    if left:
+        raise InjectionError(
+            "Parts of the adapter are not sharded; each process would train its own.",
+            got=f"{len(left)} parameters, e.g. {left[0]!r}, that no fully_shard covers",
+            expected="a module that is sharded as a whole",
+            fix="call fully_shard for its blocks and then for the whole, with mesh=self.device_mesh['data_parallel'], "
+            "in a method shard_model() of your LightningModule; a model that fits on one GPU needs no sharding: use "
+            "strategy 'ddp'",
+        )
+
+
+def check_before_loading(trainer: pl.Trainer, pl_module: pl.LightningModule, present: Manifest) -> None:
+    """Have the next checkpoint looked at before it is loaded into a sharded module, past the hooks of the module.
+
+    What does not fit is refused in every process before any of them begins to load: they would wait for each other. The
+    path is known only to the strategy, so a function is put in the way of its `load_checkpoint`, for one call.
+
+    Args:
+        trainer: The Trainer; under other strategies nothing is done.
+        pl_module: The module with sharded adapters.
+        present: Of its adapter.
+    """
+    strategy = trainer.strategy
+    if not isinstance(strategy, ModelParallelStrategy):
+        return
+
+    def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        stop_checking(trainer)
+        held = _fitting(strategy.broadcast(checkpoint_path), pl_module, present)
+        strict = pl_module.strict_loading
+        # In a single file Lightning would look for every weight of the base.
+        pl_module.strict_loading = strict and held.distributed
+        try:
+            return strategy.load_checkpoint(checkpoint_path, weights_only=weights_only)
+        finally:
+            pl_module.strict_loading = strict
+
+    strategy.__dict__["load_checkpoint"] = load_checkpoint
+
+
+def stop_checking(trainer: pl.Trainer) -> None:
+    """Take away what `check_before_loading` put in the way."""
+    trainer.strategy.__dict__.pop("load_checkpoint", None)
+
+
+def _fitting(path: str | Path, pl_module: pl.LightningModule, present: Manifest) -> TrainingCheckpoint:
+    held = read_checkpoint(path)
+    if held.manifest is not None:
+        refuse_other_form(held.manifest, present)
+    mismatch = describe_mismatch(held.shapes, shapes(adapter_state_dict(pl_module)))
+    if mismatch:
+        raise CheckpointError(
+            "The checkpoint does not fit the adapters of this run.",
+            got=f"{path}: {mismatch}",
+            expected="an adapter-only checkpoint of the same rank, order and targets",
+            fix="use the options of the run that wrote it; weights of the plain model are loaded before the adapter is "
+            "injected",
+        )
+    return held
