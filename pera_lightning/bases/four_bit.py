@@ -40,7 +40,8 @@ class FourBitBase(Base):
         weight: Any = layer.weight
         state = _state_of(layer)
         blocksize, nested = (weight.blocksize, weight.compress_statistics) if state is None else _form_of(state)
-        kind = f"{weight.quant_type}-dq" if nested else weight.quant_type
+        # Sharding exchanges the parameter for one that knows nothing of it.
+        kind = (weight if state is None else state).quant_type + ("-dq" if nested else "")
         return kind if blocksize == BLOCKSIZE else f"{kind}, blocks of {blocksize}"
 
     def scales(self, layer: Any) -> list[Tensor]:

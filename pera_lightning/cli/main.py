@@ -38,11 +38,23 @@ def _generate(words: list[str]) -> None:
     auto_cli(generate, args=words, as_positional=False, prog="pera_lightning generate")
 
 
+def _consolidate(words: list[str]) -> None:
+    from jsonargparse import auto_cli
+
+    from pera_lightning.cli.consolidate import consolidate
+
+    auto_cli(consolidate, args=words, as_positional=False, prog="pera_lightning consolidate")
+
+
 def _estimate(words: list[str]) -> None:
     from pera_lightning.cli.estimate import estimate
 
     estimate(words)
 
 
-TOOLS: dict[str, Callable[[list[str]], None]] = {"estimate": _estimate, "generate": _generate}
+TOOLS: dict[str, Callable[[list[str]], None]] = {
+    "consolidate": _consolidate,
+    "estimate": _estimate,
+    "generate": _generate,
+}
 """Commands that need no Trainer; each imports what it needs when it runs."""

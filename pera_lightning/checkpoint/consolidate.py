@@ -1,0 +1,80 @@
+"""A Trainer's checkpoint as an adapter folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from pera_lightning.checkpoint.adapter_files import write_adapter
+from pera_lightning.checkpoint.manifest import Manifest
+from pera_lightning.checkpoint.training_checkpoint import read_checkpoint
+from pera_lightning.errors import CheckpointError
+from pera_lightning.functional import expanded_rank
+
+
+def consolidate(checkpoint: str | Path, directory: str | Path) -> Path:
+    """Write the adapter in a Trainer's checkpoint as a folder that `load_adapter` reads. Needs no model and no GPU.
+
+    Args:
+        checkpoint: A `.ckpt` file, or the folder that several processes wrote together
+            (`save_distributed_checkpoint=True`).
+        directory: Folder to write to, as `save_adapter` does.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: There is no checkpoint, PeraCallback did not write it, or a part of the adapter is missing or
+            lost (zeros where neither the start nor training leaves any).
+    """
+    held = read_checkpoint(checkpoint)
+    if held.manifest is None:
+        raise CheckpointError(
+            "The checkpoint does not say what adapter it holds.",
+            got=f"{checkpoint} without the state of PeraCallback",
+            expected="a checkpoint of a run with PeraCallback, and not of ModelCheckpoint(save_weights_only=True)",
+            fix="take another checkpoint of the run, or the adapter folder that the run wrote at its end",
+        )
+    prefix = _prefix(held.shapes, held.manifest)
+    tensors = {key.removeprefix(prefix): value for key, value in held.tensors().items() if key.startswith(prefix)}
+    lost = [*_missing(tensors, held.manifest), *_emptied(tensors)]
+    if lost:
+        raise CheckpointError(
+            "A part of the adapter is not in the checkpoint.",
+            got=f"{checkpoint}: {len(lost)} tensors are missing or were lost in part, e.g. {lost[0]!r}",
+            expected="all tensors of the adapter, with the values of every process",
+            fix="copy the whole folder, the files of all processes; or take an earlier checkpoint",
+        )
+    return write_adapter(directory, tensors, held.manifest)
+
+
+def _prefix(keys: Iterable[str], manifest: Manifest) -> str:
+    """What stands in the LightningModule's names before those of the module that adapter files are relative to."""
+    first = f"{next(iter(manifest.layers))}.pera_A"
+    return next((key.removesuffix(first) for key in keys if key == first or key.endswith(f".{first}")), "")
+
+
+def _missing(tensors: Mapping[str, Tensor], manifest: Manifest) -> Iterator[str]:
+    for name, plan in manifest.layers.items():
+        terms = expanded_rank(plan.rank, manifest.config.order, manifest.config.terms) - plan.rank
+        wanted = {"pera_A": (0, plan.rank), "pera_B": (1, plan.rank), **({"pera_h": (0, terms)} if terms else {})}
+        for own, (axis, size) in wanted.items():
+            tensor = tensors.get(f"{name}.{own}")
+            if tensor is None or tensor.shape[axis] != size:
+                yield f"{name}.{own}"
+    for name in (*manifest.saved, *(f"{name}.token_rows.delta" for name in manifest.tokens)):
+        if not any(key == name or key.startswith(f"{name}.") for key in tensors):
+            yield name
+
+
+def _emptied(tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """Factors that a process's part is missing from: zeros instead, which neither start nor training leave there."""
+    for key, A in tensors.items():
+        name, _, own = key.rpartition(".")
+        if own == "pera_A":
+            rows = A.any(dim=1)
+            # A linear layer starts with B = 0, an embedding with A = 0.
+            if (rows.any() and not rows.all()) or (not rows.any() and not tensors[f"{name}.pera_B"].any()):
+                yield key
