@@ -65,13 +65,15 @@ def start_on(model: nn.Module, device: torch.device) -> None:
     They are drawn as they would be over a base that is there, in the same order.
     """
     for _, layer in adapter_layers(model):
-        for owner, name, parameter in _owned(layer):
+        without_memory = list(_without_memory(layer))
+        for owner, name, parameter in without_memory:
             empty = torch.empty_like(parameter, device=device)
             owner.register_parameter(name, nn.Parameter(empty, requires_grad=parameter.requires_grad))
-        layer.reset_parameters()
+        if without_memory:
+            layer.reset_parameters()
 
 
-def _owned(layer: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+def _without_memory(layer: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
     for path, parameter in layer.adapter().items():  # type: ignore[operator]
         above, _, name = path.rpartition(".")
         if parameter.is_meta:
