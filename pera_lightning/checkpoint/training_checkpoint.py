@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,23 @@ class TrainingCheckpoint:
         """All tensors by their names, whole, on the CPU. Reads them from disk, in this process alone."""
         if not self.distributed:
             return _load(self.path)[_MODEL]
-        from torch.distributed.checkpoint import FileSystemReader, load
+        from torch.distributed.checkpoint import CheckpointException, FileSystemReader, load
 
         sizes = _stored(self.path)
         found = {key: torch.empty(entry.size, dtype=entry.properties.dtype) for key, entry in sizes.items()}
-        load(found, storage_reader=FileSystemReader(self.path), no_dist=True)
+        with warnings.catch_warnings():
+            # It says that it reads alone, which is what it was asked for.
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            try:
+                load(found, storage_reader=FileSystemReader(self.path), no_dist=True)
+            except (CheckpointException, OSError) as error:
+                raise CheckpointError(
+                    "The checkpoint cannot be read.",
+                    # Reports of several processes end with what went wrong.
+                    got=f"{self.path}: {_line(error, -1)}",
+                    expected="the files of all processes that wrote it",
+                    fix="copy the whole folder, or go on from an earlier checkpoint",
+                ) from error
         return {key.removeprefix(f"{_MODEL}."): value for key, value in found.items()}
 
 
@@ -83,11 +96,17 @@ def _load(path: Path) -> dict[str, Any]:
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise CheckpointError(
             "The checkpoint cannot be read.",
-            got=f"{path}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}",
+            got=f"{path}: {_line(error, 0)}",
             expected="a whole file of tensors and plain values",
             fix="if it was cut off, go on from an earlier one; if it holds objects (hyperparameters), they are not "
             "unpickled: leave them out of save_hyperparameters",
         ) from error
+
+
+def _line(error: BaseException, which: int) -> str:
+    """One line of a long message; the name of an error that has none."""
+    lines = str(error).strip().splitlines()
+    return lines[which] if lines else type(error).__name__
 
 
 def _stored(folder: Path) -> dict[str, Any]:

@@ -122,12 +122,9 @@ def language_model_part(folder: Path) -> dict[str, Any]:
         fit("fsdp", sizes=(2, 1))
     found["loads"] = loads.count
     fit("fsdp resumed", sizes=(2, 1), ckpt_path=folder / "fsdp/checkpoints/epoch=0.ckpt")
-    fit("file", sizes=(2, 1), distributed=False)
-    fit("file resumed", sizes=(2, 1), distributed=False, ckpt_path=folder / "file/checkpoints/epoch=0.ckpt")
     fit("tensor", sizes=(1, 2))
     fit("tensor resumed", sizes=(1, 2), ckpt_path=folder / "tensor/checkpoints/epoch=0.ckpt")
     fit("nf4", sizes=(2, 1), quantization="nf4-dq")
-    fit("nf4 resumed", sizes=(2, 1), quantization="nf4-dq", ckpt_path=folder / "nf4/checkpoints/epoch=0.ckpt")
     fit("int8", sizes=(2, 1), quantization="int8")
     return found
 
@@ -173,10 +170,6 @@ class ShardsItself(Sharded):
 
     def shard_model(self) -> None:
         self._shard()
-
-
-class OnMeta(ShardsItself):
-    """Built without memory, which Lightning gives it."""
 
 
 class Unsharded(Noisy):
