@@ -1,4 +1,4 @@
-"""Every strategy in configs/strategies goes with every recipe; what cannot work is refused before anything is loaded."""
+"""Every strategy in configs/strategies goes with every recipe; what cannot work is refused before anything loads."""
 
 from __future__ import annotations
 
