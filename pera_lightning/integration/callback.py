@@ -30,6 +30,7 @@ from pera_lightning.integration.model_parallel import check_before_loading, shar
 from pera_lightning.integration.option_checks import count
 from pera_lightning.integration.polynomial_start import hold_coefficients
 from pera_lightning.integration.preflight import Preflight
+from pera_lightning.integration.strategy_limits import refuse_impossible_strategy
 from pera_lightning.integration.termination import save_before_termination
 from pera_lightning.integration.trained_adapter import write_trained_adapter
 from pera_lightning.integration.weight_averaging import average_the_adapter_alone
@@ -145,6 +146,7 @@ class PeraCallback(Callback):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         refuse_conflicting_callbacks(trainer)
+        refuse_impossible_strategy(trainer, pl_module)
         # Late, so that it comes after the module's own setup(), which may build or rebuild the model.
         inject_after_configure_model(pl_module, lambda: self._inject(trainer, pl_module))
 

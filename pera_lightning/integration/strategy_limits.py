@@ -1,0 +1,68 @@
+"""Strategies of Lightning that adapters over a frozen base cannot run under, refused before anything is loaded."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+
+from pera_lightning.bases import base_of
+from pera_lightning.errors import ConfigError
+
+_SHARDED = (
+    "shard with ModelParallelStrategy (FSDP2), which keeps every parameter as it is: --config "
+    "configs/strategies/fsdp2.yaml; a base that fits on one GPU needs no sharding: strategy 'ddp'"
+)
+
+
+def refuse_impossible_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    """Raise if the adapter could not be trained and saved rightly under the Trainer's strategy.
+
+    Raises:
+        ConfigError: It is FSDPStrategy, DeepSpeed's ZeRO stage 3, DeepSpeed over a quantised base, or DeepSpeed whose
+            checkpoints would hold the base.
+    """
+    strategy = getattr(trainer, "strategy", None)
+    if isinstance(strategy, FSDPStrategy):
+        raise ConfigError(
+            "FSDPStrategy (FSDP1) flattens frozen and trained parameters into one.",
+            got="strategy: FSDPStrategy beside PeraCallback",
+            expected="a strategy that leaves layers their weights, shapes and dtypes",
+            fix=_SHARDED,
+        )
+    if isinstance(strategy, DeepSpeedStrategy):
+        _check_deepspeed(strategy, pl_module)
+
+
+def _check_deepspeed(strategy: DeepSpeedStrategy, pl_module: pl.LightningModule) -> None:
+    if strategy.zero_stage_3:
+        raise ConfigError(
+            "DeepSpeed's ZeRO stage 3 leaves layers without their weights, so that no adapter can be fitted to them.",
+            got="strategy: DeepSpeedStrategy with stage 3 beside PeraCallback",
+            expected="stage 1 or 2",
+            fix=_SHARDED,
+        )
+    quantization = _quantization(pl_module)
+    if quantization is not None:
+        raise ConfigError(
+            "DeepSpeed is not supported over a quantised base.",
+            got=f"strategy: DeepSpeedStrategy over a base in {quantization}",
+            expected="a base that is not quantised",
+            fix="use --config configs/strategies/ddp.yaml: a quantised base is held whole by each GPU there too",
+        )
+    if not strategy.exclude_frozen_parameters:
+        raise ConfigError(
+            "DeepSpeed's checkpoints would hold the frozen base.",
+            got="strategy: DeepSpeedStrategy with exclude_frozen_parameters: false, its default",
+            expected="adapter-only checkpoints",
+            fix="set exclude_frozen_parameters: true, as configs/strategies/deepspeed_zero2.yaml does; by name "
+            "('deepspeed_stage_2') it cannot be set",
+        )
+
+
+def _quantization(pl_module: pl.LightningModule) -> str | None:
+    """What the module will load its base in, or has it in already."""
+    chosen = getattr(pl_module, "quantization", None)
+    if chosen is not None:
+        return str(chosen)
+    found = ((base_of(module), module) for module in pl_module.modules())
+    return next((kind for base, module in found if base is not None and (kind := base.quantization(module))), None)

@@ -1,0 +1,149 @@
+"""Every strategy in configs/strategies goes with every recipe; what cannot work is refused before anything loads."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    Strategy,
+)
+
+from pera_lightning import PeraCallback, PeraCausalLM
+from pera_lightning.cli.estimate import _parse_fit
+from pera_lightning.errors import ConfigError
+from tests.conftest import ROOT
+from tests.support.models import Regressor
+from tests.support.quantized_fit import Net
+from tests.test_configs import CONFIGS, identify, read
+
+STRATEGIES = sorted((ROOT / "configs" / "strategies").glob("*.yaml"))
+KINDS = {
+    "ddp": DDPStrategy,
+    "ddp_bf16": DDPStrategy,
+    "ddp_gloo_cpu": DDPStrategy,
+    "deepspeed_zero2": DeepSpeedStrategy,
+    "fsdp2": ModelParallelStrategy,
+    "tensor_parallel": ModelParallelStrategy,
+    "tensor_parallel_fsdp2": ModelParallelStrategy,
+}
+
+
+class Declared(DeepSpeedStrategy):
+    """As DeepSpeedStrategy says of itself, without the library."""
+
+    def __init__(self, *, stage: int = 2, exclude_frozen_parameters: bool = False) -> None:
+        self.config = {"zero_optimization": {"stage": stage}}
+        self.exclude_frozen_parameters = exclude_frozen_parameters
+
+
+def options_of(path: Path) -> dict[str, Any]:
+    return read(path)["trainer"]["strategy"].get("init_args", {})
+
+
+def imported(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def set_up(strategy: Strategy, module: pl.LightningModule) -> None:
+    trainer: Any = SimpleNamespace(strategy=strategy, callbacks=[])
+    PeraCallback().setup(trainer, module, "fit")
+
+
+def test_every_strategy_is_known_here() -> None:
+    assert {path.stem for path in STRATEGIES} == set(KINDS)
+
+
+@pytest.mark.parametrize("path", STRATEGIES, ids=identify)
+def test_goes_with_every_recipe(path: Path) -> None:
+    chosen = read(path)["trainer"]
+    for recipe in CONFIGS:
+        parsed = _parse_fit(["--config", str(recipe), "--config", str(path)])
+        assert imported(parsed.trainer.strategy.class_path) is KINDS[path.stem]
+        assert {name: parsed.trainer[name] for name in ("accelerator", "devices")} == {
+            "accelerator": chosen["accelerator"],
+            "devices": chosen["devices"],
+        }
+        # What a recipe chooses stays as it is.
+        assert parsed.trainer.max_epochs == read(recipe)["trainer"]["max_epochs"]
+
+
+@pytest.mark.parametrize("path", STRATEGIES, ids=identify)
+def test_options_are_those_of_lightning(path: Path) -> None:
+    kind, options = KINDS[path.stem], options_of(path)
+    assert options.keys() <= inspect.signature(kind.__init__).parameters.keys()
+    if kind is not DeepSpeedStrategy:
+        hook = options.pop("ddp_comm_hook", None)
+        kind(**options, **({"ddp_comm_hook": imported(hook)} if hook else {}))
+
+
+@pytest.mark.parametrize("path", STRATEGIES, ids=identify)
+def test_header_says_how_to_launch_what_it_needs_and_what_is_saved(path: Path) -> None:
+    header, _, _ = path.read_text(encoding="utf-8").partition("\ntrainer:")
+    assert all(line.startswith("#") for line in header.splitlines())
+    assert f"--config configs/strategies/{path.name}" in header
+    assert "Needs: " in header
+    assert "Saved: " in header
+
+
+def test_runs_in_as_many_processes_as_the_file_says() -> None:
+    chosen = read(ROOT / "configs" / "strategies" / "ddp_gloo_cpu.yaml")["trainer"]
+    strategy = DDPStrategy(**chosen["strategy"]["init_args"])
+    trainer = pl.Trainer(accelerator=chosen["accelerator"], devices=chosen["devices"], strategy=strategy, logger=False)
+    assert trainer.world_size == 2
+    assert strategy.process_group_backend == "gloo"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "what"),
+    [
+        (FSDPStrategy(), "FSDPStrategy .* flattens frozen and trained"),
+        (FSDPStrategy(use_orig_params=False), "FSDPStrategy .* flattens frozen and trained"),
+        (Declared(stage=3, exclude_frozen_parameters=True), "stage 3 leaves layers without their weights"),
+        (Declared(stage=2), "checkpoints would hold the frozen base"),
+    ],
+)
+def test_impossible_strategies_are_refused(strategy: Strategy, what: str) -> None:
+    module = Regressor("configure_model")
+    with pytest.raises(ConfigError, match=what) as caught:
+        set_up(strategy, module)
+    assert "configs/strategies/" in str(caught.value)
+    assert module.net is None
+    # Nothing is left in the way of a later run.
+    assert not {"setup", "configure_model"} & vars(module).keys()
+
+
+@pytest.mark.parametrize("build", ["option", "module"])
+def test_deepspeed_over_a_quantised_base_is_refused(build: str) -> None:
+    module: pl.LightningModule = PeraCausalLM("nowhere", quantization="nf4-dq") if build == "option" else Net()
+    if build == "module":
+        module.configure_model()
+    with pytest.raises(ConfigError, match="not supported over a quantised base") as caught:
+        set_up(Declared(exclude_frozen_parameters=True), module)
+    assert "nf4-dq" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        SingleDeviceStrategy(),
+        DDPStrategy(),
+        ModelParallelStrategy(),
+        Declared(**options_of(ROOT / "configs" / "strategies" / "deepspeed_zero2.yaml")),
+    ],
+)
+def test_possible_strategies_are_not_refused(strategy: Strategy) -> None:
+    module = Regressor()
+    set_up(strategy, module)
+    PeraCallback().teardown(SimpleNamespace(strategy=strategy), module, "fit")  # type: ignore[arg-type]
