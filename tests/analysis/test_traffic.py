@@ -16,7 +16,7 @@ from pera_lightning.analysis.model_shapes import shapes_of
 from pera_lightning.analysis.sharded_memory import ShardedMemory, ddp_memory, fsdp2_memory
 from pera_lightning.analysis.traffic import Collective, ddp_traffic, fsdp2_traffic, payload, tensor_parallel_traffic
 from tests.support.models import tiny_llama
-from tests.support.sharded_steps import CONFIGS, ODD, PEAKS, ROWS, TOKENS, shapes, work
+from tests.support.sharded_steps import CONFIGS, ODD, ROWS, TOKENS, WIDE, shapes, work
 
 Found = list[dict[Any, Any]]
 
@@ -68,14 +68,11 @@ def test_fsdp2(found: Found, ranks: int, adapter: str, checkpointing: bool) -> N
         assert measured(result) == parts(fsdp2_memory(counted, ranks, process["rank", ranks]))
 
 
-@pytest.mark.parametrize("phase", PEAKS)
-def test_the_peak_of_fsdp2(found: Found, phase: str) -> None:
-    """Of a step with hardly any activations. Some processes hold a buffer longer: until a thread lets go of it."""
-    config, sizes = PEAKS[phase]
-    memory = fsdp2_memory(shapes(config, **sizes), 2)
-    # The middle one of three blocks has the most; those of the last one are reduced by then.
-    reduced = memory.held.gradients // 3 if phase == "reducing" else 0
-    assert min(process["peak", phase] for process in found) == pytest.approx(memory.peak(0) + reduced, rel=0.01)
+def test_the_peak_of_fsdp2(found: Found) -> None:
+    """Of a step with hardly any activations: while its first block is gathered."""
+    memory = fsdp2_memory(shapes(CONFIGS["pera"], **WIDE), 2)
+    # gloo's threads may hold a buffer longer.
+    assert min(process["peak"] for process in found) == pytest.approx(memory.peak(0), rel=0.001)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

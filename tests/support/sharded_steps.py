@@ -29,13 +29,7 @@ ODD = {
     "intermediate_size": 45,
     "vocab_size": 61,
 }
-WIDE = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3}
-# The most bytes are there when the first block is gathered, another one, and when gradients are reduced.
-PEAKS = {
-    "first": (PeraConfig(3), {**WIDE, "vocab_size": 4096}),
-    "forward": (PeraConfig(3, 1), WIDE),
-    "reducing": (PeraConfig(96, 1), WIDE),
-}
+WIDE = {"hidden_size": 128, "intermediate_size": 512, "vocab_size": 4096}
 ROWS, TOKENS = 2, 5
 
 
@@ -122,8 +116,8 @@ def fsdp2(config: PeraConfig, mesh: DeviceMesh, checkpointing: bool) -> dict[str
     return {"moved": moved, **held(model)}
 
 
-def fsdp2_peak(config: PeraConfig, sizes: dict[str, int], mesh: DeviceMesh) -> int:
-    model = make(config, **sizes)
+def fsdp2_peak(config: PeraConfig, mesh: DeviceMesh) -> int:
+    model = make(config, **WIDE)
     shard(model, mesh)
     # The first step has gradients and buffers to make.
     step(model, 1, 1)
@@ -157,8 +151,7 @@ def work(rank: int, folder: str) -> None:
             for checkpointing in (False, True):
                 found["fsdp2", ranks, name, checkpointing] = fsdp2(config, mesh, checkpointing)
         found["rank", ranks] = mesh.get_local_rank()
-    for name, (config, sizes) in PEAKS.items():
-        found["peak", name] = fsdp2_peak(config, sizes, square["data"])
+    found["peak"] = fsdp2_peak(CONFIGS["pera"], square["data"])
     for checkpointing in (False, True):
         found["tensor_parallel", checkpointing] = tensor_parallel(square, checkpointing)
     torch.save(found, f"{folder}/{rank}.pt")
