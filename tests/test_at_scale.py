@@ -36,7 +36,6 @@ def test_parameters(model: str) -> None:
 @pytest.mark.parametrize(
     "case",
     [
-        ("8B", "DDP", 8, "PERA", 1024),
         ("8B", "TP 8 + FSDP2", 16, "LoRA", 64),
         ("70B", "4-bit FSDP2", 16, "PERA", 8),
         ("405B", "FSDP2", 8, "LoRA", 256),

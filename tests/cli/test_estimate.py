@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +141,12 @@ def test_quantisation_and_optimizer_make_the_fit_smaller(config: Path) -> None:
     ],
 )
 def test_several_gpus_have_buckets_for_gradients(config: Path, words: tuple[str, ...], several: bool) -> None:
-    held = FitOnMeta(options(config, *words)).held(True)
-    assert held.gradients == (2 if several else 1) * held.trained
+    assert options(config, *words).reduces_gradients is several
+
+
+def test_buckets_hold_each_gradient_once_more(config: Path) -> None:
+    one, several = (FitOnMeta(options(config, *words)).held(True) for words in ((), ("--trainer.strategy", "ddp")))
+    assert several == replace(one, gradients=2 * one.gradients)
 
 
 def test_checkpointing_attention_and_packing(config: Path) -> None:
