@@ -157,7 +157,7 @@ def _parts_table(fit: FitOnMeta) -> Table:
     rows: list[tuple[str, float, str]] = [
         (f"base: {stored}", held.base, "counting"),
         ("adapter, and modules saved whole", held.trained, "counting"),
-        ("their gradients", held.gradients, "counting"),
+        (f"their gradients{', and DDP buckets' if options.reduces_gradients else ''}", held.gradients, "counting"),
         (f"optimizer: {options.optimizer}", held.optimizer, "counting"),
         (f"activations, checkpointing {'on' if checkpointing else 'off'}", step.kept, "a step on torch's meta device"),
         ("working memory at the peak", step.peak - step.kept, "a step on torch's meta device"),

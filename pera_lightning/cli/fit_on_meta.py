@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -47,9 +48,11 @@ class FitOnMeta:
         """What is there all the time."""
         model = self._model(checkpointing)
         quantization, optimizer = self.options.quantization, self.options.optimizer
-        return memory.held_memory(
+        held = memory.held_memory(
             model.holder, quantized=model.quantized, quantization=quantization, optimizer=optimizer
         )
+        # DDP's buckets hold each gradient once more.
+        return replace(held, gradients=2 * held.gradients) if self.options.reduces_gradients else held
 
     def _step(self, checkpointing: bool, batch_size: int, length: int) -> StepMemory:
         """What a training step allocates if every token is to be learnt."""

@@ -37,6 +37,7 @@ class FitOptions:
         packing: Whether the packs of a batch stand in one row.
         eval_batch_size: Rows of a validation batch; None without a validation.
         eval_length: Most tokens of such a row.
+        reduces_gradients: Whether DistributedDataParallel copies the gradients into buckets.
     """
 
     source: PretrainedSource
@@ -52,16 +53,18 @@ class FitOptions:
     packing: bool
     eval_batch_size: int | None
     eval_length: int
+    reduces_gradients: bool = False
 
     @classmethod
     def of(cls, config: Any) -> FitOptions:
         """From the parsed options of `fit`.
 
         Raises:
-            ConfigError: It is no fit of a PeraCausalLM on an InstructionDataModule, runs in a precision that is not
-                known here, or the model's architecture cannot be read.
+            ConfigError: It is no fit of a PeraCausalLM on an InstructionDataModule, runs in a precision or under a
+                strategy that is not known here, or the model's architecture cannot be read.
         """
         _check_precision(config.trainer.precision)
+        strategy = _strategy(config.trainer.strategy)
         model_class, model = _class_and_options("model", config.model, PeraCausalLM)
         _, data = _class_and_options("data", config.data, InstructionDataModule)
         # Checks its options and loads nothing.
@@ -84,6 +87,7 @@ class FitOptions:
             packing=packing,
             eval_batch_size=(data["eval_batch_size"] or data["batch_size"]) if validates else None,
             eval_length=data["max_length"],
+            reduces_gradients=strategy == "ddp" or _are_several(config.trainer),
         )
 
     @property
@@ -100,6 +104,33 @@ def _check_precision(precision: object) -> None:
             expected="no precision",
             fix="leave trainer.precision out and set the model's dtype: bfloat16 (the factors stay float32)",
         )
+
+
+def _strategy(strategy: Any) -> str:
+    """The strategy's kind: "auto" or "ddp". Each of its GPUs holds the whole model."""
+    path = str(getattr(strategy, "class_path", strategy))
+    name = path.rpartition(".")[2]
+    if name.startswith("ddp") or name == "DDPStrategy":
+        return "ddp"
+    if name in ("auto", "single_device", "SingleDeviceStrategy"):
+        return "auto"
+    raise ConfigError(
+        "estimate counts GPUs that hold the whole model, each for itself.",
+        got=f"trainer.strategy: {path}",
+        expected="auto or ddp",
+        fix="leave trainer.strategy out to see what one GPU would need alone; docs/at_scale.md counts sharded fits of "
+        "8B to 405B models, and pera_lightning.analysis.sharded_memory those of others",
+    )
+
+
+def _are_several(trainer: Any) -> bool:
+    """Whether the fit certainly runs on several GPUs."""
+    # A number, a list, or either as words of the command line: "2", "0,1".
+    devices = trainer.devices.strip("[]") if isinstance(trainer.devices, str) else trainer.devices
+    if isinstance(devices, str) and "," in devices:
+        devices = devices.rstrip(",").split(",")
+    number = len(devices) if isinstance(devices, list) else devices
+    return trainer.num_nodes > 1 or (str(number).isdigit() and int(number) > 1)
 
 
 def _class_and_options(section: str, chosen: Any, expected: type) -> tuple[Any, Mapping[str, Any]]:

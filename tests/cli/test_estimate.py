@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ def megabytes(printed: str) -> dict[str, float]:
 
 
 def test_prints_parts_that_add_up(config: Path) -> None:
-    printed = run("estimate", "--config", config, "--cards", "4", "8")
+    printed = run("estimate", "--config", config, "--trainer.devices", "2", "--cards", "4", "8")
+    assert "their gradients, and DDP buckets" in printed
     sizes = megabytes(printed)
     held = sum(sizes[name] for name in sizes if name.startswith(("base: nf4-dq", "adapter", "their", "optimizer")))
     step = sizes["activations, checkpointing on"] + sizes["working memory at the peak"]
@@ -122,6 +124,29 @@ def test_quantisation_and_optimizer_make_the_fit_smaller(config: Path) -> None:
     plain = FitOnMeta(options(config, *large, "--model.init_args.optimizer", "adamw")).held(True)
     assert plain.optimizer == 2 * plain.trained
     assert FitOnMeta(options(config, *large)).held(True).optimizer < 0.6 * plain.optimizer
+
+
+@pytest.mark.parametrize(
+    ("words", "several"),
+    [
+        ((), False),
+        (("--trainer.strategy", "ddp"), True),
+        (("--trainer.strategy", "lightning.pytorch.strategies.DDPStrategy"), True),
+        (("--trainer.devices", "8"), True),
+        (("--trainer.devices", "[0]"), False),
+        (("--trainer.devices", "auto"), False),
+        (("--trainer.devices", "0,1"), True),
+        (("--trainer.devices", "[1, 2]"), True),
+        (("--trainer.num_nodes", "2"), True),
+    ],
+)
+def test_several_gpus_have_buckets_for_gradients(config: Path, words: tuple[str, ...], several: bool) -> None:
+    assert options(config, *words).reduces_gradients is several
+
+
+def test_buckets_hold_each_gradient_once_more(config: Path) -> None:
+    one, several = (FitOnMeta(options(config, *words)).held(True) for words in ((), ("--trainer.strategy", "ddp")))
+    assert several == replace(one, gradients=2 * one.gradients)
 
 
 def test_checkpointing_attention_and_packing(config: Path) -> None:
@@ -215,6 +240,9 @@ def test_a_gguf_file(config: Path, smollm2_folder: Path) -> None:
         ((), "no --config"),
         (("--config", "nowhere.yaml"), "nowhere.yaml"),
         (("--trainer.precision", "bf16-mixed"), "bf16-mixed"),
+        (("--trainer.strategy", "lightning.pytorch.strategies.ModelParallelStrategy"), "ModelParallelStrategy"),
+        (("--trainer.strategy", "fsdp"), "trainer.strategy: fsdp"),
+        (("--trainer.strategy", "deepspeed_stage_2"), "deepspeed_stage_2"),
         (("--model.init_args.attn_implementation", "flex_attention"), "flex_attention"),
         (("--model.init_args.pretrained", "nowhere/at/all"), "nowhere/at/all"),
         (("--model.class_path", "lightning.pytorch.demos.boring_classes.BoringModel"), "BoringModel"),
