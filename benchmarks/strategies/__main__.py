@@ -41,10 +41,7 @@ def main(words: Sequence[str] | None = None) -> list[dict[str, Any]]:
         rows = measure(chosen, arguments.model, Path(folder), console)
     show(rows, console)
     if len(rows) == len(ROWS):
-        suffix = "" if arguments.model is None else f"_{arguments.model.name}"
-        base = "a random Llama of two blocks" if arguments.model is None else f"{arguments.model.name} (quickstart data)"
-        write(rows, base, header(), ROOT / "docs" / f"strategies{suffix}.md")
-        write_csv(rows, ROOT / "benchmarks" / "results" / f"strategies{suffix}.csv")
+        write_page(rows, arguments.model)
     return rows
 
 
@@ -60,6 +57,15 @@ def measure(chosen: list[Row], model: Path | None, folder: Path, console: Consol
         rows.append(row.measure(model, data, folder / f"run{number}"))
         rows[-1]["difference"] = rows[-1]["final_loss"] - rows[0]["final_loss"]
     return rows
+
+
+def write_page(rows: list[dict[str, Any]], model: Path | None) -> None:
+    """The page and the numbers, of the tiny model or of a model's own."""
+    name, base = "strategies", "a random Llama of two blocks"
+    if model is not None:
+        name, base = f"strategies_{model.name}", f"{model.name} (the quickstart's data)"
+    write(rows, base, header(), ROOT / "docs" / f"{name}.md")
+    write_csv(rows, ROOT / "benchmarks" / "results" / f"{name}.csv")
 
 
 def header() -> str:
