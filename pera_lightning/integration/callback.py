@@ -29,6 +29,7 @@ from pera_lightning.integration.late_injection import cancel_late_injection, inj
 from pera_lightning.integration.option_checks import count
 from pera_lightning.integration.polynomial_start import hold_coefficients
 from pera_lightning.integration.preflight import Preflight
+from pera_lightning.integration.returned_adapter import ReturnedAdapter
 from pera_lightning.integration.termination import save_before_termination
 from pera_lightning.integration.trained_adapter import write_trained_adapter
 from pera_lightning.integration.weight_averaging import average_the_adapter_alone
@@ -140,6 +141,7 @@ class PeraCallback(Callback):
         self._trained = False
         self._exact_resume = ExactResume()
         self._preflight = Preflight(skip_checks)
+        self.returned = ReturnedAdapter(self._inject)
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -155,6 +157,7 @@ class PeraCallback(Callback):
         elif self.report is None:
             self._take_over(pl_module, layers[0].config)
         install_state_hooks(pl_module)
+        self.returned.load_into(pl_module)
         average_the_adapter_alone(trainer, pl_module)
         self._describe(pl_module)
 
