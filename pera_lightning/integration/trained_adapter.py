@@ -13,15 +13,22 @@ from pera_lightning.integration.adapter_root import adapter_root, prefix_of
 from pera_lightning.integration.best_checkpoint import best_checkpoint, tensors_of
 
 
-@rank_zero_only
 def write_trained_adapter(trainer: pl.Trainer, pl_module: pl.LightningModule, folder: Path) -> None:
     """Write the adapter of the best checkpoint where a ModelCheckpoint monitors a metric, else the present one.
+
+    The first process writes and the others wait for it, so that each may read the folder after the fit.
 
     Args:
         trainer: The Trainer at the end of its fit.
         pl_module: The module with the adapters.
         folder: Where `load_adapter` is to find them.
     """
+    _write(trainer, pl_module, folder)
+    trainer.strategy.barrier("PERA: adapter written")
+
+
+@rank_zero_only
+def _write(trainer: pl.Trainer, pl_module: pl.LightningModule, folder: Path) -> None:
     root = adapter_root(pl_module)
     manifest = manifest_of(root, getattr(pl_module, "base_model_name", None))
     best, tensors = best_checkpoint(trainer), None
