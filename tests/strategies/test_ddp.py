@@ -56,6 +56,7 @@ def test_train_as_one_process(fits: Path, name: str, processes: int) -> None:
     for process in several:
         assert process["sent"] == process["trainable"] == expected["trainable"]
         assert process["finds_unused"] is False
+        assert process["folder_written"]
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 4), (2, 1)])

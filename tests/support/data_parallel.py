@@ -80,7 +80,9 @@ class Recorder(pl.Callback):
             sums = [event for event in self._profile.events() if event.name == "gloo:all_reduce"]
             self.found["sent"] = sum(4 * math.prod(shape) for event in sums for shape in event.input_shapes if shape)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Its last file; in every process.
+        self.found["folder_written"] = (self.path / "adapter" / "README.md").is_file()
         self.found["adapter"] = adapter_state_dict(pl_module)
         self.found["trainable"] = sum(4 * p.numel() for p in pl_module.parameters() if p.requires_grad)
         self.found["momentum"] = [state["momentum_buffer"] for state in trainer.optimizers[0].state.values()]
@@ -102,7 +104,7 @@ def fit(path: Path, processes: int, ckpt_path: Path | None = None, **options: An
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=path,
-        callbacks=[PeraCallback(rank=3, **options), checkpoints, recorder],
+        callbacks=[PeraCallback(rank=3, energy_every_n_steps=2, **options), checkpoints, recorder],
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
