@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,10 +11,10 @@ from tests.strategies.test_ddp import run
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("failing")
     run("tests.support.failing", str(folder))
-    return json.loads((folder / "found.json").read_text())
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -26,7 +27,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, objec
         ("options", "CheckpointError: The checkpoint does not fit the adapters of this run"),
     ],
 )
-def test_all_processes_end(found: dict[str, dict[str, object]], problem: str, words: str) -> None:
-    assert words in str(found[problem]["error"])
+def test_all_processes_end(folder: Path, problem: str, words: str) -> None:
+    found = json.loads((folder / "found.json").read_text())
+    assert words in found[problem]["error"]
     # The collective that the others wait in would give up after half an hour.
-    assert float(str(found[problem]["seconds"])) < 40
+    assert found[problem]["seconds"] < 40

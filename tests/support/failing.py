@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -33,34 +34,37 @@ class Failing(Classifier):
         return loss
 
 
-def fit(problem: str, folder: Path) -> None:
-    module, callback, ckpt_path = Failing(-1), PeraCallback(rank=3), None
-    if problem.startswith("nan"):
-        module = Failing(int(problem[-1]))
-    elif problem == "target":
-        callback = PeraCallback(target_modules=["misspelt"])
-    elif problem == "folder":
-        callback = PeraCallback(rank=3, adapter_dir=str(folder / "file" / "adapter"))
-        (folder / "file").touch()
-    elif problem == "options":
-        callback, ckpt_path = PeraCallback(rank=2), folder / "rank3.ckpt"
+def train(module: pl.LightningModule, callback: pl.Callback, folder: Path, ckpt_path: Any = None) -> None:
+    checkpoints = ModelCheckpoint(folder, filename="rank3", enable_version_counter=False)
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=2,
         strategy="ddp_fork",
-        max_epochs=1,
+        max_epochs=2,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        callbacks=[callback, ModelCheckpoint(folder, filename="rank3", enable_version_counter=False)],
+        callbacks=[callback, checkpoints],
     )
     trainer.fit(module, ckpt_path=ckpt_path, weights_only=True)
 
 
+def fit(problem: str, folder: Path) -> None:
+    if problem.startswith("nan"):
+        train(Failing(int(problem[-1])), PeraCallback(rank=3), folder)
+    elif problem == "target":
+        train(Classifier(), PeraCallback(target_modules=["misspelt"]), folder)
+    elif problem == "folder":
+        (folder / "file").touch()
+        train(Classifier(), PeraCallback(rank=3, adapter_dir=str(folder / "file" / "adapter")), folder)
+    else:
+        train(Classifier(), PeraCallback(rank=2), folder, folder / "rank3.ckpt")
+
+
 def main(folder: Path) -> None:
     found = {}
-    fit("none", folder)
+    train(Classifier(), PeraCallback(rank=3), folder)
     for problem in ("nan0", "nan1", "target", "folder", "options"):
         start = time.perf_counter()
         try:
