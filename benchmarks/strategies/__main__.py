@@ -35,7 +35,8 @@ def main(words: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="some of the rows")
     parser.add_argument("--model", type=Path, help="folder of a model for the quickstart's data, not the tiny one")
     arguments = parser.parse_args(words)
-    console = Console()
+    # Wide enough for the table, also where the output goes to a file.
+    console = Console(width=max(110, Console().width))
     with tempfile.TemporaryDirectory() as folder:
         chosen = [row for row in ROWS if row.name in arguments.only]
         rows = measure(chosen, arguments.model, Path(folder), console)
