@@ -30,8 +30,9 @@ from pera_lightning.integration.model_parallel import check_before_loading, shar
 from pera_lightning.integration.option_checks import count
 from pera_lightning.integration.polynomial_start import hold_coefficients
 from pera_lightning.integration.preflight import Preflight
+from pera_lightning.integration.returned_adapter import ReturnedAdapter
 from pera_lightning.integration.strategy_limits import refuse_impossible_strategy
-from pera_lightning.integration.termination import save_before_termination
+from pera_lightning.integration.termination import JointTermination, save_before_termination
 from pera_lightning.integration.trained_adapter import write_trained_adapter
 from pera_lightning.integration.weight_averaging import average_the_adapter_alone
 from pera_lightning.token_ids import TokenIds
@@ -142,6 +143,8 @@ class PeraCallback(Callback):
         self._trained = False
         self._exact_resume = ExactResume()
         self._preflight = Preflight(skip_checks)
+        self._termination = JointTermination()
+        self.returned = ReturnedAdapter(self._inject)
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -159,6 +162,7 @@ class PeraCallback(Callback):
         elif self.report is None:
             self._take_over(pl_module, layers[0].config)
         install_state_hooks(pl_module)
+        self.returned.load_into(pl_module)
         average_the_adapter_alone(trainer, pl_module)
         check_before_loading(trainer, pl_module, self._describe(pl_module))
 
@@ -204,6 +208,7 @@ class PeraCallback(Callback):
         self._exact_resume.on_train_start(trainer, pl_module)
         # A run that goes on within an epoch does not begin one.
         stop_running_statistics(pl_module)
+        self._termination.on_train_start(trainer)
         self._trained = True
 
     @override
@@ -231,6 +236,10 @@ class PeraCallback(Callback):
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         stop_running_statistics(pl_module)
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._termination.on_train_epoch_end(trainer)
 
     @override
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
