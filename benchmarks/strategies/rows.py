@@ -93,6 +93,8 @@ ROWS = [
     Row("ddp x2", "ddp", 2),
     Row("ddp x4", "ddp", 4),
     Row("ddp_spawn x2", "ddp_spawn", 2),
+    Row("FSDP2 x2", "fsdp2", 2),
+    Row("TP x2", "tensor_parallel", 2, data_parallel=1),
 ]
 """The first one is what the others are compared with."""
 

@@ -19,15 +19,19 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor, nn
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
 
 from benchmarks.strategies.task import GLOBAL_BATCH
 from pera_lightning import InstructionDataModule, PeraCallback, PeraCausalLM, adapter_state_dict
+from pera_lightning.functional.distributed import whole
 
 STRATEGIES: dict[str, Callable[[int], dict[str, Any]]] = {
     "single": lambda processes: {"devices": 1},
     "ddp": lambda processes: {"strategy": "ddp", "devices": processes},
     "ddp_spawn": lambda processes: {"strategy": "ddp_spawn", "devices": processes},
+    "fsdp2": lambda processes: {"strategy": ModelParallelStrategy(processes, 1), "devices": processes},
+    "tensor_parallel": lambda processes: {"strategy": ModelParallelStrategy(1, processes), "devices": processes},
 }
 """Name -> options of the Trainer for that many processes."""
 RUNS = ("whole", "resumed")
@@ -58,12 +62,8 @@ def adapter_hash(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(adapter_state_dict(module).items()):
         digest.update(name.encode())
-        digest.update(_whole(value).contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(whole(value).cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _whole(value: Any) -> Tensor:
-    return (value.full_tensor() if hasattr(value, "full_tensor") else value).detach().cpu()
 
 
 def train(run: str, arguments: argparse.Namespace, ckpt_path: Path | None) -> Path:
