@@ -47,12 +47,14 @@ class Task(pl.LightningModule):
         # The same base in every process and run, as if it were pretrained.
         with torch.random.fork_rng():
             torch.manual_seed(7)
-            self.net = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Dropout(dropout), nn.Linear(32, 8), nn.Linear(8, 2))
+            self.net = nn.Sequential(
+                nn.Linear(6, 32), nn.Tanh(), nn.Dropout(dropout), nn.Linear(32, 8), nn.Linear(8, 2)
+            )
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         """Note the loss; the victim goes no further than to its batch."""
         if self.global_rank == self.victim and (self.current_epoch, batch_idx) == KILLED_AT:
-            (Path(self.trainer.default_root_dir) / "waiting").touch()
+            (Path(self.trainer.default_root_dir) / "waiting").write_text(str(os.getpid()), encoding="utf-8")
             time.sleep(3600)
         x, y = batch
         loss = nn.functional.mse_loss(self.net(x), y)

@@ -34,9 +34,9 @@ class Host:
         """The command that runs the given one on this host."""
         return ["ip", "netns", "exec", self.name, *command]
 
-    def environment(self) -> dict[str, str]:
-        """The variables of this process, and those that gloo and NCCL need to take the cable."""
-        return {**os.environ, "GLOO_SOCKET_IFNAME": INTERFACE, "NCCL_SOCKET_IFNAME": INTERFACE}
+    def variables(self) -> dict[str, str]:
+        """The environment variables that gloo and NCCL need to take the cable."""
+        return {"GLOO_SOCKET_IFNAME": INTERFACE, "NCCL_SOCKET_IFNAME": INTERFACE}
 
     def processes(self) -> list[int]:
         """Ids of all processes on this host."""
