@@ -41,7 +41,7 @@ and the adapter equal those of the uninterrupted run to the last bit.
 def main() -> None:
     """Kill, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--timeout", type=float, default=20, help="seconds of the process group")
+    parser.add_argument("--timeout", type=float, default=30, help="seconds of the process group")
     arguments = parser.parse_args()
     console = Console()
     killings = [Killing(launcher, victim) for launcher in ("lightning", "torchrun") for victim in (0, 1)]
@@ -97,10 +97,10 @@ def page(rows: list[list[str]], message: str, timeout: float) -> str:
             INTRODUCTION,
             *lines,
             "",
-            f"The timeout of the process group was {timeout:g} s (`DDPStrategy(timeout=timedelta(seconds={timeout:g}))`;",
-            "without it, 30 minutes). A worker that is killed is noticed at once, since its connections are closed; only",
-            "a host that falls silent needs the timeout. What PeraCallback says on the ranks that are left, before the",
-            "stack of calls:",
+            f"The timeout was {timeout:g} s: `DDPStrategy(timeout=timedelta(seconds={timeout:g}))`. Without",
+            "it, it is 30 minutes. The processes also wait no longer for each other at the start. A killed worker is",
+            "noticed at once, since its connections are closed; only a host that falls silent needs the timeout.",
+            "This is what PeraCallback says on a rank that is left, before the stack of calls:",
             "",
             "```",
             message,

@@ -1,4 +1,4 @@
-"""Start a run of two workers, kill one, wait until all have ended, and go on from the last checkpoint."""
+"""Start a run of two workers, kill one, wait until all have ended, and go on from the last checkpoint (on Linux)."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ PROGRAM = "benchmarks.killed_worker.training"
 WHOLE = "whole"
 GRACE = 40.0
 """Seconds beyond the timeout after which what is left counts as an orphan; torchrun alone may take 30."""
+_MARK = "PERA_KILLED_WORKER_RUN"
 _PER_PROCESS = ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")
 
 
@@ -92,7 +93,7 @@ def kill(killing: Killing, folder: Path, timeout: float) -> Ending:
         victim = _wait_for_victim(run, launchers)
         start = time.monotonic()
         strike(victim)
-        left = _wait_for_end(run, launchers, start + timeout + GRACE)
+        left = _wait_for_end(run, start + timeout + GRACE)
         seconds = time.monotonic() - start
     lines = (run / "log").read_text(encoding="utf-8").splitlines()
     messages = [line[line.index("PERA: rank") :] for line in lines if "PERA: rank" in line]
@@ -116,18 +117,26 @@ def resume(folder: Path, killings: Sequence[Killing]) -> list[Resumed]:
 
 def compare(whole: Path, rest: Path) -> Resumed:
     """Compare a run that went on with the uninterrupted one, by what their two processes wrote."""
-    wholes, rests = ([torch.load(run / f"{rank}.pt", weights_only=True) for rank in range(2)] for run in (whole, rest))
-    steps = rests[0][0].keys()
-    last = max(steps)
-    bitwise = all(
-        after[0].keys() == {step for step in before[0] if step >= min(steps)}
-        and all(torch.equal(before[0][step], loss) for step, loss in after[0].items())
-        and before[1].keys() == after[1].keys()
-        and all(torch.equal(before[1][name], value) for name, value in after[1].items())
-        for before, after in zip(wholes, rests, strict=True)
-    )
-    loss, whole_loss = (sum(losses[last].item() for losses, _ in ranks) / 2 for ranks in (rests, wholes))
+    wholes, rests = ([read(run, rank) for rank in range(2)] for run in (whole, rest))
+    steps = rests[0]["losses"].keys()
+    bitwise = all(same_rest(before, after) for before, after in zip(wholes, rests, strict=True))
+    loss, whole_loss = (sum(found["losses"][max(steps)].item() for found in ranks) / 2 for ranks in (rests, wholes))
     return Resumed(min(steps), loss, whole_loss, bitwise)
+
+
+def read(run: Path, rank: int) -> dict[str, Any]:
+    """What a process wrote: "losses", "adapter", "written"."""
+    return torch.load(run / f"{rank}.pt", weights_only=True)
+
+
+def same_rest(whole: dict[str, Any], rest: dict[str, Any]) -> bool:
+    """Whether a process that went on has all losses that follow its first, and the adapter, to the last bit."""
+    first = min(rest["losses"])
+    later = {step: loss for step, loss in whole["losses"].items() if step >= first}
+    return all(
+        ours.keys() == theirs.keys() and all(torch.equal(value, theirs[key]) for key, value in ours.items())
+        for ours, theirs in ((later, rest["losses"]), (whole["adapter"], rest["adapter"]))
+    )
 
 
 def environment() -> dict[str, str]:
@@ -141,25 +150,26 @@ def _started(
 ) -> Iterator[tuple[list[subprocess.Popen[bytes]], Callable[[int], None]]]:
     """Start the run; yields the processes started here and what is done to the victim."""
     program = [PROGRAM, *options]
+    base = {**environment(), _MARK: str(log.parent)}
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(log.open("ab"))
         settings: dict[str, Any] = {"cwd": ROOT, "stdout": output, "stderr": subprocess.STDOUT}
         if killing.launcher == "two hosts":
             hosts = stack.enter_context(two_hosts())
             commands = on_hosts(hosts, [*program, "--nodes", "2"])
-            variables = [{**environment(), **host.variables()} for host in hosts]
+            variables = [{**base, **host.variables()} for host in hosts]
             strike = _lose_power(hosts[killing.victim].lose_power)
         else:
             by_hand = [sys.executable, "-m", *program]
             command = by_hand if killing.launcher == "lightning" else on_one_host(program, 2)
-            commands, variables, strike = [[*command, "--devices", "2"]], [environment()], _send_kill
+            commands, variables, strike = [[*command, "--devices", "2"]], [base], _send_kill
         launchers = [
             subprocess.Popen(command, env=env, **settings) for command, env in zip(commands, variables, strict=True)
         ]
         try:
             yield launchers, strike
         finally:
-            for process in _processes(log.parent, launchers):
+            for process in _processes(log.parent):
                 _send_kill(process)
             for launcher in launchers:
                 launcher.wait()
@@ -185,24 +195,20 @@ def _wait_for_victim(run: Path, launchers: list[subprocess.Popen[bytes]]) -> int
     return int(waiting.read_text(encoding="utf-8"))
 
 
-def _wait_for_end(run: Path, launchers: list[subprocess.Popen[bytes]], deadline: float) -> list[int]:
+def _wait_for_end(run: Path, deadline: float) -> list[int]:
     """Wait until all processes have ended; returns those that have not by then."""
-    while (left := _processes(run, launchers)) and time.monotonic() < deadline:
+    while (left := _processes(run)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return left
 
 
-def _processes(run: Path, launchers: list[subprocess.Popen[bytes]]) -> list[int]:
-    """The launchers and workers that still run."""
-    workers = {int(path.stem) for path in run.glob("*.pid")} - {launcher.pid for launcher in launchers}
-    started = [launcher.pid for launcher in launchers if launcher.poll() is None]
-    return started + [worker for worker in workers if _runs(worker)]
-
-
-def _runs(process: int) -> bool:
-    try:
-        status = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    # One that has ended but whose parent has not asked for it yet is a zombie.
-    return status.rpartition(")")[2].split()[0] != "Z"
+def _processes(run: Path) -> list[int]:
+    """All processes of the run, whoever started them: they have inherited its mark."""
+    mark = f"{_MARK}={run}".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        # Ended meanwhile, or another user's. Of one that has ended and waits for its parent to ask, nothing is read.
+        with contextlib.suppress(OSError):
+            if mark in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found

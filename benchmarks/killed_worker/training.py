@@ -2,14 +2,16 @@
 
     python -m benchmarks.killed_worker.training FOLDER whole killed --devices 2
 
-For each name a fit in FOLDER/<name>, from the last checkpoint there if there is one. Each process writes its losses
-and its adapter to FOLDER/<name>/<rank>.pt, and its process id before.
+For each name a fit in FOLDER/<name>, from the last checkpoint there if there is one; `again:whole` begins with the
+middle checkpoint of FOLDER/whole, and `plain` has no dropout. Each process writes its losses, its adapter and the names
+of the files it has opened for writing to FOLDER/<name>/<rank>.pt, also when it fails.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 import warnings
 from datetime import timedelta
@@ -28,6 +30,8 @@ from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 from pera_lightning import PeraCallback, adapter_state_dict
 
 GLOBAL_BATCH, ROWS, EPOCHS = 8, 48, 3
+PLAIN = "plain"
+MIDDLE = "step=8.ckpt"
 KILLED_AT = (1, 3)
 """Epoch and batch in which the victim is killed, in the middle of the run and of an epoch."""
 
@@ -40,7 +44,7 @@ class Task(pl.LightningModule):
         victim: Rank of the process that waits to be killed.
     """
 
-    def __init__(self, dropout: float, victim: int | None) -> None:
+    def __init__(self, dropout: float, victim: int | None = None) -> None:
         super().__init__()
         self.victim = victim
         self.losses: dict[tuple[int, int], Tensor] = {}
@@ -75,15 +79,20 @@ class Task(pl.LightningModule):
         return StatefulDataLoader(rows, batch_size=GLOBAL_BATCH // processes, sampler=sampler)
 
 
-def train(folder: Path, task: Task, **options: Any) -> pl.Trainer:
-    """Fit, from the last checkpoint in the folder if there is one.
+def train(folder: Path, task: Task, ckpt_path: Path | None = None, **options: Any) -> None:
+    """Fit.
 
     Args:
         folder: Of checkpoints, adapter and everything else.
         task: What is trained.
+        ckpt_path: Checkpoint to go on from; by default the last one in the folder, if there is one.
         options: Of the Trainer.
     """
-    checkpoints = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=2, save_last=True)
+    written: set[str] = set()
+    sys.addaudithook(lambda event, found: _note(written, folder, event, found))
+    last = folder / "last.ckpt"
+    ckpt_path = ckpt_path or (last if last.exists() else None)
+    checkpoints = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=2, save_top_k=-1, save_last=True)
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=EPOCHS,
@@ -95,8 +104,16 @@ def train(folder: Path, task: Task, **options: Any) -> pl.Trainer:
         **options,
     )
     torch.manual_seed(1 + trainer.global_rank)
-    trainer.fit(task, ckpt_path="last" if (folder / "last.ckpt").exists() else None, weights_only=True)
-    return trainer
+    try:
+        trainer.fit(task, ckpt_path=ckpt_path, weights_only=True)
+    finally:
+        found = {"losses": task.losses, "adapter": adapter_state_dict(task), "written": sorted(written)}
+        torch.save(found, folder / f"{trainer.global_rank}.pt")
+
+
+def _note(written: set[str], folder: Path, event: str, found: tuple[Any, ...]) -> None:
+    if event == "open" and isinstance(found[0], str) and found[0].startswith(f"{folder}/") and found[2] & os.O_ACCMODE:
+        written.add(Path(found[0]).name)
 
 
 def main() -> None:
@@ -106,21 +123,20 @@ def main() -> None:
     parser.add_argument("names", nargs="+")
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--dropout", type=float, default=0.2)
     parser.add_argument("--victim", type=int, help="rank that waits to be killed")
-    parser.add_argument("--timeout", type=float, default=20, help="seconds that a process waits for the others")
+    parser.add_argument("--timeout", type=float, default=30, help="seconds that a process waits for the others")
     arguments = parser.parse_args()
     # Of Lightning: the last checkpoint's folder is not empty; of torchdata: about torch.
     warnings.filterwarnings("ignore", category=UserWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    for name in arguments.names:
+    for words in arguments.names:
+        name, _, other = words.partition(":")
         folder = arguments.folder / name
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{os.getpid()}.pid").touch()
         strategy = DDPStrategy(timeout=timedelta(seconds=arguments.timeout))
-        task = Task(arguments.dropout, arguments.victim)
-        trainer = train(folder, task, devices=arguments.devices, num_nodes=arguments.nodes, strategy=strategy)
-        torch.save([task.losses, adapter_state_dict(task)], folder / f"{trainer.global_rank}.pt")
+        task = Task(0.0 if name == PLAIN else 0.2, arguments.victim)
+        ckpt_path = arguments.folder / other / MIDDLE if other else None
+        train(folder, task, ckpt_path, devices=arguments.devices, num_nodes=arguments.nodes, strategy=strategy)
 
 
 if __name__ == "__main__":

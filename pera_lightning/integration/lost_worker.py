@@ -41,7 +41,9 @@ def _is_of_communication(exception: BaseException) -> bool:
 def _how_to_go_on(trainer: pl.Trainer) -> str:
     checkpoints = trainer.checkpoint_callback
     # Rank 0 alone writes, but all ranks keep the names.
-    path = isinstance(checkpoints, ModelCheckpoint) and (checkpoints.last_model_path or checkpoints.best_model_path)
+    path = trainer.ckpt_path
+    if isinstance(checkpoints, ModelCheckpoint):
+        path = checkpoints.last_model_path or checkpoints.best_model_path or path
     if not path:
         return "No checkpoint has been written yet: start the run again."
-    return f"Start all processes again with fit(ckpt_path={path!r}) to go on from the last checkpoint."
+    return f"Start all processes again with fit(ckpt_path={str(path)!r}) to go on from the last checkpoint."
