@@ -10,7 +10,7 @@ from torch.distributed import DistError
 
 _log = logging.getLogger(__name__)
 # gloo raises plain RuntimeErrors; NCCL and the store raise DistErrors.
-_GLOO = ("gloo/transport", "Timed out waiting", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+_GLOO = ("gloo/transport", "Timed out waiting", "Connection closed by peer", "Connection reset by peer", "pair closure")
 
 
 def explain_lost_worker(trainer: pl.Trainer, exception: BaseException) -> None:
