@@ -55,6 +55,9 @@ def measure(chosen: list[Row], model: Path | None, folder: Path, console: Consol
         write_quickstart_rows(model, QUICKSTART, data)
     rows = []
     for number, row in enumerate(track(chosen, "Strategies", console=console)):
+        if reason := row.refusal():
+            console.print(f"{row.name}: not permitted here ({reason})")
+            continue
         rows.append(row.measure(model, data, folder / f"run{number}"))
         rows[-1]["difference"] = rows[-1]["final_loss"] - rows[0]["final_loss"]
     return rows

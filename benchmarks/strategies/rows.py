@@ -8,11 +8,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.strategies.hosts import refusal, two_hosts
+from benchmarks.strategies.torchrun import on_hosts
 from benchmarks.strategies.worker import RUNS
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +28,14 @@ def run_script(options: Sequence[str]) -> None:
     run([sys.executable, "-m", "benchmarks.strategies.worker", *options])
 
 
-def run(command: Sequence[str]) -> None:
+def run_on_two_hosts(options: Sequence[str]) -> None:
+    """Start a process on each of two hosts by torchrun."""
+    with two_hosts() as hosts, ThreadPoolExecutor() as pool:
+        commands = on_hosts(hosts, ["benchmarks.strategies.worker", *options])
+        list(pool.map(run, commands, [host.variables() for host in hosts]))
+
+
+def run(command: Sequence[str], variables: Mapping[str, str] | None = None) -> None:
     """Run a command from the root of the project, with one thread a process; its output is shown if it fails."""
     # A free port for each run: the last one's may not be free yet.
     inherited = {name: value for name, value in os.environ.items() if name not in ("MASTER_PORT", "LOCAL_RANK")}
@@ -33,7 +43,7 @@ def run(command: Sequence[str]) -> None:
         command,
         cwd=ROOT,
         # As many threads in every row: they decide in which order sums are taken.
-        env={**inherited, "OMP_NUM_THREADS": "1"},
+        env={**inherited, "OMP_NUM_THREADS": "1", **(variables or {})},
         capture_output=True,
         text=True,
         check=False,
@@ -62,6 +72,10 @@ class Row:
     hosts: int = 1
     data_parallel: int | None = None
     launcher: Launcher = field(default=run_script)
+
+    def refusal(self) -> str | None:
+        """Why it cannot be run here, or None."""
+        return refusal() if self.hosts > 1 else None
 
     def measure(self, model: Path, data: Path, folder: Path) -> dict[str, Any]:
         """Run it and read what the processes wrote into the (empty) folder."""
@@ -95,6 +109,7 @@ ROWS = [
     Row("ddp_spawn x2", "ddp_spawn", 2),
     Row("FSDP2 x2", "fsdp2", 2),
     Row("TP x2", "tensor_parallel", 2, data_parallel=1),
+    Row("2 hosts x1", "ddp", 1, hosts=2, launcher=run_on_two_hosts),
 ]
 """The first one is what the others are compared with."""
 

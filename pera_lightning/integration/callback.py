@@ -26,6 +26,7 @@ from pera_lightning.integration.float_model import inject_into
 from pera_lightning.integration.frozen_norms import stop_running_statistics
 from pera_lightning.integration.guards import refuse_infinite_loss, refuse_other_form, refuse_thawed_base
 from pera_lightning.integration.late_injection import cancel_late_injection, inject_after_configure_model
+from pera_lightning.integration.lost_worker import explain_lost_worker
 from pera_lightning.integration.model_parallel import check_before_loading, shard_after_injection, stop_checking
 from pera_lightning.integration.option_checks import count
 from pera_lightning.integration.polynomial_start import hold_coefficients
@@ -276,6 +277,8 @@ class PeraCallback(Callback):
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        # First: the system may end this process too at any moment.
+        explain_lost_worker(trainer, exception)
         save_before_termination(trainer, exception)
         # Lightning calls no teardown after an exception.
         self.teardown(trainer, pl_module, str(trainer.state.stage))
