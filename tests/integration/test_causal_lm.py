@@ -21,6 +21,7 @@ from pera_lightning.errors import ConfigError, DataError, InjectionError, Traini
 from pera_lightning.injection import adapted_layers
 from pera_lightning.integration.answer_loss import answer_logits, answer_loss
 from pera_lightning.integration.causal_lm import PeraCausalLM
+from pera_lightning.integration.generation import generate_samples
 from tests.support.models import tiny_gpt2, tiny_llama
 from tests.support.pretrained import character_tokenizer, padded_batch, save_pretrained
 
@@ -232,7 +233,8 @@ def test_rows_without_an_answer_are_not_generated(tmp_path: Path, folder: str) -
     make_trainer(tmp_path).test(module, loader([batch]), verbose=False)
     assert module.test_metrics.exact_match.weight == 0  # reset after the epoch
     module.test_metrics.exact_match.reset()
-    assert [sample.expected for sample in module._generate_samples(batch)] == ["alpha"]
+    samples = generate_samples(module.model, module.tokenizer, batch, 8)
+    assert [sample.expected for sample in samples] == ["alpha"]
 
 
 def test_checkpoint_holds_plain_values_and_resumes(
