@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pera_lightning.integration.callback import PeraCallback
     from pera_lightning.integration.causal_lm import PeraCausalLM
     from pera_lightning.integration.data import InstructionDataModule
+    from pera_lightning.layers.tensor_parallel import parallelize_adapted
 
 __version__ = "0.1.0"
 
@@ -38,18 +39,20 @@ __all__ = [
     "inject_adapter",
     "load_adapter",
     "merge_adapter",
+    "parallelize_adapted",
     "parameter_groups",
     "quantize_model",
     "remove_adapter",
     "save_adapter",
 ]
 
-# Everything that needs lightning is imported on first use: the adapters work without it, and importing it
-# takes seconds.
+# Everything that needs lightning (or torch's tensor parallelism) is imported on first use: the adapters work without
+# it, and importing it takes seconds.
 _LATE = {
     "PeraCallback": "pera_lightning.integration.callback",
     "PeraCausalLM": "pera_lightning.integration.causal_lm",
     "InstructionDataModule": "pera_lightning.integration.data",
+    "parallelize_adapted": "pera_lightning.layers.tensor_parallel",
 }
 
 
