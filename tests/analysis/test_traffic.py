@@ -76,13 +76,16 @@ def test_the_peak_of_fsdp2(found: Found) -> None:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_tensor_parallel(found: Found, checkpointing: bool) -> None:
-    """Two processes share each layer, and two such pairs shard what they have."""
-    base = shapes(None)
-    expected = tensor_parallel_traffic(base, 2, ROWS * TOKENS, checkpointing=checkpointing)
-    expected += fsdp2_traffic(base.split(2), 2)
+@pytest.mark.parametrize("adapter", CONFIGS)
+def test_tensor_parallel(found: Found, adapter: str, checkpointing: bool) -> None:
+    """Two processes share each layer and its adapter, and two such pairs shard what they have."""
+    counted = shapes(CONFIGS[adapter])
+    expected = tensor_parallel_traffic(counted, 2, ROWS * TOKENS, checkpointing=checkpointing)
+    expected += fsdp2_traffic(counted.split(2), 2)
     for process in found:
-        assert process["tensor_parallel", checkpointing]["moved"] == moved(expected)
+        result = process["tensor_parallel", adapter, checkpointing]
+        assert result["moved"] == moved(expected)
+        assert measured(result) == parts(fsdp2_memory(counted.split(2), 2, process["rank", 2]))
 
 
 @pytest.mark.parametrize("kind", ["nf4", "nf4-dq", "int8"])
