@@ -40,8 +40,8 @@ LoRA (order 1).
 The counting functions, `pera_lightning.analysis.traffic` and `sharded_memory`, are those of the package. On a tiny
 Llama in 2 and 4 CPU processes (gloo, torch 2.13), sharded by the package's own functions, the tests compare them with
 every collective that torch issues and with every byte of parameters, gradients and optimizer states: equal for PERA and
-LoRA under DDP, FSDP2 and tensor parallelism with FSDP2 (2 x 2), under the first two with sizes that do not divide
-evenly. Not compared with anything at these sizes: the activations (a step on torch's meta device), and what FSDP2
+LoRA under DDP and FSDP2, with sizes that do not divide evenly, and for PERA under tensor parallelism beside FSDP2
+(2 x 2). Not compared with anything at these sizes: the activations (a step on torch's meta device), and what FSDP2
 gathers beside the first block (read off torch's source).
 
 - **Base** bfloat16, or nf4 with quantised scales (embeddings and head stay bfloat16); **factors** float32 in all linear
