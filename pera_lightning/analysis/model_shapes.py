@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pera_lightning.analysis.memory import quantized_bytes
 from pera_lightning.bases import base_of
+from pera_lightning.injection.sharding import shard_dimension
 
 COLUMN = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 """Last part of the names of the layers that the usual tensor-parallel plan splits over their outputs."""
@@ -38,6 +39,10 @@ class ParameterShape(NamedTuple):
     def nbytes(self) -> int:
         """Bytes of all of it."""
         return math.prod(self.shape) * self.itemsize
+
+    def sharded(self, ranks: int) -> int:
+        """The dimension that FSDP2 shards over so many processes."""
+        return shard_dimension(self.shape, ranks) if self.trained else 0
 
 
 class Unit(NamedTuple):
@@ -85,10 +90,22 @@ class ModelShapes(NamedTuple):
 
 
 def padded_bytes(parameters: Iterable[ParameterShape], ranks: int) -> int:
-    """Bytes of parameters that FSDP2 pads, each in its first dimension, to a multiple of its processes."""
-    return sum(
-        -(-value.shape[0] // ranks) * ranks * math.prod(value.shape[1:]) * value.itemsize for value in parameters
-    )
+    """Bytes of parameters that FSDP2 pads, each in the dimension that it shards, to a multiple of its processes."""
+    return sum(shard_bytes(value, ranks) * ranks for value in parameters)
+
+
+def shard_bytes(value: ParameterShape, ranks: int, rank: int | None = None) -> int:
+    """Bytes of the part of a parameter that FSDP2 keeps on one process.
+
+    Args:
+        value: The parameter.
+        ranks: Processes that share it.
+        rank: Which of them, without padding: the last ones may have less, or nothing. None: with padding, alike on all.
+    """
+    sizes, dimension = list(value.shape), value.sharded(ranks)
+    most = -(-sizes[dimension] // ranks)
+    sizes[dimension] = most if rank is None else max(0, min(most, sizes[dimension] - rank * most))
+    return math.prod(sizes) * value.itemsize
 
 
 def shapes_of(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from pera_lightning.analysis.memory import HeldMemory
-from pera_lightning.analysis.model_shapes import ModelShapes, ParameterShape, padded_bytes
+from pera_lightning.analysis.model_shapes import ModelShapes, ParameterShape, padded_bytes, shard_bytes
 
 
 class ShardedMemory(NamedTuple):
@@ -16,6 +16,7 @@ class ShardedMemory(NamedTuple):
         held: Throughout a fit: its shards, padding included, and two states of AdamW.
         root: Of FSDP2: what is in no block, gathered from the first to the last layer of a step.
         block: Of FSDP2: the largest block, gathered.
+        copied: Of FSDP2: what torch copies once more of a gathered block: what is sharded over its columns.
         reducing: Gradients on their way: DDP's buckets; of FSDP2 those of a block, whole, and the buffer in which those
             of the block before were sent.
     """
@@ -23,17 +24,19 @@ class ShardedMemory(NamedTuple):
     held: HeldMemory
     root: int
     block: int
+    copied: int
     reducing: int
 
     def peak(self, activations: float) -> float:
         """The most bytes of a step, beside `held`, whose activations and other tensors take `activations` bytes.
 
         Going forward, FSDP2 has the parameters of a block, the buffer that they came in and that of the block before,
-        which for the first one is the root's. Going back, it has the parameters of a block, the buffer of the next
-        one's and the gradients.
+        which for the first one is the root's; what is sharded over its columns a third time. Going back, it has the
+        parameters of a block, the buffer of the next one's and the gradients.
         """
-        first = 2 * self.root + 2 * self.block
-        return max(first, self.root + max(3 * self.block, 2 * self.block + self.reducing) + activations)
+        first = 2 * self.root + 2 * self.block + self.copied
+        later = max(3 * self.block + self.copied, 2 * self.block + self.reducing)
+        return max(first, self.root + later + activations)
 
 
 def ddp_memory(shapes: ModelShapes) -> ShardedMemory:
@@ -41,7 +44,7 @@ def ddp_memory(shapes: ModelShapes) -> ShardedMemory:
     frozen = sum(value.nbytes for unit in shapes.units for value in unit.parameters if not value.trained)
     trained = sum(value.nbytes for unit in shapes.units for value in unit.trained)
     held = HeldMemory(frozen + _whole(shapes), trained, trained, 2 * trained)
-    return ShardedMemory(held, 0, 0, trained)
+    return ShardedMemory(held, 0, 0, 0, trained)
 
 
 def fsdp2_memory(shapes: ModelShapes, ranks: int, rank: int = 0) -> ShardedMemory:
@@ -55,20 +58,14 @@ def fsdp2_memory(shapes: ModelShapes, ranks: int, rank: int = 0) -> ShardedMemor
     frozen = [value for unit in shapes.units for value in unit.parameters if not value.trained]
     trained = [value for unit in shapes.units for value in unit.trained]
     shards = padded_bytes(trained, ranks) // ranks
-    states = 2 * sum(_shard(value, ranks, rank) for value in trained)
+    states = 2 * sum(shard_bytes(value, ranks, rank) for value in trained)
     held = HeldMemory(padded_bytes(frozen, ranks) // ranks + _whole(shapes), shards, shards, states)
     if ranks == 1:
-        return ShardedMemory(held, 0, 0, 0)
+        return ShardedMemory(held, 0, 0, 0, 0)
     reducing = max(_bytes(unit.trained) + padded_bytes(unit.trained, ranks) for unit in shapes.units)
     block = max(padded_bytes(unit.parameters, ranks) for unit in shapes.blocks)
-    return ShardedMemory(held, padded_bytes(shapes.root.parameters, ranks), block, reducing)
-
-
-def _shard(value: ParameterShape, ranks: int, rank: int) -> int:
-    """Bytes of a shard without its padding; of the last processes it may be empty."""
-    rows = value.shape[0]
-    most = -(-rows // ranks)
-    return max(0, min(most, rows - rank * most)) * (value.nbytes // max(rows, 1))
+    copied = max(_bytes(value for value in unit.trained if value.sharded(ranks)) for unit in shapes.blocks)
+    return ShardedMemory(held, padded_bytes(shapes.root.parameters, ranks), block, copied, reducing)
 
 
 def _bytes(parameters: Iterable[ParameterShape]) -> int:

@@ -66,10 +66,10 @@ def ddp_traffic(shapes: ModelShapes, ranks: int) -> list[Collective]:
 
 
 def fsdp2_traffic(shapes: ModelShapes, ranks: int) -> list[Collective]:
-    """Collectives of a step of FSDP2: `fully_shard` on each block and then on the model, with its default options.
+    """Collectives of a step of FSDP2: `fully_shard` on each block and then on the model.
 
     Blocks are gathered for the forward and again for the backward pass, the rest once. Every parameter is padded to a
-    multiple of `ranks` in its first dimension; the padding travels too.
+    multiple of `ranks` in the dimension that is sharded (`shard_placement`); the padding travels too.
 
     Args:
         shapes: The model; with tensor parallelism what one of its processes holds: `shapes.split(...)`.

@@ -2,15 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from pera_lightning.errors import InjectionError
-from pera_lightning.functional.distributed import is_distributed
+from pera_lightning.functional.distributed import is_distributed, own_part
 from pera_lightning.injection.inject import adapter_parameters
 from pera_lightning.injection.names import adapter_layers
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import Shard
+
+
+def shard_placement(ranks: int) -> Callable[[nn.Parameter], Shard | None]:
+    """The `shard_placement_fn` of torch's `fully_shard` for adapted models: A may be sharded over its columns.
+
+    `fully_shard` pads every parameter to a multiple of the processes in its first dimension. A has only `rank` rows
+    (trained token rows: one for each token): beyond that number of processes, what travels would grow with them.
+
+    Args:
+        ranks: Processes of the mesh that is sharded over.
+
+    Returns:
+        Parameter -> where it is sharded; None: torch's default, the first dimension.
+    """
+    from torch.distributed.tensor import Shard
+
+    def place(parameter: nn.Parameter) -> Shard | None:
+        # The part of this process, of what tensor parallelism has split: fully_shard splits that.
+        dimension = shard_dimension(own_part(parameter).shape, ranks) if parameter.requires_grad else 0
+        return Shard(dimension) if dimension else None
+
+    return place
+
+
+def shard_dimension(shape: Sequence[int], ranks: int) -> int:
+    """The dimension in which a trained parameter is sharded over so many processes.
+
+    Its rows where they divide evenly: each part is then a piece of memory as it is, while torch copies columns once
+    more after gathering and before reducing. Else, of a matrix with fewer rows than columns, its columns if they divide
+    evenly (torch demands that), since a copy within a GPU is cheaper than padding that travels.
+    """
+    if len(shape) != 2 or shape[0] % ranks == 0:
+        return 0
+    rows, columns = shape
+    return 1 if rows < columns and columns % ranks == 0 else 0
 
 
 def shard_adapters(model: nn.Module) -> None:
@@ -49,7 +88,8 @@ def shard_adapters(model: nn.Module) -> None:
         own = {id(parameter) for layer in layers for parameter in layer.adapter().values()}  # type: ignore[operator]
         others = {parameter for layer in layers for parameter in layer.parameters() if id(parameter) not in own}
         mesh = next(parameter.device_mesh for parameter in block.parameters() if is_distributed(parameter))  # type: ignore[attr-defined]
-        fully_shard(layers, mesh=mesh, ignored_params=others)
+        placement = shard_placement(mesh.size())
+        fully_shard(layers, mesh=mesh, ignored_params=others, shard_placement_fn=placement)
 
 
 def unsharded(model: nn.Module) -> list[str]:

@@ -16,7 +16,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, Ro
 
 from pera_lightning.errors import ConfigError, InjectionError, PeraError
 from pera_lightning.injection import original_names
-from pera_lightning.injection.sharding import start_on
+from pera_lightning.injection.sharding import shard_placement, start_on
 from pera_lightning.integration.pretrained import PretrainedSource, build_causal_lm
 from pera_lightning.layers.tensor_parallel import parallelize_adapted
 
@@ -152,10 +152,24 @@ def shard_causal_lm(model: PreTrainedModel, mesh: DeviceMesh, device: torch.devi
         parallelize_adapted(model, mesh["tensor_parallel"], tensor_parallel_plan(model, ranks))
     # A single process shards too: checkpoints of several go on in it.
     if mesh["data_parallel"].size() > 1 or ranks == 1:
-        options: dict[str, Any] = {"mesh": mesh["data_parallel"], "ignored_params": set(_whole(model))}
-        for block in blocks(model):
-            fully_shard(block, **options)
-        fully_shard(model, **options)
+        shard_blocks(model, mesh["data_parallel"])
+
+
+def shard_blocks(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Shard a model block by block, and then what is in none.
+
+    Args:
+        model: The model, with its adapters.
+        mesh: Of one dimension: the processes that share it.
+    """
+    options: dict[str, Any] = {
+        "mesh": mesh,
+        "ignored_params": set(_whole(model)),
+        "shard_placement_fn": shard_placement(mesh.size()),
+    }
+    for block in blocks(model):
+        fully_shard(block, **options)
+    fully_shard(model, **options)
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

@@ -26,7 +26,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What each of four processes measured."""
     folder = tmp_path_factory.mktemp("processes")
     # Started from a process that has the libraries already: each would take seconds to load them.
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.support.sharded_steps"])
+    libraries = ["tests.support.sharded_steps", "transformers.models.llama.modeling_llama"]
+    multiprocessing.get_context("forkserver").set_forkserver_preload(libraries)
     multiprocessing.start_processes(work, (str(folder),), nprocs=4, daemon=True, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt") for rank in range(4)]
 
@@ -77,12 +78,14 @@ def test_the_peak_of_fsdp2(found: Found) -> None:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_tensor_parallel(found: Found, checkpointing: bool) -> None:
-    """Two processes share each layer, and two such pairs shard what they have."""
-    base = shapes(None)
-    expected = tensor_parallel_traffic(base, 2, ROWS * TOKENS, checkpointing=checkpointing)
-    expected += fsdp2_traffic(base.split(2), 2)
+    """Two processes share each layer and its adapter, and two such pairs shard what they have."""
+    counted = shapes(CONFIGS["pera"])
+    expected = tensor_parallel_traffic(counted, 2, ROWS * TOKENS, checkpointing=checkpointing)
+    expected += fsdp2_traffic(counted.split(2), 2)
     for process in found:
-        assert process["tensor_parallel", checkpointing]["moved"] == moved(expected)
+        result = process["tensor_parallel", checkpointing]
+        assert result["moved"] == moved(expected)
+        assert measured(result) == parts(fsdp2_memory(counted.split(2), 2, process["rank", 2]))
 
 
 @pytest.mark.parametrize("kind", ["nf4", "nf4-dq", "int8"])

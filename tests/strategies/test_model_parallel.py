@@ -113,14 +113,15 @@ def test_each_process_holds_its_part(language_models: list[Found]) -> None:
         return [found[name]["own_bytes"] for found in language_models]
 
     adapter = sum(value.numel() for value in language_models[0]["fsdp"]["adapter"].values())
-    every = 4 * (sum(value.numel() for value in tiny_llama().parameters()) + adapter)
-    # Odd numbers of rows leave the first process one more.
+    base = sum(value.numel() for value in tiny_llama().parameters())
+    every = 4 * (base + adapter)
+    # Odd numbers of rows leave the first process one more: of h, but not of A, which is sharded over its columns.
     assert sum(bytes_of("fsdp")) == every
     assert max(bytes_of("fsdp")) - min(bytes_of("fsdp")) < 100
     # By columns and rows the embedding and the norms stay whole, in both processes.
     assert every / 2 < bytes_of("tensor")[0] < 0.7 * every
     # In 4 bits the packed weights are shared out too, in 8 bits they stay whole.
-    assert sum(bytes_of("nf4")) < 0.4 * every
+    assert sum(bytes_of("nf4")) < 4 * (0.35 * base + adapter)
     assert sum(bytes_of("int8")) > 0.6 * every
 
 
@@ -187,6 +188,8 @@ def test_own_modules_are_sharded_with_their_adapters(own_modules: list[Found]) -
     for name in ("early", "late"):
         for found in own_modules:
             assert found[name]["sharded"]
+            # Two processes share the columns of A, whose three rows are uneven; somebody's own fully_shard pads them.
+            assert found[name]["columns"] == (["net.0.pera_A", "net.2.pera_A"] if name == "early" else [])
             assert_same(found[name], own_modules[0][name])
     # Sharded before or after the adapters came, it is the same training.
     assert_same(own_modules[0]["early"], own_modules[0]["late"])
@@ -203,7 +206,7 @@ def test_resumed_own_module_is_the_same_bit_by_bit(own_modules: list[Found], nam
 
 
 REFUSALS = {
-    "rank": "the rank of 'net.0' is 2 there and 3 here",
+    "rank": "the rank of 'net.0' is 3 there and 2 here",
     "targets": "layer 'net.2' is adapted there only",
     "no checkpoint": "a folder without meta.pt",
     "unsharded": "Parts of the adapter are not sharded",

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
@@ -59,8 +60,9 @@ def fit_language_model(
     data, tensor = sizes
     parallel = options.pop("strategy", None) or strategy(data, tensor, options.pop("distributed", True))
     quantization, ckpt_path = options.pop("quantization", None), options.pop("ckpt_path", None)
+    # A has more rows than two processes can share evenly: it is sharded over its columns.
     callback = options.pop("callback", None) or PeraCallback(
-        2, energy_every_n_steps=1, adapter_dir=str(folder / "adapter")
+        3, energy_every_n_steps=1, adapter_dir=str(folder / "adapter")
     )
     module = PeraCausalLM(
         str(model), learning_rate=1e-2, schedule="constant", quantization=quantization, generate_in_validation=True
@@ -199,7 +201,7 @@ def fit_noisy(folder: Path, module: Noisy, **options: Any) -> dict[str, Any]:
     ckpt_path, save_after = options.pop("ckpt_path", None), options.pop("save_after", None)
     sizes = options.pop("sizes", (2, 1))
     callback = options.pop("callback", None) or PeraCallback(
-        2, dropout=0.1, coefficient_scale="auto", modules_to_save=["net.3"], bias="adapted", adapter_dir=str(folder)
+        3, dropout=0.1, coefficient_scale="auto", modules_to_save=["net.3"], bias="adapted", adapter_dir=str(folder)
     )
     saving = ModelCheckpoint(folder, save_top_k=-1, filename="{epoch}")
     extra = [] if save_after is None else [SaveAfter(save_after, folder / "extra.ckpt")]
@@ -217,6 +219,7 @@ def fit_noisy(folder: Path, module: Noisy, **options: Any) -> dict[str, Any]:
         "losses": module.losses,
         "adapter": {key: whole(value) for key, value in adapter.items()},
         "sharded": all(map(is_distributed, adapter.values())),
+        "columns": [key for key, value in adapter.items() if Shard(1) in getattr(value, "placements", ())],
         "frozen": [name for name, value in module.named_parameters() if not value.requires_grad],
     }
 
@@ -242,8 +245,8 @@ def own_module_part(folder: Path) -> dict[str, Any]:
         start = folder / name / "extra.ckpt"
         found[f"{name} resumed"] = fit_noisy(folder / f"{name} resumed", ShardsItself(), ckpt_path=start, **options)
     start = folder / "late/epoch=0.ckpt"
-    other = PeraCallback(3, dropout=0.1, coefficient_scale="auto", modules_to_save=["net.3"], bias="adapted")
-    fewer = PeraCallback(2, target_modules=["net.0"], coefficient_scale="auto", modules_to_save=["net.3"])
+    other = PeraCallback(2, dropout=0.1, coefficient_scale="auto", modules_to_save=["net.3"], bias="adapted")
+    fewer = PeraCallback(3, target_modules=["net.0"], coefficient_scale="auto", modules_to_save=["net.3"])
     found["refusals"] = {
         "rank": refusal(folder / "x", ShardsItself(), callback=other, ckpt_path=start),
         "targets": refusal(folder / "x", ShardsItself(), callback=fewer, ckpt_path=start),

@@ -8,22 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 
 from pera_lightning import PeraConfig, inject_adapter
 from pera_lightning.analysis.model_shapes import COLUMN, ROW, ModelShapes, shapes_of
+from pera_lightning.integration.parallel_causal_lm import shard_blocks
 from pera_lightning.integration.pretrained import enable_gradient_checkpointing
+from pera_lightning.layers.tensor_parallel import parallelize_adapted
 from tests.support.collectives import Collectives
 from tests.support.models import tiny_llama
 
-# Sizes that two and four do not divide, and fewer rows of A than processes.
+# Sizes that two and four do not divide, and fewer rows of A than processes. They do divide the columns of A in o_proj,
+# two those of most.
 ODD = {
     "hidden_size": 30,
-    "head_dim": 6,
+    "head_dim": 4,
     "num_attention_heads": 3,
     "num_key_value_heads": 1,
     "intermediate_size": 45,
@@ -33,17 +35,16 @@ WIDE = {"hidden_size": 128, "intermediate_size": 512, "vocab_size": 4096}
 ROWS, TOKENS = 2, 5
 
 
-def make(config: PeraConfig | None, checkpointing: bool = False, **sizes: int) -> Any:
+def make(config: PeraConfig, checkpointing: bool = False, **sizes: int) -> Any:
     torch.manual_seed(0)
     model: Any = tiny_llama(**sizes).to(torch.bfloat16).requires_grad_(False)
     if checkpointing:
         enable_gradient_checkpointing(model)
-    if config is not None:
-        inject_adapter(model, config)
+    inject_adapter(model, config)
     return model.train()
 
 
-def shapes(config: PeraConfig | None, **sizes: int) -> ModelShapes:
+def shapes(config: PeraConfig, **sizes: int) -> ModelShapes:
     model = make(config, **sizes)
     return shapes_of(model, model.model.layers)
 
@@ -52,12 +53,6 @@ def step(model: Any, rows: int = ROWS, tokens: int = TOKENS) -> None:
     config = getattr(model, "module", model).config
     x = torch.ones(rows, tokens, config.hidden_size, dtype=torch.bfloat16, requires_grad=True)
     model(inputs_embeds=x, use_cache=False).logits.float().square().mean().backward()
-
-
-def shard(model: Any, mesh: DeviceMesh) -> None:
-    for block in model.model.layers:
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
 
 
 def counted(model: Any) -> dict[tuple[str, int], int]:
@@ -111,30 +106,30 @@ def ddp(config: PeraConfig, mesh: DeviceMesh) -> dict[str, Any]:
 
 def fsdp2(config: PeraConfig, mesh: DeviceMesh, checkpointing: bool) -> dict[str, Any]:
     model = make(config, checkpointing, **ODD)
-    shard(model, mesh)
+    shard_blocks(model, mesh)
     moved = counted(model)
     return {"moved": moved, **held(model)}
 
 
 def fsdp2_peak(config: PeraConfig, mesh: DeviceMesh) -> int:
     model = make(config, **WIDE)
-    shard(model, mesh)
+    shard_blocks(model, mesh)
     # The first step has gradients and buffers to make.
     step(model, 1, 1)
     return peak(model)
 
 
-def tensor_parallel(mesh: DeviceMesh, checkpointing: bool) -> dict[str, Any]:
-    """The frozen base alone, on torch's own styles."""
-    model = make(None, checkpointing)
+def tensor_parallel(config: PeraConfig, mesh: DeviceMesh, checkpointing: bool) -> dict[str, Any]:
+    model = make(config, checkpointing)
     for block in model.model.layers:
         for part in (block.self_attn, block.mlp):
             names = [name for name, _ in part.named_children()]
             plan: dict[str, Any] = {name: ColwiseParallel() for name in COLUMN if name in names}
             plan |= {name: RowwiseParallel() for name in ROW if name in names}
-            parallelize_module(part, mesh["tensor"], plan)
-    shard(model, mesh["data"])
-    return {"moved": counted(model)}
+            parallelize_adapted(part, mesh["tensor"], plan)
+    shard_blocks(model, mesh["data"])
+    moved = counted(model)
+    return {"moved": moved, **held(model)}
 
 
 CONFIGS = {"pera": PeraConfig(3), "lora": PeraConfig(3, 1)}
@@ -153,6 +148,6 @@ def work(rank: int, folder: str) -> None:
         found["rank", ranks] = mesh.get_local_rank()
     found["peak"] = fsdp2_peak(CONFIGS["pera"], square["data"])
     for checkpointing in (False, True):
-        found["tensor_parallel", checkpointing] = tensor_parallel(square, checkpointing)
+        found["tensor_parallel", checkpointing] = tensor_parallel(CONFIGS["pera"], square, checkpointing)
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
