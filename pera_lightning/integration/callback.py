@@ -21,6 +21,7 @@ from pera_lightning.errors import CheckpointError, ConfigError
 from pera_lightning.injection import InjectionReport, adapted_layers, freeze_base
 from pera_lightning.integration.adapter_root import adapter_root
 from pera_lightning.integration.conflicting_callbacks import refuse_conflicting_callbacks
+from pera_lightning.integration.deepspeed import restore_hooks_before_loading
 from pera_lightning.integration.exact_resume import ExactResume
 from pera_lightning.integration.float_model import inject_into
 from pera_lightning.integration.frozen_norms import stop_running_statistics
@@ -146,7 +147,7 @@ class PeraCallback(Callback):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         refuse_conflicting_callbacks(trainer)
-        refuse_impossible_strategy(trainer, pl_module)
+        refuse_impossible_strategy(trainer, pl_module, self.polynomial_start_step)
         # Late, so that it comes after the module's own setup(), which may build or rebuild the model.
         inject_after_configure_model(pl_module, lambda: self._inject(trainer, pl_module))
 
@@ -161,6 +162,7 @@ class PeraCallback(Callback):
         install_state_hooks(pl_module)
         average_the_adapter_alone(trainer, pl_module)
         check_before_loading(trainer, pl_module, self._describe(pl_module))
+        restore_hooks_before_loading(trainer, pl_module)
 
     def _describe(self, pl_module: pl.LightningModule) -> Manifest:
         self._manifest = manifest_of(adapter_root(pl_module), getattr(pl_module, "base_model_name", None))
