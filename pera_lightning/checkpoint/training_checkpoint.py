@@ -71,7 +71,7 @@ def read_checkpoint(path: str | Path) -> TrainingCheckpoint:
     """Look into a checkpoint; tensors are read later. Nothing in it is executed (`weights_only=True`).
 
     Args:
-        path: A `.ckpt` file, or the folder that a strategy with `save_distributed_checkpoint=True`, or DeepSpeed, wrote.
+        path: A `.ckpt` file, or the folder that DeepSpeed or a strategy with `save_distributed_checkpoint=True` wrote.
 
     Raises:
         CheckpointError: There is no checkpoint, it is damaged, or it holds more than tensors and plain values.

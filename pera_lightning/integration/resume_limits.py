@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning.pytorch as pl
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -50,8 +52,9 @@ def warn_of_limits(trainer: pl.Trainer, *, within_epoch: bool) -> None:
 
 
 def _gradients_wait(trainer: pl.Trainer) -> bool:
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress
     # A strategy that accumulates does not step at the end of an epoch: it counts all batches.
-    return trainer.fit_loop.epoch_loop.batch_progress.total.processed % trainer.accumulate_grad_batches != 0
+    return bool(batches.total.processed % trainer.accumulate_grad_batches)
 
 
 def _is_wrapped(loader: object) -> bool:
