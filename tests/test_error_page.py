@@ -19,6 +19,9 @@ CLASSES = {name for name, value in vars(errors).items() if isinstance(value, typ
 OTHER_RAISES = {
     ("__init__.py", "raise AttributeError(f'module {__name__!r} has no attribute {name!r}')"),
     ("checkpoint/manifest.py", "raise KeyError('no layers')"),
+    # The error of the first process, in the others; Lightning's way to end a run.
+    ("integration/parallel_causal_lm.py", "raise failure"),
+    ("integration/termination.py", "raise SIGTERMException"),
     ("integration/data/conversations.py", "raise error"),
     ("integration/data/conversations.py", "raise row"),
     ("integration/data/conversations.py", "raise next((row for row in rows if isinstance(row, DataError)))"),

@@ -108,13 +108,19 @@ def _single_file(path: Path) -> tuple[Path, str] | None:
 def _load(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except pickle.UnpicklingError as error:
         raise CheckpointError(
-            "The checkpoint cannot be read.",
+            "The checkpoint holds more than tensors and plain values, and is not unpickled.",
+            got=f"{path} with hyperparameters or other things that are objects",
+            expected="what torch.load(weights_only=True) reads",
+            fix="leave objects out of save_hyperparameters",
+        ) from error
+    except (RuntimeError, EOFError) as error:
+        raise CheckpointError(
+            "The checkpoint is damaged.",
             got=f"{path}: {_line(error, 0)}",
-            expected="a whole file of tensors and plain values",
-            fix="if it was cut off, go on from an earlier one; if it holds objects (hyperparameters), they are not "
-            "unpickled: leave them out of save_hyperparameters",
+            expected="a whole file",
+            fix="if it was cut off, go on from an earlier one",
         ) from error
 
 

@@ -19,7 +19,9 @@ def tensors_of(checkpoint: Path, prefix: str, wanted: dict[str, Tensor]) -> dict
     try:
         held = read_checkpoint(checkpoint)
     except CheckpointError as error:
-        rank_zero_warn(f"The adapter folder gets the adapter of the last step instead of the best one: {error}")
+        rank_zero_warn(
+            f"The adapter folder gets the adapter of the last step instead of the best checkpoint's. {error}"
+        )
         return None
     if {key: held.shapes.get(prefix + key) for key in wanted} != shapes(wanted):
         rank_zero_warn(

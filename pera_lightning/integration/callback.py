@@ -27,12 +27,14 @@ from pera_lightning.integration.float_model import inject_into
 from pera_lightning.integration.frozen_norms import stop_running_statistics
 from pera_lightning.integration.guards import refuse_infinite_loss, refuse_other_form, refuse_thawed_base
 from pera_lightning.integration.late_injection import cancel_late_injection, inject_after_configure_model
+from pera_lightning.integration.lost_worker import explain_lost_worker
 from pera_lightning.integration.model_parallel import check_before_loading, shard_after_injection, stop_checking
 from pera_lightning.integration.option_checks import count
 from pera_lightning.integration.polynomial_start import hold_coefficients
 from pera_lightning.integration.preflight import Preflight
+from pera_lightning.integration.returned_adapter import ReturnedAdapter
 from pera_lightning.integration.strategy_limits import refuse_impossible_strategy
-from pera_lightning.integration.termination import save_before_termination
+from pera_lightning.integration.termination import JointTermination, save_before_termination
 from pera_lightning.integration.trained_adapter import write_trained_adapter
 from pera_lightning.integration.weight_averaging import average_the_adapter_alone
 from pera_lightning.token_ids import TokenIds
@@ -143,6 +145,8 @@ class PeraCallback(Callback):
         self._trained = False
         self._exact_resume = ExactResume()
         self._preflight = Preflight(skip_checks)
+        self._termination = JointTermination()
+        self.returned = ReturnedAdapter(self._inject)
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -160,6 +164,7 @@ class PeraCallback(Callback):
         elif self.report is None:
             self._take_over(pl_module, layers[0].config)
         install_state_hooks(pl_module)
+        self.returned.load_into(pl_module)
         average_the_adapter_alone(trainer, pl_module)
         check_before_loading(trainer, pl_module, self._describe(pl_module))
         restore_hooks_before_loading(trainer, pl_module)
@@ -206,6 +211,7 @@ class PeraCallback(Callback):
         self._exact_resume.on_train_start(trainer, pl_module)
         # A run that goes on within an epoch does not begin one.
         stop_running_statistics(pl_module)
+        self._termination.on_train_start(trainer)
         self._trained = True
 
     @override
@@ -233,6 +239,10 @@ class PeraCallback(Callback):
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         stop_running_statistics(pl_module)
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._termination.on_train_epoch_end(trainer)
 
     @override
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
@@ -269,6 +279,8 @@ class PeraCallback(Callback):
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        # First: the system may end this process too at any moment.
+        explain_lost_worker(trainer, exception)
         save_before_termination(trainer, exception)
         # Lightning calls no teardown after an exception.
         self.teardown(trainer, pl_module, str(trainer.state.stage))

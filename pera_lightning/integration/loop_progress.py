@@ -126,8 +126,8 @@ def _load(loaders: list[Any], states: list[dict[str, Any]]) -> None:
         return
     for loader, state in zip(loaders, states, strict=True):
         loader.load_state_dict(state)
-        # The iterator that takes the state is the one of the epoch that is over. Asked for a batch, for some samplers
-        # take their part of the state only then.
+        # The iterator that takes the state is the one of the epoch that is over; some samplers (torchdata's
+        # StatefulDistributedSampler) take it only when they are asked for a row.
         next(iter(loader), None)
 
 

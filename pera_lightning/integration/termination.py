@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -30,3 +33,53 @@ def save_before_termination(trainer: pl.Trainer, exception: BaseException) -> No
     path = Path(checkpoints.dirpath) / FILE_NAME
     trainer.save_checkpoint(path)
     rank_zero_info(f"PERA: SIGTERM; checkpoint written. fit(ckpt_path={str(path)!r}) goes on from it.")
+
+
+class JointTermination:
+    """Lets SIGTERM end all processes of a training run after the same batch, whichever of them got it.
+
+    Lightning's signal handler takes part in a collective at whatever moment the signal comes, and each process then
+    stops by itself: with unlucky timing they wait for each other until the timeout. Here the handler only remembers the
+    signal, and the collective in which Lightning asks the first process before every batch asks all of them.
+    """
+
+    def __init__(self) -> None:
+        self._received = False
+        self._several = False
+
+    def on_train_start(self, trainer: pl.Trainer) -> None:
+        """Take the place of Lightning's handler and of its question, where there are several processes."""
+        connector: Any = trainer._signal_connector
+        epoch_loop: Any = trainer.fit_loop.epoch_loop
+        self._received = False
+        # Lightning asks since 2.6.
+        self._several = trainer.world_size > 1 and hasattr(epoch_loop, "_broadcast_sigterm_tensor")
+        if not self._several:
+            return
+
+        def remember(number: int, frame: Any) -> None:
+            launcher = trainer.strategy.launcher
+            if not self._received and launcher is not None:
+                launcher.kill(signal.Signals(number))
+            self._received = True
+
+        def ask_before_batch() -> None:
+            # What came between two epochs waits for a batch: a run cannot go on exactly from the begin of an epoch.
+            if epoch_loop.batch_progress.current.ready > 0 and self._ask(trainer):
+                raise SIGTERMException
+
+        handlers = getattr(signal.getsignal(signal.SIGTERM), "signal_handlers", [])
+        handlers[:] = [remember if handler == connector._sigterm_notifier_fn else handler for handler in handlers]
+        epoch_loop._broadcast_sigterm_tensor = ask_before_batch
+
+    def on_train_epoch_end(self, trainer: pl.Trainer) -> None:
+        """Let Lightning end all processes where the epoch ends."""
+        connector: Any = trainer._signal_connector
+        if self._several:
+            connector.received_sigterm = self._ask(trainer)
+
+    def _ask(self, trainer: pl.Trainer) -> bool:
+        """Whether any process has received the signal; collective."""
+        answer = torch.tensor([float(self._received)], device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(answer, torch.distributed.ReduceOp.MAX)
+        return answer.item() > 0

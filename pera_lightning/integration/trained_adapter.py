@@ -6,9 +6,11 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from safetensors import SafetensorError
 from torch import Tensor
 
 from pera_lightning.checkpoint import adapter_state_dict, manifest_of, write_adapter
+from pera_lightning.errors import AdapterFileError
 from pera_lightning.functional.distributed import whole
 from pera_lightning.injection import clean_name
 from pera_lightning.integration.adapter_root import adapter_root, prefix_of
@@ -18,16 +20,21 @@ from pera_lightning.integration.best_checkpoint import best_checkpoint, tensors_
 def write_trained_adapter(trainer: pl.Trainer, pl_module: pl.LightningModule, folder: Path) -> None:
     """Write the adapter of the best checkpoint where a ModelCheckpoint monitors a metric, else the present one.
 
+    The first process writes; all return when it is written.
+
     Args:
         trainer: The Trainer at the end of its fit.
         pl_module: The module with the adapters.
         folder: Where `load_adapter` is to find them.
+
+    Raises:
+        AdapterFileError: The folder cannot be written.
     """
-    root = adapter_root(pl_module)
     # In every process, whatever is written in the end: sharded tensors come from all of them.
-    present = {key: whole(value) for key, value in adapter_state_dict(root).items()}
+    present = {key: whole(value) for key, value in adapter_state_dict(adapter_root(pl_module)).items()}
     if trainer.is_global_zero:
         _write(trainer, pl_module, folder, present)
+    trainer.strategy.barrier("PERA: adapter written")
 
 
 def _write(trainer: pl.Trainer, pl_module: pl.LightningModule, folder: Path, present: dict[str, Tensor]) -> None:
@@ -36,6 +43,15 @@ def _write(trainer: pl.Trainer, pl_module: pl.LightningModule, folder: Path, pre
     best, tensors = best_checkpoint(trainer), None
     if best is not None:
         tensors = tensors_of(best, clean_name(prefix_of(pl_module, root)), present)
-    write_adapter(folder, present if tensors is None else tensors, manifest)
+    try:
+        write_adapter(folder, present if tensors is None else tensors, manifest)
+    except (OSError, SafetensorError) as error:
+        raise AdapterFileError(
+            "The trained adapter cannot be written.",
+            got=error,
+            expected=f"a folder at {folder}",
+            fix="make room or give the callback another adapter_dir; the checkpoints of this run hold the adapter too, "
+            "and fit(ckpt_path=...) with more steps writes it again",
+        ) from error
     source = "the last step" if best is None or tensors is None else best.name
     rank_zero_info(f"PERA: adapter of {source} written to {folder}")

@@ -290,7 +290,7 @@ class WithObjects(Regressor):
         self.save_hyperparameters()
 
 
-@pytest.mark.filterwarnings("ignore:The best checkpoint .* holds more than tensors:UserWarning")
+@pytest.mark.filterwarnings("ignore:The adapter folder gets .* holds more than tensors:UserWarning")
 def test_hyperparameters_that_are_objects_do_not_lose_the_adapter(tmp_path: Path) -> None:
     module = WithObjects(Path("somewhere"))
     make_trainer(tmp_path, PeraCallback(rank=2), best_checkpoint(tmp_path)).fit(module)
