@@ -1,7 +1,9 @@
 """DeepSpeed ZeRO-2 in two processes on the CPU; GPUs are what Lightning's strategy is for, and it has not run on any.
 
-Needs deepspeed, whose operators need not be compiled: `DS_BUILD_OPS=0 pip install --no-build-isolation deepspeed`
-(beforehand `pip install setuptools wheel`; tested with 0.19.8). Without it the tests that start processes are skipped.
+Needs deepspeed, whose operators need not be compiled; without it the tests that start processes are skipped:
+
+    pip install hjson py-cpuinfo msgpack ninja einops setuptools wheel
+    DS_BUILD_OPS=0 pip install --no-deps --no-build-isolation deepspeed==0.19.8
 """
 
 from __future__ import annotations
