@@ -46,7 +46,8 @@ def _fixed_seed() -> None:
 _skipped: list[str] = []
 NO_GPU = "needs a CUDA GPU"
 NO_HOSTS = "needs network namespaces (root and iproute2)"
-ALLOWED_SKIPS: frozenset[str] = frozenset({NO_GPU, NO_HOSTS})
+NO_DEEPSPEED = "needs deepspeed"
+ALLOWED_SKIPS: frozenset[str] = frozenset({NO_GPU, NO_HOSTS, NO_DEEPSPEED})
 """Reasons for which a test may be skipped under `make test`. What was skipped is listed at the end of every run."""
 
 

@@ -56,9 +56,9 @@ def imported(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def set_up(strategy: Strategy, module: pl.LightningModule) -> None:
+def set_up(strategy: Strategy, module: pl.LightningModule, **options: Any) -> None:
     trainer: Any = SimpleNamespace(strategy=strategy, callbacks=[])
-    PeraCallback().setup(trainer, module, "fit")
+    PeraCallback(**options).setup(trainer, module, "fit")
 
 
 def test_every_strategy_is_known_here() -> None:
@@ -122,6 +122,12 @@ def test_impossible_strategies_are_refused(strategy: Strategy, what: str) -> Non
     assert module.net is None
     # Nothing is left in the way of a later run.
     assert not {"setup", "configure_model"} & vars(module).keys()
+
+
+def test_a_start_of_order_1_is_refused_under_deepspeed() -> None:
+    with pytest.raises(ConfigError, match="cannot be held back") as caught:
+        set_up(Declared(exclude_frozen_parameters=True), Regressor(), polynomial_start_step=3)
+    assert "polynomial_start_step=3" in str(caught.value)
 
 
 @pytest.mark.parametrize("build", ["option", "module"])

@@ -19,7 +19,7 @@ def consolidate(checkpoint: str | Path, directory: str | Path) -> Path:
 
     Args:
         checkpoint: A `.ckpt` file, or the folder that several processes wrote together
-            (`save_distributed_checkpoint=True`).
+            (`save_distributed_checkpoint=True`, or DeepSpeed's stages 1 and 2).
         directory: Folder to write to, as `save_adapter` does.
 
     Returns:

@@ -15,7 +15,7 @@ from pera_lightning.checkpoint.comparison import describe_mismatch, shapes
 from pera_lightning.errors import CheckpointError
 from pera_lightning.injection import clean_name
 
-_INSTALLED = "_pera_state_hooks_installed"
+_INSTALLED = "_pera_state_hooks"
 # The hook after loading is not told the prefix, so the one before leaves it here.
 _LOADS_AS_ROOT = "_pera_loads_as_root"
 
@@ -24,14 +24,16 @@ def install_state_hooks(root: nn.Module) -> None:
     """Make `root.state_dict()` hold the adapter alone, and `root.load_state_dict` accept that strictly.
 
     Without adapters in `root` (before injection, after removal), and where `root` is a part of another module,
-    the hooks do nothing. Installing twice is the same as once.
+    the hooks do nothing. Installing twice is the same as once; it brings back what somebody took away.
     """
-    if getattr(root, _INSTALLED, False):
-        return
-    root.register_state_dict_post_hook(_keep_adapter)
-    root.register_load_state_dict_pre_hook(_check_adapter)
-    root.register_load_state_dict_post_hook(_forgive_base)
-    setattr(root, _INSTALLED, True)
+    for handle in getattr(root, _INSTALLED, ()):
+        handle.remove()
+    handles = (
+        root.register_state_dict_post_hook(_keep_adapter),
+        root.register_load_state_dict_pre_hook(_check_adapter),
+        root.register_load_state_dict_post_hook(_forgive_base),
+    )
+    setattr(root, _INSTALLED, handles)
 
 
 def _keep_adapter(root: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:

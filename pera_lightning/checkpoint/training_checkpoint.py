@@ -17,6 +17,9 @@ from pera_lightning.errors import CheckpointError
 META_FILE = "meta.pt"
 """In a folder: all but tensors of model and optimizers."""
 _MODEL = "state_dict"
+_DEEPSPEED_FILE = "checkpoint/mp_rank_00_model_states.pt"
+"""In a folder of DeepSpeed's stages 1 and 2: all but the optimizer's state; the model is not split."""
+_DEEPSPEED_MODEL = "module"
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,10 @@ class TrainingCheckpoint:
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by their names, whole, on the CPU. Reads them from disk, in this process alone."""
-        if not self.distributed:
-            return _load(self.path)[_MODEL]
+        single = _single_file(self.path)
+        if single is not None:
+            file, model = single
+            return _load(file)[model]
         from torch.distributed.checkpoint import CheckpointException, FileSystemReader, load
 
         sizes = _stored(self.path)
@@ -66,28 +71,38 @@ def read_checkpoint(path: str | Path) -> TrainingCheckpoint:
     """Look into a checkpoint; tensors are read later. Nothing in it is executed (`weights_only=True`).
 
     Args:
-        path: A `.ckpt` file, or the folder that a strategy with `save_distributed_checkpoint=True` wrote.
+        path: A `.ckpt` file, or the folder that DeepSpeed or a strategy with `save_distributed_checkpoint=True` wrote.
 
     Raises:
         CheckpointError: There is no checkpoint, it is damaged, or it holds more than tensors and plain values.
     """
     path = Path(path)
+    single = _single_file(path)
     if path.is_dir() and (path / META_FILE).is_file():
         held = _load(path / META_FILE)
         prefix = f"{_MODEL}."
         shapes = {key.removeprefix(prefix): tuple(entry.size) for key, entry in _stored(path).items()}
-    elif path.is_file():
-        held = _load(path)
-        tensors = held.get(_MODEL, {})
+    elif single is not None:
+        file, model = single
+        held = _load(file)
+        tensors = held.get(model, {})
         shapes = {key: tuple(value.shape) for key, value in tensors.items() if isinstance(value, Tensor)}
     else:
         raise CheckpointError(
             "There is no checkpoint of a Trainer here.",
             got=f"{path}, which is {'a folder without ' + META_FILE if path.is_dir() else 'nothing'}",
-            expected=f"a .ckpt file, or a folder with {META_FILE} and .distcp files",
+            expected=f"a .ckpt file, a folder with {META_FILE} and .distcp files, or one with {_DEEPSPEED_FILE}",
             fix="correct the path; adapter folders are read by load_adapter",
         )
     return TrainingCheckpoint(path, shapes, _manifest(held))
+
+
+def _single_file(path: Path) -> tuple[Path, str] | None:
+    """The one file that holds the whole model, with the key it is under; None if there is none."""
+    if path.is_file():
+        return path, _MODEL
+    file = path / _DEEPSPEED_FILE
+    return (file, _DEEPSPEED_MODEL) if file.is_file() else None
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ def consolidate(checkpoint: str, out: str) -> None:
     Needs neither the base model nor the processes that wrote the checkpoint.
 
     Args:
-        checkpoint: A .ckpt file, or the folder that a strategy with save_distributed_checkpoint=True wrote.
+        checkpoint: A .ckpt file, or the folder of DeepSpeed or a strategy with save_distributed_checkpoint=True.
         out: Folder to write to; it is made if needed, and an adapter in it is replaced.
     """
     from pera_lightning.checkpoint.consolidate import consolidate as write

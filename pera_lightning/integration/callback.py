@@ -14,13 +14,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from pera_lightning.analysis import mean_energy
-from pera_lightning.checkpoint import Manifest, install_state_hooks, manifest_of
+from pera_lightning.checkpoint import Manifest, manifest_of
 from pera_lightning.checkpoint.comparison import base_difference, quantization_difference
 from pera_lightning.config import ALL_LINEAR, Bias, Init, PeraConfig, Terms
 from pera_lightning.errors import CheckpointError, ConfigError
 from pera_lightning.injection import InjectionReport, adapted_layers, freeze_base
 from pera_lightning.integration.adapter_root import adapter_root
 from pera_lightning.integration.conflicting_callbacks import refuse_conflicting_callbacks
+from pera_lightning.integration.deepspeed import keep_adapter_alone
 from pera_lightning.integration.exact_resume import ExactResume
 from pera_lightning.integration.float_model import inject_into
 from pera_lightning.integration.frozen_norms import stop_running_statistics
@@ -150,7 +151,7 @@ class PeraCallback(Callback):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         refuse_conflicting_callbacks(trainer)
-        refuse_impossible_strategy(trainer, pl_module)
+        refuse_impossible_strategy(trainer, pl_module, self.polynomial_start_step)
         # Late, so that it comes after the module's own setup(), which may build or rebuild the model.
         inject_after_configure_model(pl_module, lambda: self._inject(trainer, pl_module))
 
@@ -162,7 +163,7 @@ class PeraCallback(Callback):
             shard_after_injection(trainer, pl_module)
         elif self.report is None:
             self._take_over(pl_module, layers[0].config)
-        install_state_hooks(pl_module)
+        keep_adapter_alone(trainer, pl_module)
         self.returned.load_into(pl_module)
         average_the_adapter_alone(trainer, pl_module)
         check_before_loading(trainer, pl_module, self._describe(pl_module))

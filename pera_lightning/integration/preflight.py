@@ -86,10 +86,9 @@ class Preflight:
 
 
 def _optimizer(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-    groups = (group for optimizer in trainer.optimizers for group in optimizer.param_groups)
-    stepped = {id(parameter) for group in groups for parameter in group["params"]}
+    stepped = {id(value) for optimizer in trainer.optimizers for group in _stepped(optimizer) for value in group}
     parameters = dict(pl_module.named_parameters())
-    # Strategies that give the optimizer tensors of their own (DeepSpeed) cannot be looked through.
+    # Strategies that give the optimizer tensors of their own cannot be looked through.
     if not any(id(parameter) in stepped for parameter in parameters.values()):
         return
     forgotten = [name for name, value in parameters.items() if value.requires_grad and id(value) not in stepped]
@@ -101,6 +100,12 @@ def _optimizer(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             fix="make the optimizer in configure_optimizers, from self.parameters(); an optimizer that was made in "
             "__init__ or given to LightningCLI in YAML is older than the adapters",
         )
+
+
+def _stepped(optimizer: torch.optim.Optimizer) -> list[list[nn.Parameter]]:
+    """The parameters of each group; DeepSpeed's ZeRO steps copies of them, and notes which are whose."""
+    own: list[list[nn.Parameter]] | None = getattr(optimizer, "bit16_groups", None)
+    return [group["params"] for group in optimizer.param_groups] if own is None else own
 
 
 def _base(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -205,10 +210,11 @@ def _learning_rate(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
 
 def _adam_rates(optimizers: Iterable[torch.optim.Optimizer], adapter: Collection[int]) -> Iterable[float]:
     for optimizer in optimizers:
-        if "adam" not in type(optimizer).__name__.lower():
+        # DeepSpeed's holds the one that was given to it.
+        if "adam" not in type(getattr(optimizer, "optimizer", optimizer)).__name__.lower():
             continue
-        for group in optimizer.param_groups:
-            if any(id(value) in adapter for value in group["params"]):
+        for group, parameters in zip(optimizer.param_groups, _stepped(optimizer), strict=True):
+            if any(id(value) in adapter for value in parameters):
                 # A schedule may begin at zero; it notes the rate that it works with.
                 yield float(group.get("initial_lr", group["lr"]))
 

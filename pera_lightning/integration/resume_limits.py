@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning.pytorch as pl
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -34,6 +36,12 @@ def warn_of_limits(trainer: pl.Trainer, *, within_epoch: bool) -> None:
             "whose state is in no checkpoint. Leave the generator out (the states of torch's own are kept), or use "
             "torchdata's StatefulDataLoader."
         )
+    if trainer.strategy.handles_gradient_accumulation and _gradients_wait(trainer):
+        rank_zero_warn(
+            "The checkpoint was written within an accumulation, and DeepSpeed's gradients are in no checkpoint: the "
+            "accumulation begins anew, without the batches since the last optimizer step. Go on from a checkpoint "
+            "behind an optimizer step to get the same."
+        )
     plateaus = [config for config in trainer.lr_scheduler_configs if config.reduce_on_plateau]
     if any(config.interval == "step" or not within_epoch for config in plateaus):
         # Lightning updates these schedulers after it has written the checkpoint, from a metric that is not in it.
@@ -41,6 +49,12 @@ def warn_of_limits(trainer: pl.Trainer, *, within_epoch: bool) -> None:
             "The checkpoint was written before ReduceLROnPlateau had seen the last metric; that one is left out, so "
             "the learning rate may differ from that of an uninterrupted run."
         )
+
+
+def _gradients_wait(trainer: pl.Trainer) -> bool:
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress
+    # A strategy that accumulates does not step at the end of an epoch: it counts all batches.
+    return bool(batches.total.processed % trainer.accumulate_grad_batches)
 
 
 def _is_wrapped(loader: object) -> bool:

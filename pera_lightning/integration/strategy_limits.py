@@ -14,12 +14,19 @@ _SHARDED = (
 )
 
 
-def refuse_impossible_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+def refuse_impossible_strategy(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, polynomial_start_step: int = 0
+) -> None:
     """Raise if the adapter could not be trained and saved rightly under the Trainer's strategy.
 
+    Args:
+        trainer: The Trainer with its strategy.
+        pl_module: The module that adapters are to be injected into.
+        polynomial_start_step: As PeraCallback has it.
+
     Raises:
-        ConfigError: It is FSDPStrategy, DeepSpeed's ZeRO stage 3, DeepSpeed over a quantised base, or DeepSpeed whose
-            checkpoints would hold the base.
+        ConfigError: It is FSDPStrategy, DeepSpeed's ZeRO stage 3, DeepSpeed over a quantised base, DeepSpeed whose
+            checkpoints would hold the base, or DeepSpeed with a `polynomial_start_step`.
     """
     strategy = getattr(trainer, "strategy", None)
     if isinstance(strategy, FSDPStrategy):
@@ -31,6 +38,13 @@ def refuse_impossible_strategy(trainer: pl.Trainer, pl_module: pl.LightningModul
         )
     if isinstance(strategy, DeepSpeedStrategy):
         _check_deepspeed(strategy, pl_module)
+        if polynomial_start_step:
+            raise ConfigError(
+                "DeepSpeed keeps gradients where the polynomial coefficients' cannot be held back.",
+                got=f"strategy: DeepSpeedStrategy with polynomial_start_step={polynomial_start_step}",
+                expected="polynomial_start_step=0",
+                fix="leave polynomial_start_step out, or use --config configs/strategies/ddp.yaml",
+            )
 
 
 def _check_deepspeed(strategy: DeepSpeedStrategy, pl_module: pl.LightningModule) -> None:

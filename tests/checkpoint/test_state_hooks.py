@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from lightning.pytorch.strategies.deepspeed import remove_module_hooks
 from torch import nn
 
 from pera_lightning import PeraConfig, adapter_state_dict, inject_adapter, remove_adapter
@@ -26,6 +27,20 @@ def test_state_dict_is_the_adapter() -> None:
     assert model.state_dict().keys() == adapter_state_dict(model).keys()
     install_state_hooks(model)
     assert len(model._state_dict_hooks) == 1
+
+
+def test_hooks_that_somebody_took_away_come_back() -> None:
+    model = make_model()
+    remove_module_hooks(model)
+    assert "0.base_layer.weight" in model.state_dict()
+    install_state_hooks(model)
+    assert model.state_dict().keys() == adapter_state_dict(model).keys()
+    with pytest.raises(CheckpointError, match="the rank is 3 there and 2 here"):
+        model.load_state_dict(make_model(rank=3).state_dict())
+    same = copy.deepcopy(model)
+    install_state_hooks(same)
+    assert same.state_dict().keys() == model.state_dict().keys()
+    assert len(same._state_dict_hooks) == len(model._state_dict_hooks) == 1
 
 
 def test_as_a_part_of_another_module_it_is_saved_whole_and_loaded_strictly() -> None:

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
+from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 
 from pera_lightning import PeraCallback, adapter_state_dict
 from tests.support.noisy import BATCHES, Noisy, train
@@ -89,6 +90,22 @@ def assert_equal(left: Any, right: Any, where: str) -> None:
 @pytest.mark.parametrize("loader", [DataLoader, StatefulDataLoader])
 def test_after_a_finished_epoch(tmp_path: Path, loader: Any, saving: str, length: dict[str, Any]) -> None:
     rest = check_same(tmp_path, "step=6", pair(loader), saving=FINISHED_EPOCH[saving], **length)
+    assert min(rest.losses) == (1, 0)
+
+
+class WithDistributedSampler(Noisy):
+    """Its sampler takes a state when it is first asked for a row."""
+
+    def train_dataloader(self) -> DataLoader:
+        sampler = StatefulDistributedSampler(self.rows, num_replicas=1, rank=0)
+        return StatefulDataLoader(self.rows, batch_size=8, sampler=sampler)
+
+
+@pytest.mark.parametrize("batches", [BATCHES, 4])
+def test_after_a_finished_epoch_of_a_distributed_sampler(tmp_path: Path, batches: int) -> None:
+    modules = WithDistributedSampler(), WithDistributedSampler()
+    options = {"saving": AT_EPOCH_END, "limit_train_batches": batches}
+    rest = check_same(tmp_path, f"step={batches}", modules, **options)
     assert min(rest.losses) == (1, 0)
 
 

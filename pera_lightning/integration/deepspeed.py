@@ -1,0 +1,35 @@
+"""Adapter-only checkpoints, under Lightning's `DeepSpeedStrategy` too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.strategies import DeepSpeedStrategy
+
+from pera_lightning.checkpoint import install_state_hooks
+from pera_lightning.integration.model_parallel import stop_checking
+
+
+def keep_adapter_alone(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    """Install the hooks of the module's state, and let them be there when a checkpoint is loaded.
+
+    To validate, test and predict, DeepSpeedStrategy takes all hooks off the module, and loads the checkpoint right
+    after that; so a function is put in the way of its `load_checkpoint`, for one call. `stop_checking` takes it away.
+
+    Args:
+        trainer: The Trainer with its strategy.
+        pl_module: The module with the adapters.
+    """
+    install_state_hooks(pl_module)
+    strategy = trainer.strategy
+    if not isinstance(strategy, DeepSpeedStrategy):
+        return
+
+    def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        stop_checking(trainer)
+        install_state_hooks(pl_module)
+        return strategy.load_checkpoint(checkpoint_path, weights_only=weights_only)
+
+    strategy.__dict__["load_checkpoint"] = load_checkpoint
