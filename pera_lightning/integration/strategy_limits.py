@@ -31,7 +31,7 @@ def refuse_impossible_strategy(
     strategy = getattr(trainer, "strategy", None)
     if isinstance(strategy, FSDPStrategy):
         raise ConfigError(
-            "FSDPStrategy (FSDP1) flattens frozen and trained parameters into one.",
+            "Under FSDPStrategy (FSDP1) layers lose the shapes of their weights, which adapters are fitted to.",
             got="strategy: FSDPStrategy beside PeraCallback",
             expected="a strategy that leaves layers their weights, shapes and dtypes",
             fix=_SHARDED,
