@@ -8,7 +8,7 @@ RUNS := runs/quickstart
 QPERA := configs/qpera_smollm2_cpu.yaml
 QPERA_RUNS := runs/qpera_smollm2_cpu
 
-.PHONY: help quickstart qpera test lint models bench bench-quantization compatibility docs clean
+.PHONY: help quickstart qpera test lint models bench bench-quantization killed-worker compatibility docs clean
 
 help:
 	@echo "make quickstart  train SmolLM2-135M on spoken requests -> tool calls (a few minutes on a CPU)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test        lint, types and all tests"
 	@echo "make bench       step time, memory and latency beside a plain LoRA (a quarter of an hour), written to docs/cost.md"
 	@echo "make bench-quantization   4-bit and 8-bit bases beside the floating one (an hour), written to docs/quantization.md"
+	@echo "make killed-worker   kills one of two workers, on one host and on two (a few minutes); writes docs/killed_worker.md"
 	@echo "make compatibility   which models work: writes docs/compatibility.md from the tests"
 	@echo "make docs        writes docs/errors.md from the messages in the source"
 	@echo "make clean       remove the environment, models and runs"
@@ -82,6 +83,9 @@ docs: $(VENV)/.developer
 bench-quantization: $(VENV)/.developer models/smollm2-135m-instruct
 	$(RUN) examples/tool_calls/generate.py --out data/tool_calls
 	$(RUN) -m benchmarks.quantization
+
+killed-worker: $(VENV)/.developer
+	$(RUN) -m benchmarks.killed_worker
 
 clean:
 	rm -rf $(VENV) models runs data
