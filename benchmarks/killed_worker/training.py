@@ -112,8 +112,11 @@ def train(folder: Path, task: Task, ckpt_path: Path | None = None, **options: An
 
 
 def _note(written: set[str], folder: Path, event: str, found: tuple[Any, ...]) -> None:
-    if event == "open" and isinstance(found[0], str) and found[0].startswith(f"{folder}/") and found[2] & os.O_ACCMODE:
-        written.add(Path(found[0]).name)
+    # Whole files are written under another name, perhaps elsewhere, and then renamed.
+    opened = event == "open" and isinstance(found[0], str) and found[2] & os.O_ACCMODE
+    path = str(found[0]) if opened else str(found[1]) if event == "os.rename" else ""
+    if path.startswith(f"{folder}/"):
+        written.add(Path(path).name)
 
 
 def main() -> None:

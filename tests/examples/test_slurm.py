@@ -16,6 +16,7 @@ from tests.conftest import ROOT
 from tests.support.pretrained import save_pretrained
 
 SRUN = """#!/bin/bash
+shift  # --kill-on-bad-exit
 for rank in 0 1; do
     SLURM_PROCID=$rank SLURM_LOCALID=$rank "$@" & tasks+=($!)
 done
