@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
 from pera_lightning.errors import PeraError
-from pera_lightning.functional.distributed import is_distributed
+from pera_lightning.functional.distributed import is_distributed, own_part
 from pera_lightning.injection import adapter_layers, saved_tensors
 
 
@@ -35,20 +36,32 @@ def _adapter_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def copy_into(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copy checked tensors into the model's adapter, to its dtypes and devices; collective where it is sharded."""
+    """Copy checked tensors into the model's adapter, to its dtypes and devices; every process has them all."""
     wanted = adapter_state_dict(model)
-    sharded = {key for key, target in wanted.items() if is_distributed(target)}
-    for key in wanted.keys() - sharded:
-        wanted[key].copy_(tensors[key])
-    if sharded:
-        _spread(model, {key: tensors[key] for key in sharded})
+    if any(map(is_distributed, wanted.values())):
+        _reshard(model)
+        wanted = adapter_state_dict(model)
+    for key, target in wanted.items():
+        own_part(target).copy_(_part_of(tensors[key], target))
 
 
-def _spread(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+def _reshard(model: nn.Module) -> None:
+    # After a forward pass the outermost module keeps whole copies, which new values would be lost in.
+    for module in model.modules():
+        if hasattr(module, "reshard"):
+            module.reshard()  # type: ignore[operator]
 
-    # Not strict: the adapter alone.
-    set_model_state_dict(model, dict(tensors), options=StateDictOptions(full_state_dict=True, strict=False))
+
+def _part_of(value: Tensor, target: Any) -> Tensor:
+    """The part of a whole tensor, which every process has, that this one keeps. No communication."""
+    if not is_distributed(target):
+        return value
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = target.device_mesh
+    value = value.to(target.device)
+    same = DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return same.redistribute(placements=target.placements).to_local()
 
 
 def refuse_merged(model: nn.Module, error: type[PeraError]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from pera_lightning.checkpoint.adapter_files import write_adapter
 from pera_lightning.checkpoint.manifest import Manifest
 from pera_lightning.checkpoint.training_checkpoint import read_checkpoint
-from pera_lightning.errors import CheckpointError
+from pera_lightning.errors import AdapterFileError, CheckpointError
 from pera_lightning.functional import expanded_rank
 
 
@@ -47,7 +47,15 @@ def consolidate(checkpoint: str | Path, directory: str | Path) -> Path:
             expected="all tensors of the adapter, with the values of every process",
             fix="copy the whole folder, the files of all processes; or take an earlier checkpoint",
         )
-    return write_adapter(directory, tensors, held.manifest)
+    try:
+        return write_adapter(directory, tensors, held.manifest)
+    except OSError as error:
+        raise AdapterFileError(
+            "The adapter cannot be written.",
+            got=f"{directory}: {error}",
+            expected="a folder to write to",
+            fix="name another one",
+        ) from error
 
 
 def _prefix(keys: Iterable[str], manifest: Manifest) -> str:

@@ -16,6 +16,8 @@ from pera_lightning.errors import CheckpointError
 
 META_FILE = "meta.pt"
 """In a folder: all but tensors of model and optimizers."""
+PROCESSES = "pera_processes"
+"""Key of what each process needs to go on, in the order of their ranks."""
 _MODEL = "state_dict"
 _DEEPSPEED_FILE = "checkpoint/mp_rank_00_model_states.pt"
 """In a folder of DeepSpeed's stages 1 and 2: all but the optimizer's state; the model is not split."""
@@ -30,11 +32,13 @@ class TrainingCheckpoint:
         path: The file or folder.
         shapes: Name of a tensor, relative to the LightningModule -> its shape.
         manifest: Of the adapter; None if PeraCallback did not write it.
+        sharded: Whether it was written under a strategy that shards the module.
     """
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
     manifest: Manifest | None
+    sharded: bool
 
     @property
     def distributed(self) -> bool:
@@ -68,7 +72,9 @@ class TrainingCheckpoint:
 
 
 def read_checkpoint(path: str | Path) -> TrainingCheckpoint:
-    """Look into a checkpoint; tensors are read later. Nothing in it is executed (`weights_only=True`).
+    """Look into a checkpoint; tensors are read later.
+
+    Files are not unpickled (`weights_only=True`); of a folder torch unpickles `.metadata`, so open only your own.
 
     Args:
         path: A `.ckpt` file, or the folder that DeepSpeed or a strategy with `save_distributed_checkpoint=True` wrote.
@@ -94,7 +100,7 @@ def read_checkpoint(path: str | Path) -> TrainingCheckpoint:
             expected=f"a .ckpt file, a folder with {META_FILE} and .distcp files, or one with {_DEEPSPEED_FILE}",
             fix="correct the path; adapter folders are read by load_adapter",
         )
-    return TrainingCheckpoint(path, shapes, _manifest(held))
+    return TrainingCheckpoint(path, shapes, _manifest(held), _is_sharded(held))
 
 
 def _single_file(path: Path) -> tuple[Path, str] | None:
@@ -107,7 +113,7 @@ def _single_file(path: Path) -> tuple[Path, str] | None:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        held = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             "The checkpoint holds more than tensors and plain values, and is not unpickled.",
@@ -122,6 +128,14 @@ def _load(path: Path) -> dict[str, Any]:
             expected="a whole file",
             fix="if it was cut off, go on from an earlier one",
         ) from error
+    if not isinstance(held, dict):
+        raise CheckpointError(
+            "The file is no checkpoint of a Trainer.",
+            got=f"{path}, which holds a {type(held).__name__}",
+            expected="a dict with the module's state",
+            fix="correct the path",
+        )
+    return held
 
 
 def _line(error: BaseException, which: int) -> str:
@@ -135,7 +149,15 @@ def _stored(folder: Path) -> dict[str, Any]:
     from torch.distributed.checkpoint import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    held = FileSystemReader(folder).read_metadata().state_dict_metadata
+    try:
+        held = FileSystemReader(folder).read_metadata().state_dict_metadata
+    except (OSError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            "The checkpoint's list of tensors is missing or damaged.",
+            got=f"{folder / '.metadata'}: {_line(error, 0)}",
+            expected="the file as it was written",
+            fix="copy the whole folder, hidden files too, or go on from an earlier checkpoint",
+        ) from error
     return {
         key: entry
         for key, entry in held.items()
@@ -144,7 +166,14 @@ def _stored(folder: Path) -> dict[str, Any]:
 
 
 def _manifest(held: dict[str, Any]) -> Manifest | None:
-    for state in held.get("callbacks", {}).values():
+    states = held.get("callbacks")
+    for state in states.values() if isinstance(states, dict) else ():
         if isinstance(state, dict) and isinstance(state.get("adapter"), dict):
             return Manifest.from_dict(state["adapter"])
     return None
+
+
+def _is_sharded(held: dict[str, Any]) -> bool:
+    processes = held.get(PROCESSES)
+    first = processes[0] if isinstance(processes, list) and processes else {}
+    return isinstance(first, dict) and first.get("sharded", False)

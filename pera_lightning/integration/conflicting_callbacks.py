@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelPruning
+from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from pera_lightning.errors import TrainingError
 
+# WeightAveraging is not in older versions.
+_AVERAGING: Any = (StochasticWeightAveraging, getattr(lightning_callbacks, "WeightAveraging", ()))
+
 
 def refuse_conflicting_callbacks(trainer: pl.Trainer) -> None:
-    """Raise if a callback would change weights that adapter-only checkpoints do not hold.
+    """Raise if a callback would change weights that adapter-only checkpoints do not hold, or cannot work.
 
     Raises:
-        TrainingError: ModelPruning is among the callbacks.
+        TrainingError: ModelPruning is among the callbacks, or under ModelParallelStrategy one that averages weights.
     """
-    if any(isinstance(callback, ModelPruning) for callback in getattr(trainer, "callbacks", ())):
+    callbacks = getattr(trainer, "callbacks", ())
+    averaging = [part for part in callbacks if isinstance(part, _AVERAGING)]
+    if averaging and isinstance(getattr(trainer, "strategy", None), ModelParallelStrategy):
+        raise TrainingError(
+            "Weights of a sharded module cannot be averaged.",
+            got=f"{type(averaging[0]).__name__} under ModelParallelStrategy",
+            expected="no averaging, or a strategy that leaves modules whole",
+            fix="leave the callback out, or use strategy 'ddp'",
+        )
+    if any(isinstance(callback, ModelPruning) for callback in callbacks):
         raise TrainingError(
             "ModelPruning would change the frozen base, which checkpoints do not hold.",
             got="ModelPruning beside PeraCallback",

@@ -9,6 +9,7 @@ import torch.distributed
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from pera_lightning.checkpoint.training_checkpoint import PROCESSES
 from pera_lightning.integration.accumulated_gradients import accumulated_gradients, restore_gradients
 from pera_lightning.integration.loop_progress import (
     begin_epoch,
@@ -18,11 +19,9 @@ from pera_lightning.integration.loop_progress import (
     owe_validation,
     owes_validation,
 )
+from pera_lightning.integration.model_parallel import is_parallel
 from pera_lightning.integration.random_state import random_states, restore_random_states
 from pera_lightning.integration.resume_limits import warn_of_limits
-
-_KEY = "pera_processes"
-"""In a checkpoint: what each process needs to go on, in the order of their ranks."""
 
 
 class ExactResume:
@@ -52,16 +51,20 @@ class ExactResume:
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add what a resumed run needs; collective where there are several processes."""
-        mine = {"random": random_states(), "gradients": accumulated_gradients(trainer, pl_module)}
-        checkpoint[_KEY] = _gathered(mine)
+        mine = {
+            "random": random_states(),
+            "gradients": accumulated_gradients(trainer, pl_module),
+            "sharded": is_parallel(trainer),
+        }
+        checkpoint[PROCESSES] = _gathered(mine)
         owe_validation(trainer, checkpoint["loops"]["fit_loop"])
 
     def on_load_checkpoint(self, trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
         """Keep what this process needs for the fit that follows, and put the progress of the loops right."""
         # Checkpoints of earlier versions hold nothing.
-        if trainer.state.fn != TrainerFn.FITTING or _KEY not in checkpoint:
+        if trainer.state.fn != TrainerFn.FITTING or PROCESSES not in checkpoint:
             return
-        self._resumes, self._process = True, _own(checkpoint[_KEY])
+        self._resumes, self._process = True, _own(checkpoint[PROCESSES])
         fit_loop = checkpoint["loops"]["fit_loop"]
         self._owes_validation = owes_validation(fit_loop)
         if is_finished_epoch(fit_loop):

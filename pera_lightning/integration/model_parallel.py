@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 
 from pera_lightning.checkpoint import Manifest, adapter_state_dict
 from pera_lightning.checkpoint.comparison import describe_mismatch, shapes
@@ -50,24 +51,44 @@ def shard_after_injection(trainer: pl.Trainer, pl_module: pl.LightningModule) ->
         )
 
 
+def is_parallel(trainer: pl.Trainer) -> bool:
+    """Whether the Trainer's strategy shards modules."""
+    return isinstance(getattr(trainer, "strategy", None), ModelParallelStrategy)
+
+
 def check_before_loading(trainer: pl.Trainer, pl_module: pl.LightningModule, present: Manifest) -> None:
-    """Have the next checkpoint looked at before it is loaded into a sharded module, past the hooks of the module.
+    """Have the next checkpoint looked at before it is loaded; into a sharded module that goes past the module's hooks.
 
     What does not fit is refused in every process before any of them begins to load: they would wait for each other. The
     path is known only to the strategy, so a function is put in the way of its `load_checkpoint`, for one call.
 
     Args:
-        trainer: The Trainer; under other strategies nothing is done.
-        pl_module: The module with sharded adapters.
+        trainer: The Trainer.
+        pl_module: The module with its adapters.
         present: Of its adapter.
+
+    Raises:
+        InjectionError: The module is sharded, and the strategy is none that runs it so.
     """
-    strategy = trainer.strategy
-    if not isinstance(strategy, ModelParallelStrategy):
+    strategy, parallel = trainer.strategy, is_parallel(trainer)
+    if not parallel and any(map(is_distributed, pl_module.parameters())):
+        raise InjectionError(
+            "The module is sharded over processes, by an earlier run.",
+            got=f"strategy {type(strategy).__name__} with a sharded module",
+            expected="ModelParallelStrategy, or a new module",
+            fix="make the module anew and load the adapter folder of the earlier run into it",
+        )
+    if isinstance(strategy, DeepSpeedStrategy):
         return
 
     def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         stop_checking(trainer)
+        if not parallel:
+            _refuse_folder(Path(checkpoint_path))
+            return strategy.load_checkpoint(checkpoint_path, weights_only=weights_only)
         held = _fitting(strategy.broadcast(checkpoint_path), pl_module, present)
+        if trainer.state.fn == TrainerFn.FITTING:
+            _refuse_unsharded(held)
         strict = pl_module.strict_loading
         # In a single file Lightning would look for every weight of the base.
         pl_module.strict_loading = strict and held.distributed
@@ -98,3 +119,26 @@ def _fitting(path: str | Path, pl_module: pl.LightningModule, present: Manifest)
             "injected",
         )
     return held
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise CheckpointError(
+            "The checkpoint is a folder, which this strategy cannot load.",
+            got=f"{path}, as several processes write it together",
+            expected="a .ckpt file",
+            fix="go on with ModelParallelStrategy (devices=1 will do), or make an adapter of it: python -m "
+            f"pera_lightning consolidate --checkpoint {path} --out FOLDER",
+        )
+
+
+def _refuse_unsharded(held: TrainingCheckpoint) -> None:
+    if not held.distributed and not held.sharded:
+        raise CheckpointError(
+            "The checkpoint was written without ModelParallelStrategy; Lightning would give the optimizer's moments to "
+            "other parameters.",
+            got=f"{held.path}, written under another strategy",
+            expected="a checkpoint of ModelParallelStrategy",
+            fix="go on under the strategy that wrote it; or begin a fit from its adapter (consolidate, then "
+            "load_adapter before the fit)",
+        )

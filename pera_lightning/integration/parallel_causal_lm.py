@@ -18,6 +18,7 @@ from pera_lightning.errors import ConfigError, InjectionError, PeraError
 from pera_lightning.injection import original_names
 from pera_lightning.injection.sharding import shard_placement, start_on
 from pera_lightning.integration.pretrained import PretrainedSource, build_causal_lm
+from pera_lightning.layers import TokenRows
 from pera_lightning.layers.tensor_parallel import parallelize_adapted
 
 if TYPE_CHECKING:
@@ -227,6 +228,9 @@ def _original_keys(model: nn.Module) -> Iterator[tuple[str, str]]:
     """Names of the base's parameters and buffers now and before the injection."""
     names = dict(zip((name for name, _ in model.named_modules()), original_names(model), strict=True))
     for name, (original, module) in names.items():
+        # Their ids belong to the adapter.
+        if isinstance(module, TokenRows):
+            continue
         tensors: dict[str, Tensor | None] = {**module._parameters, **module._buffers}
         for own in tensors:
             yield f"{name}.{own}" if name else own, f"{original}.{own}" if original else own

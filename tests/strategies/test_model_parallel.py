@@ -10,18 +10,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from pera_lightning import load_adapter
+from pera_lightning import PeraCallback, load_adapter
 from pera_lightning.checkpoint.consolidate import consolidate
 from pera_lightning.checkpoint.training_checkpoint import read_checkpoint
 from pera_lightning.errors import CheckpointError
 from tests.conftest import ROOT
 from tests.support.models import tiny_llama
+from tests.support.noisy import Noisy
 from tests.support.pretrained import save_pretrained
-from tests.support.sharded import without_parallelism
+from tests.support.sharded import QUIET, without_parallelism
 
 Found = dict[str, Any]
 # Adam divides by the size of gradients that are almost zero in the first steps; sums in another order are off there.
@@ -61,7 +63,17 @@ def language_models(folder: Path) -> list[Found]:
 
 @pytest.fixture(scope="module")
 def own_modules(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
-    return run(tmp_path_factory.mktemp("own"), "own_module", 2)
+    folder = tmp_path_factory.mktemp("own")
+    fit_in_one_process(folder)
+    return run(folder, "own_module", 2)
+
+
+def fit_in_one_process(folder: Path) -> None:
+    """A checkpoint of the same adapter, written without a strategy."""
+    callback = PeraCallback(3, dropout=0.1, coefficient_scale="auto", modules_to_save=["net.3"], bias="adapted")
+    trainer = pl.Trainer(callbacks=[callback], max_epochs=1, default_root_dir=folder, **QUIET)
+    trainer.fit(Noisy())
+    trainer.save_checkpoint(folder / "plain.ckpt")
 
 
 def assert_same(left: Found, right: Found) -> None:
@@ -84,12 +96,19 @@ def assert_like_one_process(ranks: list[Found], expected: Found) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "quantization"), [("fsdp", None), ("tensor", None), ("nf4", "nf4-dq"), ("int8", "int8")]
+    ("name", "options"),
+    [
+        ("fsdp", {}),
+        ("tensor", {}),
+        ("tokens", {"trainable_tokens": [5, 6, 30]}),
+        ("nf4", {"quantization": "nf4-dq"}),
+        ("int8", {"quantization": "int8"}),
+    ],
 )
 def test_equals_one_process(
-    language_models: list[Found], folder: Path, tmp_path: Path, name: str, quantization: str | None
+    language_models: list[Found], folder: Path, tmp_path: Path, name: str, options: dict[str, Any]
 ) -> None:
-    expected = without_parallelism(tmp_path, folder / "model", folder / "rows.jsonl", quantization=quantization)
+    expected = without_parallelism(tmp_path, folder / "model", folder / "rows.jsonl", **options)
     ranks = [found[name] for found in language_models]
     assert_like_one_process(ranks, expected)
     assert_same(*ranks)
@@ -203,6 +222,29 @@ def test_resumed_own_module_is_the_same_bit_by_bit(own_modules: list[Found], nam
         assert resumed["losses"].keys() == whole["losses"].keys() - {(0, 0), (0, 1), (0, 2)}
         assert all(torch.equal(whole["losses"][step], loss) for step, loss in resumed["losses"].items())
         assert_same(whole, resumed)
+
+
+def test_a_sharded_adapter_is_saved_and_loaded_by_all_processes(own_modules: list[Found]) -> None:
+    for found in own_modules:
+        before, after = found["loaded"]["before"], found["loaded"]["after"]
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], value) for key, value in after.items())
+
+
+def test_what_cannot_go_on_sharded_is_refused(own_modules: list[Found]) -> None:
+    for found in own_modules:
+        assert "written without ModelParallelStrategy" in found["plain file"]
+        assert "StochasticWeightAveraging under ModelParallelStrategy" in found["averaging"]
+
+
+def test_a_folder_is_no_checkpoint_of_a_single_process(language_models: list[Found], folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="python -m pera_lightning consolidate"):
+        without_parallelism(
+            folder / "alone",
+            folder / "model",
+            folder / "rows.jsonl",
+            ckpt_path=folder / "fsdp/checkpoints/epoch=0.ckpt",
+        )
 
 
 REFUSALS = {

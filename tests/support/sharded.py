@@ -13,7 +13,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -22,7 +22,14 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 
-from pera_lightning import InstructionDataModule, PeraCallback, PeraCausalLM, adapter_state_dict
+from pera_lightning import (
+    InstructionDataModule,
+    PeraCallback,
+    PeraCausalLM,
+    adapter_state_dict,
+    load_adapter,
+    save_adapter,
+)
 from pera_lightning.errors import PeraError
 from pera_lightning.functional.distributed import is_distributed, own_part, whole
 from pera_lightning.integration import causal_lm
@@ -62,7 +69,10 @@ def fit_language_model(
     quantization, ckpt_path = options.pop("quantization", None), options.pop("ckpt_path", None)
     # A has more rows than two processes can share evenly: it is sharded over its columns.
     callback = options.pop("callback", None) or PeraCallback(
-        3, energy_every_n_steps=1, adapter_dir=str(folder / "adapter")
+        3,
+        energy_every_n_steps=1,
+        adapter_dir=str(folder / "adapter"),
+        trainable_tokens=options.pop("trainable_tokens", None),
     )
     module = PeraCausalLM(
         str(model), learning_rate=1e-2, schedule="constant", quantization=quantization, generate_in_validation=True
@@ -127,6 +137,7 @@ def language_model_part(folder: Path) -> dict[str, Any]:
     fit("tensor", sizes=(1, 2))
     fit("tensor resumed", sizes=(1, 2), ckpt_path=folder / "tensor/checkpoints/epoch=0.ckpt")
     fit("nf4", sizes=(2, 1), quantization="nf4-dq")
+    fit("tokens", sizes=(2, 1), trainable_tokens=[5, 6, 30])
     fit("int8", sizes=(2, 1), quantization="int8")
     return found
 
@@ -204,7 +215,8 @@ def fit_noisy(folder: Path, module: Noisy, **options: Any) -> dict[str, Any]:
         3, dropout=0.1, coefficient_scale="auto", modules_to_save=["net.3"], bias="adapted", adapter_dir=str(folder)
     )
     saving = ModelCheckpoint(folder, save_top_k=-1, filename="{epoch}")
-    extra = [] if save_after is None else [SaveAfter(save_after, folder / "extra.ckpt")]
+    extra: list[pl.Callback] = options.pop("averaging", [])
+    extra += [] if save_after is None else [SaveAfter(save_after, folder / "extra.ckpt")]
     trainer = pl.Trainer(
         callbacks=[callback, saving, *extra],
         strategy=strategy(*sizes, options.pop("distributed", True)),
@@ -222,6 +234,21 @@ def fit_noisy(folder: Path, module: Noisy, **options: Any) -> dict[str, Any]:
         "columns": [key for key, value in adapter.items() if Shard(1) in getattr(value, "placements", ())],
         "frozen": [name for name, value in module.named_parameters() if not value.requires_grad],
     }
+
+
+def saved_and_loaded(folder: Path) -> dict[str, Any]:
+    """A sharded adapter saved by both processes, changed, used (which gathers weights) and loaded again."""
+    module = Sharded()
+    before = fit_noisy(folder, module)["adapter"]
+    save_adapter(module, folder / "saved")
+    torch.distributed.barrier()
+    with torch.no_grad():
+        for value in adapter_state_dict(module).values():
+            value.mul_(0.5)
+        module(torch.ones(2, 6))
+    load_adapter(module, folder / "saved")
+    after = {key: whole(value) for key, value in adapter_state_dict(module).items()}
+    return {"before": before, "after": after}
 
 
 def refusal(folder: Path, module: Any, **options: Any) -> str:
@@ -244,6 +271,10 @@ def own_module_part(folder: Path) -> dict[str, Any]:
         found[name] = fit_noisy(folder / name, ShardsItself(), **options)
         start = folder / name / "extra.ckpt"
         found[f"{name} resumed"] = fit_noisy(folder / f"{name} resumed", ShardsItself(), ckpt_path=start, **options)
+    found["loaded"] = saved_and_loaded(folder / "loaded")
+    found["plain file"] = refusal(folder / "x", ShardsItself(), ckpt_path=folder / "plain.ckpt")
+    averaging = [StochasticWeightAveraging(1e-3)]
+    found["averaging"] = refusal(folder / "x", ShardsItself(), averaging=averaging)
     start = folder / "late/epoch=0.ckpt"
     other = PeraCallback(2, dropout=0.1, coefficient_scale="auto", modules_to_save=["net.3"], bias="adapted")
     fewer = PeraCallback(3, target_modules=["net.0"], coefficient_scale="auto", modules_to_save=["net.3"])
