@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,8 +40,12 @@ def minilm_folder() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _fixed_seed() -> None:
+def _fixed_seed() -> Iterator[None]:
     torch.manual_seed(0)
+    yield
+    # Lightning's seed_everything leaves them to the processes that later tests start.
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        os.environ.pop(name, None)
 
 
 _skipped: list[str] = []

@@ -48,7 +48,7 @@ def test_the_example_module_runs(tmp_path: Path) -> None:
 
 def test_named_files_and_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"make ([a-z]+)", README):
+    for target in re.findall(r"make ([a-z-]+)", README):
         assert f"\n{target}:" in makefile, target
     for path in re.findall(r"\]\((?!http)([\w./-]+)\)", README):
         assert (ROOT / path).exists(), path

@@ -226,20 +226,15 @@ class InstructionDataModule(LightningDataModule):
     def _dataloader(
         self, dataset: Dataset[Any], batch_size: int, sampler: DistributedSampler[Any] | None
     ) -> DataLoader[Batch]:
-        # Only an order that can be gone on with is worth a state.
-        loader = DataLoader if sampler is None else resumable_loader()
-        with warnings.catch_warnings():
-            # Of torchdata about torch.
-            warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
-            return loader(
-                dataset,
-                batch_size=batch_size,
-                sampler=sampler,
-                collate_fn=collate_packs if isinstance(dataset, PackedDataset) else PaddingCollator(self._pad_id()),
-                num_workers=self.num_workers,
-                persistent_workers=self.num_workers > 0,
-                pin_memory=torch.cuda.is_available(),
-            )
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            collate_fn=collate_packs if isinstance(dataset, PackedDataset) else PaddingCollator(self._pad_id()),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
 
     def _pad_id(self) -> int:
         assert self._encoder is not None
@@ -258,15 +253,6 @@ class InstructionDataModule(LightningDataModule):
                 f"max_length {self.max_length} and pack_length {self.pack_length}",
                 "a pack_length of at least max_length",
             )
-
-
-def resumable_loader() -> type[DataLoader[Any]]:
-    """The loader whose place in an epoch checkpoints keep, where torchdata is installed; else torch's own."""
-    try:
-        from torchdata.stateful_dataloader import StatefulDataLoader
-    except ImportError:
-        return DataLoader
-    return StatefulDataLoader
 
 
 def _ignore_warning(message: str) -> None:
