@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -23,7 +22,8 @@ from tests.conftest import ROOT
 from tests.support.models import tiny_llama
 from tests.support.noisy import Noisy
 from tests.support.pretrained import save_pretrained
-from tests.support.sharded import QUIET, without_parallelism
+from tests.support.sharded import without_parallelism
+from tests.support.trainers import cpu_trainer
 
 Found = dict[str, Any]
 # Adam divides by the size of gradients that are almost zero in the first steps; sums in another order are off there.
@@ -71,7 +71,7 @@ def own_modules(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
 def fit_in_one_process(folder: Path) -> None:
     """A checkpoint of the same adapter, written without a strategy."""
     callback = PeraCallback(3, dropout=0.1, coefficient_scale="auto", modules_to_save=["net.3"], bias="adapted")
-    trainer = pl.Trainer(callbacks=[callback], max_epochs=1, default_root_dir=folder, **QUIET)
+    trainer = cpu_trainer(folder, callback, max_epochs=1, num_sanity_val_steps=0)
     trainer.fit(Noisy())
     trainer.save_checkpoint(folder / "plain.ckpt")
 

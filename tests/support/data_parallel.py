@@ -19,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from pera_lightning import PeraCallback, adapter_state_dict
+from tests.support.trainers import cpu_trainer
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "order 2": {},
@@ -95,17 +96,8 @@ def fit(path: Path, processes: int, ckpt_path: Path | None = None, **options: An
     torch.manual_seed(1)
     checkpoints = ModelCheckpoint(path, filename="{epoch}", save_top_k=-1)
     recorder = Recorder(path)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=processes,
-        strategy="ddp_fork" if processes > 1 else "auto",
-        max_epochs=EPOCHS,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=path,
-        callbacks=[PeraCallback(rank=3, energy_every_n_steps=2, **options), checkpoints, recorder],
-    )
+    callback = PeraCallback(rank=3, energy_every_n_steps=2, **options)
+    trainer = cpu_trainer(path, callback, checkpoints, recorder, processes=processes, max_epochs=EPOCHS)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         recorder.found["warnings"] = caught

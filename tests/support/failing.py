@@ -18,6 +18,7 @@ from torch.multiprocessing import ProcessRaisedException
 
 from pera_lightning import PeraCallback
 from tests.support.data_parallel import Classifier
+from tests.support.trainers import cpu_trainer
 
 
 class Failing(Classifier):
@@ -36,17 +37,7 @@ class Failing(Classifier):
 
 def train(module: pl.LightningModule, callback: pl.Callback, folder: Path, ckpt_path: Any = None) -> None:
     checkpoints = ModelCheckpoint(folder, filename="rank3", enable_version_counter=False)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp_fork",
-        max_epochs=2,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        callbacks=[callback, checkpoints],
-    )
+    trainer = cpu_trainer(folder, callback, checkpoints, processes=2)
     trainer.fit(module, ckpt_path=ckpt_path, weights_only=True)
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pera_lightning import PeraCallback, quantize_model
 from pera_lightning.checkpoint import adapter_state_dict
+from tests.support.trainers import cpu_trainer
 
 
 class Net(pl.LightningModule):
@@ -45,18 +46,14 @@ class Net(pl.LightningModule):
 def main() -> None:
     devices, folder = int(sys.argv[1]), sys.argv[2]
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=devices,
+    trainer = cpu_trainer(
+        folder,
+        PeraCallback(rank=3),
+        processes=devices,
         strategy="ddp" if devices > 1 else "auto",
         max_epochs=3,
         use_distributed_sampler=False,
-        logger=False,
         enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        callbacks=[PeraCallback(rank=3)],
     )
     module = Net()
     trainer.fit(module)

@@ -15,22 +15,12 @@ import torch
 
 from pera_lightning import PeraCallback, adapter_state_dict, load_adapter
 from tests.support.models import Regressor
+from tests.support.trainers import cpu_trainer
 
 
 def make_trainer(strategy: str, callback: pl.Callback, folder: Path) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy=strategy,
-        max_epochs=2,
-        callbacks=[callback],
-        default_root_dir=folder,
-        logger=False,
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    options: dict[str, Any] = {"num_sanity_val_steps": 0, "enable_checkpointing": False}
+    return cpu_trainer(folder, callback, processes=2, strategy=strategy, **options)
 
 
 def fit(strategy: str, build_in: str, folder: Path, *, again: bool = True) -> dict[str, Any]:

@@ -34,15 +34,9 @@ from pera_lightning.errors import PeraError
 from pera_lightning.functional.distributed import is_distributed, own_part, whole
 from pera_lightning.integration import causal_lm
 from tests.support.noisy import Noisy, SaveAfter, seed_everything
+from tests.support.trainers import cpu_trainer
 
 RANK = int(os.environ.get("LOCAL_RANK", 0))
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "num_sanity_val_steps": 0,
-}
 
 
 class Losses(pl.Callback):
@@ -80,14 +74,8 @@ def fit_language_model(
     batches = InstructionDataModule(train_files=str(rows), val_files=str(rows), batch_size=4 // data, max_val_rows=4)
     losses = Losses()
     saving = ModelCheckpoint(folder / "checkpoints", save_top_k=-1, filename="{epoch}", monitor="val_loss")
-    trainer = pl.Trainer(
-        callbacks=[callback, losses, saving],
-        strategy=parallel,
-        devices=data * tensor,
-        max_epochs=2,
-        gradient_clip_val=1.0,
-        **{**QUIET, **options},
-    )
+    options = {"strategy": parallel, "gradient_clip_val": 1.0, "num_sanity_val_steps": 0, **options}
+    trainer = cpu_trainer(folder, callback, losses, saving, processes=data * tensor, **options)
     trainer.fit(module, batches, ckpt_path=ckpt_path)
     return {
         "losses": losses.found,
@@ -217,13 +205,8 @@ def fit_noisy(folder: Path, module: Noisy, **options: Any) -> dict[str, Any]:
     saving = ModelCheckpoint(folder, save_top_k=-1, filename="{epoch}")
     extra: list[pl.Callback] = options.pop("averaging", [])
     extra += [] if save_after is None else [SaveAfter(save_after, folder / "extra.ckpt")]
-    trainer = pl.Trainer(
-        callbacks=[callback, saving, *extra],
-        strategy=strategy(*sizes, options.pop("distributed", True)),
-        devices=2,
-        max_epochs=2,
-        **{**QUIET, **options},
-    )
+    options = {"strategy": strategy(*sizes, options.pop("distributed", True)), "num_sanity_val_steps": 0, **options}
+    trainer = cpu_trainer(folder, callback, saving, *extra, processes=2, **options)
     seed_everything(99 if ckpt_path else 1)
     trainer.fit(module, ckpt_path=ckpt_path)
     adapter = adapter_state_dict(module)

@@ -12,7 +12,6 @@ import sys
 import warnings
 from pathlib import Path
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -22,6 +21,7 @@ from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 
 from pera_lightning import PeraCallback
 from tests.support.data_parallel import Classifier
+from tests.support.trainers import cpu_trainer
 
 # Never, in the middle of the first epoch (from either process), and in the epoch's last batch.
 MOMENTS = [(-1, 0), (0, 1), (1, 1), (1, 3)]
@@ -47,17 +47,7 @@ class Terminated(Classifier):
 
 def train(module: Terminated, folder: Path, ckpt_path: Path | None = None) -> None:
     torch.manual_seed(1)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp",
-        max_epochs=2,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        callbacks=[PeraCallback(rank=3), ModelCheckpoint(folder)],
-    )
+    trainer = cpu_trainer(folder, PeraCallback(rank=3), ModelCheckpoint(folder), processes=2, strategy="ddp")
     trainer.fit(module, ckpt_path=ckpt_path, weights_only=True)
 
 

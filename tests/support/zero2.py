@@ -24,7 +24,8 @@ from pera_lightning import PeraCallback
 from pera_lightning.checkpoint import adapter_state_dict
 from pera_lightning.errors import PeraError
 from tests.support.noisy import Noisy, SaveAfter, seed_everything
-from tests.support.sharded import QUIET, fit_language_model
+from tests.support.sharded import fit_language_model
+from tests.support.trainers import cpu_trainer
 
 RANK = int(os.environ.get("LOCAL_RANK", 0))
 
@@ -72,8 +73,8 @@ class Distributed(Noisy):
         return StatefulDataLoader(self.rows, batch_size=4, sampler=sampler)
 
 
-def trainer_with(callback: PeraCallback, *others: pl.Callback, **options: Any) -> pl.Trainer:
-    return pl.Trainer(callbacks=[callback, *others], strategy=OnCPU(), devices=2, max_epochs=2, **QUIET, **options)
+def trainer_with(folder: Path, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
+    return cpu_trainer(folder, *callbacks, processes=2, strategy=OnCPU(), num_sanity_val_steps=0, **options)
 
 
 def callback_of(rank: int = 2, **options: Any) -> PeraCallback:
@@ -85,7 +86,9 @@ def fit(folder: Path, module: Noisy, callback: PeraCallback | None = None, **opt
     ckpt_path, save_after = options.pop("ckpt_path", None), options.pop("save_after", 2)
     saving = ModelCheckpoint(folder, save_top_k=-1, filename="{epoch}", monitor="epoch_begun", mode="min")
     callback = callback or callback_of(adapter_dir=str(folder / "adapter"))
-    trainer = trainer_with(callback, EpochBegun(), saving, SaveAfter(save_after, folder / "extra.ckpt"), **options)
+    trainer = trainer_with(
+        folder, callback, EpochBegun(), saving, SaveAfter(save_after, folder / "extra.ckpt"), **options
+    )
     seed_everything(99 if ckpt_path else 1)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -108,7 +111,7 @@ def refusal(run: Callable[[], Any]) -> str:
 
 def validate(checkpoint: Path, module: Noisy, rank: int = 2) -> dict[str, Any]:
     """Validate what a checkpoint holds."""
-    trainer_with(callback_of(rank)).validate(module, ckpt_path=checkpoint, verbose=False)
+    trainer_with(checkpoint.parent, callback_of(rank)).validate(module, ckpt_path=checkpoint, verbose=False)
     return {"adapter": {key: value.clone() for key, value in adapter_state_dict(module).items()}}
 
 

@@ -1,0 +1,22 @@
+"""A Trainer on the CPU that writes nothing but what a test asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+
+def cpu_trainer(folder: Path | str, *callbacks: pl.Callback, processes: int = 1, **options: Any) -> pl.Trainer:
+    """A Trainer of two epochs, no logger, no progress bar, no summary; several processes are forked and use DDP."""
+    quiet = {
+        "accelerator": "cpu",
+        "devices": processes,
+        "strategy": "ddp_fork" if processes > 1 else "auto",
+        "max_epochs": 2,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return pl.Trainer(default_root_dir=folder, callbacks=list(callbacks), **{**quiet, **options})
