@@ -191,6 +191,8 @@ class Package:
                 return ast.literal_eval(choices)
             case ast.Dict(keys=keys):  # messages list the keys
                 return tuple(key.value for key in keys if isinstance(key, ast.Constant)) or None
+            case ast.Subscript():  # which entry, only the run tells
+                return None
         parts = list(ast.walk(node))
         if any(isinstance(part, ast.Attribute) and not isinstance(part.value, ast.Constant) for part in parts):
             return None  # methods of texts only

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from pera_lightning.checkpoint import AdapterSet, adapter_state_dict, load_adapter, save_adapter
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import PeraError
-from pera_lightning.export import merge_adapter
+from pera_lightning.export import export_lora, merge_adapter
 from pera_lightning.injection import (
     InjectionReport,
     adapter_disabled,
@@ -36,6 +36,7 @@ __all__ = [
     "PeraLinear",
     "adapter_disabled",
     "adapter_state_dict",
+    "export_lora",
     "inject_adapter",
     "load_adapter",
     "merge_adapter",

@@ -55,3 +55,7 @@ class DataError(PeraError, ValueError):
 
 class TrainingError(PeraError, RuntimeError):
     """Training cannot go on (for example: the loss is not finite)."""
+
+
+class ExportError(PeraError, ValueError):
+    """The form asked for cannot hold the adapter; nothing was written."""

@@ -142,6 +142,25 @@ def load_adapter(
     return report
 
 
+def read_adapter(directory: str | Path) -> tuple[Manifest, dict[str, Tensor]]:
+    """What an adapter folder holds, without a model to put it into.
+
+    Raises:
+        AdapterFileError: A file is missing or damaged, or the two do not belong together.
+    """
+    folder = Path(directory)
+    manifest, tensors = read_manifest(folder / CONFIG_FILE), _read_weights(folder / WEIGHTS_FILE)
+    missing = [name for name in manifest.layers if not {f"{name}.pera_A", f"{name}.pera_B"} <= tensors.keys()]
+    if missing:
+        raise AdapterFileError(
+            "The adapter's files do not belong together.",
+            got=f"{folder}: no factors of layer {missing[0]!r}, which {CONFIG_FILE} lists",
+            expected="both files of one save",
+            fix="save the adapter again",
+        )
+    return manifest, tensors
+
+
 def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise AdapterFileError(

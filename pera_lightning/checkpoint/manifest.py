@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from pera_lightning.checkpoint.base_sample import base_sample
+from pera_lightning.checkpoint.layer_traits import layer_traits
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import AdapterFileError, InjectionError, PeraError
 from pera_lightning.injection import (
@@ -44,6 +45,8 @@ class Manifest:
         quantization: How the adapted layers' bases were quantised ("nf4-dq", ...; "none"), each kind once.
         tokens: Module name -> ids of the trained rows of its weight, and what shares the weight.
         base_sample: Some weights of the base, by layer name, to recognise it.
+        traits: Layer name -> what sets it apart from a plain linear one, for exports (`layer_traits`).
+        architecture: Class of the model that the names belong to, e.g. "LlamaForCausalLM".
     """
 
     config: PeraConfig
@@ -54,6 +57,8 @@ class Manifest:
     quantization: tuple[str, ...] = (FLOATING,)
     tokens: dict[str, TokenPlan] = field(default_factory=dict)
     base_sample: dict[str, list[float]] = field(default_factory=dict)
+    traits: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    architecture: str | None = None
 
     @property
     def plan(self) -> InjectionPlan:
@@ -74,6 +79,8 @@ class Manifest:
             },
             "base_quantization": list(self.quantization),
             "base_sample": self.base_sample,
+            "layer_traits": {name: list(traits) for name, traits in self.traits.items()},
+            "architecture": self.architecture,
             "versions": self.versions,
         }
 
@@ -96,9 +103,9 @@ class Manifest:
                 quantization=tuple(values.get("base_quantization", (FLOATING,))),
                 # Or before rows of tokens were trained.
                 tokens=_tokens(values.get("token_rows", {})),
-                base_sample={
-                    name: [float(value) for value in sample] for name, sample in values.get("base_sample", {}).items()
-                },
+                base_sample=_sample(values.get("base_sample", {})),
+                traits={name: tuple(map(str, traits)) for name, traits in values.get("layer_traits", {}).items()},
+                architecture=values.get("architecture"),
             )
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError, PeraError) as error:
             raise AdapterFileError(
@@ -170,10 +177,12 @@ def manifest_of(model: nn.Module, base_model: str | None = None) -> Manifest:
         layers={name: LayerPlan(layer.rank, layer.alpha) for name, layer in layers.items()},
         saved=tuple(name for name, _ in marked_modules(model)),
         base_model=base_model or _name_of(model),
-        versions=_versions(),
+        versions=versions(),
         quantization=quantization_of(model),
         tokens=present_plans(model),
         base_sample=base_sample(model),
+        traits=layer_traits(model),
+        architecture=type(model).__name__,
     )
 
 
@@ -212,7 +221,8 @@ def _name_of(model: nn.Module) -> str | None:
     return name if isinstance(name, str) and name else None
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of the libraries that have to do with an adapter."""
     found = {}
     for package in ("pera-lightning", "torch", "lightning", "transformers"):
         try:

@@ -1,0 +1,93 @@
+"""A plain LoRA as PEFT writes it: what PEFT, vLLM, SGLang and most other servers load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pera_lightning.checkpoint.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+from pera_lightning.checkpoint.atomic import replacing
+from pera_lightning.checkpoint.layer_traits import CONV1D, EMBEDDING
+from pera_lightning.export.lora_factors import LoraFactors
+from pera_lightning.export.plain_lora import PlainLora
+
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of the model."""
+_TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForSequenceClassification": "SEQ_CLS"}
+
+
+def write_peft(lora: PlainLora, folder: Path, *, base_model: str | None = None) -> None:
+    """Write `adapter_model.safetensors` and `adapter_config.json`, each beside its place and renamed.
+
+    One rank, one alpha and no patterns, because servers read no more than that.
+
+    Args:
+        lora: The LoRA.
+        folder: Where to; it is made if needed.
+        base_model: Name or path of the base model; by default what the adapter says.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / WEIGHTS_FILE) as path:
+        save_file(peft_tensors(lora), path, metadata={"format": "pt"})
+    with replacing(folder / CONFIG_FILE) as path:
+        config = peft_config(lora, base_model)
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def peft_tensors(lora: PlainLora) -> dict[str, Tensor]:
+    """The tensors under PEFT's names, on the CPU."""
+    found = {}
+    for name, (down, up) in lora.factors.items():
+        embedding = EMBEDDING in lora.manifest.traits.get(name, ())
+        form = "lora_embedding_{}" if embedding else "lora_{}.weight"
+        found[f"{PREFIX}{name}.{form.format('A')}"] = down
+        found[f"{PREFIX}{name}.{form.format('B')}"] = up
+    found |= {PREFIX + name: value for name, value in lora.saved.items()}
+    # A clone each: tied tensors share memory, which safetensors refuses.
+    return {key: value.detach().cpu().contiguous().clone() for key, value in found.items()}
+
+
+def read_peft_factors(folder: Path) -> dict[str, LoraFactors]:
+    """The factors in a PEFT adapter, by the names of the model, as they are in the file: without alpha / r."""
+    tensors = load_file(folder / WEIGHTS_FILE)
+    found = {}
+    for key, down in tensors.items():
+        for end in (".lora_A.weight", ".lora_embedding_A"):
+            if key.endswith(end):
+                name = key.removesuffix(end)
+                up = tensors[name + end.replace("_A", "_B")]
+                found[name.removeprefix(PREFIX)] = LoraFactors(down, up)
+    return found
+
+
+def peft_config(lora: PlainLora, base_model: str | None = None) -> dict[str, Any]:
+    """The content of `adapter_config.json`."""
+    manifest = lora.manifest
+    architecture = manifest.architecture or ""
+    return {
+        "peft_type": "LORA",
+        "task_type": next((task for end, task in _TASKS.items() if architecture.endswith(end)), None),
+        "base_model_name_or_path": base_model or manifest.base_model,
+        "r": lora.rank,
+        "lora_alpha": lora.rank,
+        "target_modules": list(lora.factors),
+        "modules_to_save": list(manifest.saved) or None,
+        "bias": "none",
+        "fan_in_fan_out": _all_transposed(lora),
+        "lora_dropout": 0.0,
+        "use_rslora": False,
+        "use_dora": False,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "inference_mode": True,
+    }
+
+
+def _all_transposed(lora: PlainLora) -> bool:
+    kinds: Iterable[tuple[str, ...]] = (lora.manifest.traits.get(name, ()) for name in lora.factors)
+    return all(CONV1D in traits for traits in kinds)
