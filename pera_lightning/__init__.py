@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pera_lightning.checkpoint import AdapterSet, adapter_state_dict, load_adapter, save_adapter
+from pera_lightning.checkpoint import AdapterSet, adapter_state_dict, inject_lora, load_adapter, save_adapter
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import PeraError
 from pera_lightning.export import export_lora, merge_adapter
@@ -38,6 +38,7 @@ __all__ = [
     "adapter_state_dict",
     "export_lora",
     "inject_adapter",
+    "inject_lora",
     "load_adapter",
     "merge_adapter",
     "parallelize_adapted",

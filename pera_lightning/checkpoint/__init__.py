@@ -4,6 +4,7 @@ from pera_lightning.checkpoint.adapter_comparison import AdapterComparison, Laye
 from pera_lightning.checkpoint.adapter_files import load_adapter, save_adapter, write_adapter
 from pera_lightning.checkpoint.adapter_set import AdapterSet
 from pera_lightning.checkpoint.adapter_state import adapter_state_dict
+from pera_lightning.checkpoint.lora_start import inject_lora
 from pera_lightning.checkpoint.manifest import Manifest, manifest_of
 from pera_lightning.checkpoint.state_hooks import install_state_hooks
 
@@ -13,6 +14,7 @@ __all__ = [
     "LayerComparison",
     "Manifest",
     "adapter_state_dict",
+    "inject_lora",
     "install_state_hooks",
     "load_adapter",
     "manifest_of",

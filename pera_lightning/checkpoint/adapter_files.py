@@ -108,7 +108,7 @@ def load_adapter(
     """
     folder = Path(directory)
     manifest = read_manifest(folder / CONFIG_FILE)
-    tensors = _read_weights(folder / WEIGHTS_FILE)
+    tensors = read_weights(folder / WEIGHTS_FILE)
     if any(True for _ in adapted_layers(model)):
         refuse_merged(model, InjectionError)
         present = manifest_of(model)
@@ -149,7 +149,7 @@ def read_adapter(directory: str | Path) -> tuple[Manifest, dict[str, Tensor]]:
         AdapterFileError: A file is missing or damaged, or the two do not belong together.
     """
     folder = Path(directory)
-    manifest, tensors = read_manifest(folder / CONFIG_FILE), _read_weights(folder / WEIGHTS_FILE)
+    manifest, tensors = read_manifest(folder / CONFIG_FILE), read_weights(folder / WEIGHTS_FILE)
     missing = [name for name in manifest.layers if not {f"{name}.pera_A", f"{name}.pera_B"} <= tensors.keys()]
     if missing:
         raise AdapterFileError(
@@ -161,7 +161,12 @@ def read_adapter(directory: str | Path) -> tuple[Manifest, dict[str, Tensor]]:
     return manifest, tensors
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter's safetensors file.
+
+    Raises:
+        AdapterFileError: The file is missing or damaged.
+    """
     if not path.is_file():
         raise AdapterFileError(
             "The adapter's weights are missing.",

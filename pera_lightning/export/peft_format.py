@@ -7,17 +7,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pera_lightning.checkpoint.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from pera_lightning.checkpoint.atomic import replacing
 from pera_lightning.checkpoint.layer_traits import CONV1D, EMBEDDING
+from pera_lightning.checkpoint.peft_lora import PREFIX, read_peft_lora
 from pera_lightning.export.lora_factors import LoraFactors
 from pera_lightning.export.plain_lora import PlainLora
 
-PREFIX = "base_model.model."
-"""What PEFT puts before the names of the model."""
 _TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForSequenceClassification": "SEQ_CLS"}
 
 
@@ -54,15 +53,7 @@ def peft_tensors(lora: PlainLora) -> dict[str, Tensor]:
 
 def read_peft_factors(folder: Path) -> dict[str, LoraFactors]:
     """The factors in a PEFT adapter, by the names of the model, as they are in the file: without alpha / r."""
-    tensors = load_file(folder / WEIGHTS_FILE)
-    found = {}
-    for key, down in tensors.items():
-        for end in (".lora_A.weight", ".lora_embedding_A"):
-            if key.endswith(end):
-                name = key.removesuffix(end)
-                up = tensors[name + end.replace("_A", "_B")]
-                found[name.removeprefix(PREFIX)] = LoraFactors(down, up)
-    return found
+    return {name: LoraFactors(*factors) for name, factors in read_peft_lora(folder).factors.items()}
 
 
 def peft_config(lora: PlainLora, base_model: str | None = None) -> dict[str, Any]:

@@ -23,12 +23,12 @@ from pera_lightning.integration.adapter_root import adapter_root
 from pera_lightning.integration.conflicting_callbacks import refuse_conflicting_callbacks
 from pera_lightning.integration.deepspeed import keep_adapter_alone
 from pera_lightning.integration.exact_resume import ExactResume
-from pera_lightning.integration.float_model import inject_into
 from pera_lightning.integration.frozen_norms import stop_running_statistics
 from pera_lightning.integration.guards import refuse_infinite_loss, refuse_other_form, refuse_thawed_base
 from pera_lightning.integration.late_injection import cancel_late_injection, inject_after_configure_model
+from pera_lightning.integration.lora_start import chosen_options, start_adapters
 from pera_lightning.integration.lost_worker import explain_lost_worker
-from pera_lightning.integration.model_parallel import check_before_loading, shard_after_injection, stop_checking
+from pera_lightning.integration.model_parallel import check_before_loading, stop_checking
 from pera_lightning.integration.option_checks import count
 from pera_lightning.integration.polynomial_start import hold_coefficients
 from pera_lightning.integration.preflight import Preflight
@@ -49,7 +49,7 @@ class PeraCallback(Callback):
     monitors a metric, else the present one.
 
     Args:
-        rank: Number of rows of A and columns of B before the expansion.
+        rank: Number of rows of A and columns of B before the expansion; None: 8, or with `init_from` the LoRA's.
         order: Highest degree of the monomials: 1 is plain LoRA, 2 the paper's square and cross terms.
         terms: Which monomials take part: all of them, pure powers only, or mixed ones only.
         alpha: Numerator of the scaling alpha / rank; None means alpha = rank (scaling 1, as in the paper).
@@ -70,6 +70,9 @@ class PeraCallback(Callback):
             closer to the floating model, which the module's method `float_model()` has to return.
         loftq_steps: With "loftq": how often quantisation and approximation take turns.
         config: All of the options above in one object instead.
+        init_from: Folder of a LoRA of PEFT to start from: its A, B and modules saved whole are taken over and h is 0,
+            so that training begins with its outputs. Layers, ranks and alphas are its own. Values of a checkpoint, or
+            of adapters that the module has already, come before it.
         adapter_dir: Folder for the adapter at the end of fit; by default `adapter` in the logger's folder of
             the run (in `default_root_dir` without a logger). Not written in `fast_dev_run`.
         energy_every_n_steps: How often `pera_energy` is logged: the norm of the polynomial part over that of
@@ -80,12 +83,14 @@ class PeraCallback(Callback):
             "learning_rate", "gradients" (warnings).
 
     Raises:
-        ConfigError: An option is out of range, or `config` and single options are both given.
+        ConfigError: An option is out of range, `config` and single options are both given, or options are others than
+            those of the LoRA in `init_from`.
+        AdapterFileError: `init_from` is no plain LoRA.
     """
 
     def __init__(
         self,
-        rank: int = 8,
+        rank: int | None = None,
         order: int = 2,
         *,
         terms: Terms = "full",
@@ -103,13 +108,14 @@ class PeraCallback(Callback):
         init: Init = "default",
         loftq_steps: int = 1,
         config: PeraConfig | None = None,
+        init_from: str | None = None,
         adapter_dir: str | None = None,
         energy_every_n_steps: int | None = None,
         polynomial_start_step: int = 0,
         skip_checks: Sequence[str] = (),
     ) -> None:
         options = PeraConfig(
-            rank,
+            PeraConfig.rank if rank is None else rank,
             order,
             terms=terms,
             alpha=alpha,
@@ -126,14 +132,8 @@ class PeraCallback(Callback):
             init=init,
             loftq_steps=loftq_steps,
         )
-        if config is not None and options != PeraConfig():
-            raise ConfigError(
-                "PeraCallback got its options twice.",
-                got=f"config={config} and {options}",
-                expected="either config or single options",
-                fix="put all options into the PeraConfig",
-            )
-        self.config = config or options
+        self.config = chosen_options(options, rank, config, init_from, adapter_dir)
+        self.init_from = init_from
         self.adapter_dir = adapter_dir
         self.energy_every_n_steps = energy_every_n_steps
         self.polynomial_start_step = count("polynomial_start_step", polynomial_start_step, least=0)
@@ -159,8 +159,7 @@ class PeraCallback(Callback):
         layers = [layer for _, layer in adapted_layers(pl_module)]
         if not layers:
             self._refuse_lost_adapters()
-            self.report = inject_into(pl_module, self.config)
-            shard_after_injection(trainer, pl_module)
+            self.report = start_adapters(trainer, pl_module, self.config, self.init_from)
         elif self.report is None:
             self._take_over(pl_module, layers[0].config)
         keep_adapter_alone(trainer, pl_module)

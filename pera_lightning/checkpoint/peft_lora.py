@@ -1,0 +1,257 @@
+"""Reading a LoRA as PEFT writes it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from pera_lightning.checkpoint.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_weights
+from pera_lightning.checkpoint.manifest import PEFT_TYPE
+from pera_lightning.config import PeraConfig
+from pera_lightning.errors import AdapterFileError, ConfigError
+from pera_lightning.injection import LayerPlan
+from pera_lightning.injection.names import has_suffix, within_any
+
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of the model."""
+_EMBEDDING = (".lora_embedding_A", ".lora_embedding_B")
+_ENDS = ((".lora_A.weight", ".lora_B.weight"), _EMBEDDING)
+# Fields of PEFT's LoraConfig that make more of an adapter than `base(x) + scaling * B A x`.
+_OTHER_FORMS = (
+    "use_dora",
+    "lora_bias",
+    "use_qalora",
+    "use_bdlora",
+    "alora_invocation_tokens",
+    "trainable_token_indices",
+    "layer_replication",
+    "target_parameters",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+)
+# Starts that take from the base's weights what they put into the factors.
+_OTHER_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+class LayerFactors(NamedTuple):
+    """The factors of one layer as they are in the file: without alpha / r."""
+
+    A: Tensor
+    """Shape (rank, in)."""
+    B: Tensor
+    """Shape (out, rank)."""
+
+
+@dataclass(frozen=True)
+class PeftLora:
+    """A LoRA in PEFT's format, by the names of the model it was trained on.
+
+    Attributes:
+        folder: Where it was read from.
+        config: What it says in the terms of PERA, as an adapter of order 1 without dropout.
+        layers: Layer name -> rank and alpha.
+        factors: Layer name -> factors.
+        embeddings: Which of the layers are embeddings.
+        saved: The tensors of the modules that it holds whole.
+        base: Other tensors: PEFT writes embeddings of the base along where it adapts or resized them.
+        keeps_ties: Whether what was tied in the base was trained as one.
+    """
+
+    folder: Path
+    config: PeraConfig
+    layers: dict[str, LayerPlan]
+    factors: dict[str, LayerFactors]
+    embeddings: frozenset[str]
+    saved: dict[str, Tensor]
+    base: dict[str, Tensor]
+    keeps_ties: bool
+
+
+def read_peft_lora(directory: str | Path) -> PeftLora:
+    """Read `adapter_config.json` and `adapter_model.safetensors` of a LoRA.
+
+    The layers are those that the tensors name; PEFT's patterns of targets are not looked at.
+
+    Raises:
+        AdapterFileError: A file is missing or damaged, or it is no plain LoRA.
+    """
+    folder = Path(directory)
+    values = _read_config(folder)
+    _refuse_other_forms(values, folder)
+    _refuse_pickle(folder)
+    tensors = {key.removeprefix(PREFIX): value for key, value in read_weights(folder / WEIGHTS_FILE).items()}
+    factors = dict(_factors(tensors, folder))
+    if not factors:
+        raise AdapterFileError(
+            "The LoRA adapts no layer.",
+            got=f"{folder} without factors",
+            expected="lora_A and lora_B of at least one layer",
+            fix="copy or save the LoRA again",
+        )
+    used = {name + end for name in factors for ends in _ENDS for end in ends}
+    rest = {key: value for key, value in tensors.items() if key not in used}
+    _refuse_unknown(rest, folder)
+    modules = _saved_modules(rest, values.get("modules_to_save") or ())
+    try:
+        config, layers = _config(values, factors, modules)
+    except (ConfigError, TypeError, AttributeError, re.error) as error:
+        raise AdapterFileError(
+            "The LoRA's config is damaged.",
+            got=f"{folder / CONFIG_FILE}: {error}",
+            expected="r, lora_alpha and patterns as PEFT writes them",
+            fix="copy or save the LoRA again",
+        ) from error
+    _check_ranks(factors, layers, folder)
+    return PeftLora(
+        folder=folder,
+        config=config,
+        layers=layers,
+        factors=factors,
+        embeddings=frozenset(name for name in factors if name + _EMBEDDING[0] in tensors),
+        saved={key: value for key, value in rest.items() if within_any(key, modules)},
+        base={key: value for key, value in rest.items() if not within_any(key, modules)},
+        keeps_ties=bool(values.get("ensure_weight_tying")),
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise AdapterFileError(
+            "The LoRA's config is missing.",
+            got=f"no file {folder / CONFIG_FILE} ({type(error).__name__})",
+            expected="a local folder that PEFT's save_pretrained wrote",
+            fix="check the path; download a LoRA of the hub first (huggingface_hub.snapshot_download). A fit that was "
+            "started from it can be tested and resumed without it: give PeraCallback the config that is in the "
+            f"{CONFIG_FILE} of its own adapter",
+        ) from None
+    except ValueError as error:
+        raise AdapterFileError(
+            "The LoRA's config is no JSON.",
+            got=f"{folder / CONFIG_FILE}: {error}",
+            expected="JSON",
+            fix="copy or save the LoRA again",
+        ) from None
+    kind = values.get("peft_type") if isinstance(values, dict) else None
+    if kind != "LORA":
+        raise AdapterFileError(
+            "This is no LoRA.",
+            got=f"{folder} of peft_type {kind!r}",
+            expected="peft_type 'LORA'",
+            fix="load it with load_adapter"
+            if kind == PEFT_TYPE
+            else "start from a LoRA; no other kind is one of rank r",
+        )
+    return values
+
+
+def _refuse_other_forms(values: Mapping[str, Any], folder: Path) -> None:
+    used = [field for field in _OTHER_FORMS if values.get(field)]
+    if used:
+        raise AdapterFileError(
+            "The LoRA computes more than its two factors.",
+            got=f"{folder} with {used[0]}={values[used[0]]!r}",
+            expected="a plain LoRA, with rslora or patterns if need be",
+            fix="merge it into the base with PEFT (merge_and_unload) and train a new adapter on that",
+        )
+    start = values.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_OTHER_BASES):
+        raise AdapterFileError(
+            "The LoRA belongs to a base that was changed when its training began.",
+            got=f"{folder} with init_lora_weights={start!r}",
+            expected="a LoRA for the base as it is",
+            fix="convert it with PEFT: save_pretrained(folder, path_initial_model_for_weight_conversion=...); or merge "
+            "it (merge_and_unload) and train a new adapter on that",
+        )
+
+
+def _refuse_pickle(folder: Path) -> None:
+    if not (folder / WEIGHTS_FILE).exists() and (folder / "adapter_model.bin").exists():
+        raise AdapterFileError(
+            "The LoRA's weights are a pickle, which can run any code when it is read.",
+            got=folder / "adapter_model.bin",
+            expected=WEIGHTS_FILE,
+            fix="convert it, if you trust it, with PEFT: PeftModel.from_pretrained(base, folder).save_pretrained(new)",
+        )
+
+
+def _factors(tensors: Mapping[str, Tensor], folder: Path) -> Iterator[tuple[str, LayerFactors]]:
+    names = {key.removesuffix(end): ends for key in tensors for ends in _ENDS for end in ends if key.endswith(end)}
+    for name, (down, up) in names.items():
+        A, B = tensors.get(name + down), tensors.get(name + up)
+        if A is None or B is None:
+            raise AdapterFileError(
+                "A factor of the LoRA is missing.",
+                got=f"{folder}: no {name + (down if A is None else up)!r}",
+                expected="A and B of every layer",
+                fix="copy or save the LoRA again",
+            )
+        yield name, LayerFactors(A, B)
+
+
+def _refuse_unknown(rest: Mapping[str, Tensor], folder: Path) -> None:
+    unknown = [key for key in rest if ".lora_" in key or "trainable_tokens_" in key]
+    if unknown:
+        raise AdapterFileError(
+            "The LoRA holds tensors that a plain one does not have.",
+            got=f"{folder}: {unknown[0]!r}",
+            expected=f"names that end in {', '.join((*_ENDS[0], *_ENDS[1]))}",
+            fix="merge it into the base with PEFT (merge_and_unload) and train a new adapter on that",
+        )
+
+
+def _saved_modules(keys: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """The outermost modules that hold the tensors and end in a pattern: PEFT names them by their last components."""
+    found: dict[str, None] = {}
+    for key in keys:
+        parts = key.split(".")
+        owners = (".".join(parts[:count]) for count in range(1, len(parts)))
+        owner = next((owner for owner in owners if any(has_suffix(owner, pattern) for pattern in patterns)), None)
+        if owner is not None:
+            found[owner] = None
+    return list(found)
+
+
+def _config(
+    values: Mapping[str, Any], factors: Iterable[str], modules: list[str]
+) -> tuple[PeraConfig, dict[str, LayerPlan]]:
+    rank, alpha = values.get("r", 8), values.get("lora_alpha", 8)
+    ranks = {name: _by_pattern(name, values.get("rank_pattern"), rank) for name in factors}
+    alphas = {name: _by_pattern(name, values.get("alpha_pattern"), alpha) for name in factors}
+    config = PeraConfig(
+        rank,
+        1,
+        alpha=alpha,
+        use_rslora=values.get("use_rslora", False),
+        target_modules=tuple(ranks),
+        modules_to_save=modules,
+        rank_pattern={name: own for name, own in ranks.items() if own != rank} or None,
+        alpha_pattern={name: own for name, own in alphas.items() if own != alpha} or None,
+    )
+    return config, {name: LayerPlan(ranks[name], alphas[name]) for name in ranks}
+
+
+def _by_pattern(name: str, patterns: Mapping[str, Any] | None, default: Any) -> Any:
+    """PEFT's rule: the first expression that matches the end of the name."""
+    found = (value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", name))
+    return next(found, default)
+
+
+def _check_ranks(factors: Mapping[str, LayerFactors], layers: Mapping[str, LayerPlan], folder: Path) -> None:
+    for name, (A, B) in factors.items():
+        rank = layers[name].rank
+        if A.ndim != 2 or B.ndim != 2 or not A.shape[0] == B.shape[1] == rank:
+            raise AdapterFileError(
+                "The LoRA's files do not belong together.",
+                got=f"{folder}: factors of shapes {tuple(A.shape)} and {tuple(B.shape)} for layer {name!r}",
+                expected=f"(rank, in) and (out, rank) of rank {rank}, as {CONFIG_FILE} says",
+                fix="copy or save the LoRA again; LoRAs of convolutions cannot be taken over",
+            )
