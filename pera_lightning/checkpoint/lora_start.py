@@ -162,9 +162,11 @@ def _other_shapes(lora: PeftLora, got: str) -> AdapterFileError:
 
 
 def _check_base(lora: PeftLora, tensors: Mapping[str, Tensor]) -> None:
-    """What came along of the base must be what the model has."""
+    """What came along of the base must be what the model has, or will have by a tie to what is saved whole."""
     for name, value in lora.base.items():
-        if not _equal(tensors.get(name.replace(".base_layer.", ".")), value):
+        own_name = name.replace(".base_layer.", ".")
+        saved = (lora.saved[other] for other in _tied(own_name, tensors) if other in lora.saved)
+        if not _equal(next(saved, tensors.get(own_name)), value):
             raise AdapterFileError(
                 "The LoRA changes the base beside its factors.",
                 got=f"{lora.folder}: {name!r}, which is not what the model has",
