@@ -173,9 +173,11 @@ def test_options_that_are_open(lora: Path) -> None:
     assert pickle.loads(pickle.dumps(callback)).config == config
 
 
-def test_the_lora_is_not_overwritten(lora: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="take the place of the LoRA"):
-        PeraCallback(init_from=str(lora), adapter_dir=str(tmp_path / "elsewhere" / ".." / "lora"))
+def test_the_lora_is_not_overwritten(lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for init_from, adapter_dir in ((lora, "elsewhere/../lora"), ("lora", lora)):
+        with pytest.raises(ConfigError, match="take the place of the LoRA"):
+            PeraCallback(init_from=str(init_from), adapter_dir=str(adapter_dir))
 
 
 def test_a_lora_for_another_model_leaves_the_module_as_it_is(lora: Path, tmp_path: Path) -> None:
