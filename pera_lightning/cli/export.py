@@ -9,7 +9,7 @@ from pera_lightning.checkpoint.adapter_files import CONFIG_FILE
 from pera_lightning.checkpoint.manifest import read_manifest
 from pera_lightning.export.export_report import ExportReport
 from pera_lightning.export.factors_format import FACTORS_FILE
-from pera_lightning.export.servers import max_lora_rank
+from pera_lightning.export.servers import max_lora_rank, refuse_losses
 
 
 def export(
@@ -55,10 +55,15 @@ def export(
     import torch
 
     from pera_lightning.export import export_lora
+    from pera_lightning.export.place import check_place
     from pera_lightning.integration.adapted_model import load_adapted_model
     from pera_lightning.integration.data.prompts import ChatEncoder
     from pera_lightning.integration.export_check import check_with_peft, has_peft, row_inputs, sentence_inputs
 
+    # What is wrong is said before the base is loaded.
+    manifest = read_manifest(Path(adapter) / CONFIG_FILE)
+    check_place(Path(out))
+    refuse_losses(to, manifest)
     options: dict[str, Any] = {"to": to, "max_error": max_error, "dtype": getattr(torch, dtype)}
     if check:
         model, tokenizer = load_adapted_model(adapter, base=base, gguf_file=gguf_file, dtype=base_dtype)
@@ -75,7 +80,7 @@ def export(
     else:
         report = export_lora(adapter, out, rank, **options)
     print(report)
-    print(how_to_load(report, Path(out), base or read_manifest(Path(adapter) / CONFIG_FILE).base_model or "BASE"))
+    print(how_to_load(report, Path(out), base or manifest.base_model or "BASE"))
 
 
 def how_to_load(report: ExportReport, folder: Path, base: str) -> str:
