@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,7 +20,8 @@ from tests.conftest import NO_GPU, ROOT
 from tests.strategies.test_model_parallel import CLOSE, assert_like_one_process, assert_same
 from tests.support.models import Regressor
 from tests.support.pretrained import save_pretrained
-from tests.support.sharded import QUIET, without_parallelism
+from tests.support.sharded import without_parallelism
+from tests.support.trainers import cpu_trainer
 
 Found = dict[str, Any]
 
@@ -232,8 +232,8 @@ def test_lightnings_own_strategy(tmp_path: Path) -> None:
         torch.manual_seed(0)
         module = Regressor()
         callback = PeraCallback(2, modules_to_save=["net.3"], adapter_dir=str(tmp_path / "adapter"))
-        settings = {**QUIET, "accelerator": "gpu", "devices": 1, "strategy": "fsdp", "gradient_clip_val": 0.5}
-        trainer = pl.Trainer(callbacks=[callback], max_epochs=epochs, default_root_dir=tmp_path, **settings)
+        settings = {"accelerator": "gpu", "strategy": "fsdp", "gradient_clip_val": 0.5, "max_epochs": epochs}
+        trainer = cpu_trainer(tmp_path, callback, **settings)
         trainer.fit(module, **options)
         trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
         return module

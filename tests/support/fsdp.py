@@ -23,7 +23,8 @@ from pera_lightning import PeraCallback, PeraLinear, adapter_state_dict, merge_a
 from pera_lightning.bases import quantize_linear
 from pera_lightning.errors import PeraError
 from tests.support.noisy import Noisy, SaveAfter, seed_everything
-from tests.support.sharded import QUIET, fit_language_model
+from tests.support.sharded import fit_language_model
+from tests.support.trainers import cpu_trainer
 from tests.support.zero2 import Distributed, EpochBegun
 
 RANK = int(os.environ.get("LOCAL_RANK", 0))
@@ -128,13 +129,8 @@ def trainer_of(folder: Path, callback: PeraCallback, strategy: Strategy | None =
     saving = ModelCheckpoint(folder, save_top_k=-1, filename="{epoch}", monitor="epoch_begun", mode="min")
     others = [EpochBegun(), saving, SaveAfter(2, folder / "extra.ckpt"), *options.pop("callbacks", [])]
     strategy = strategy or OnCPU(auto_wrap_policy={nn.Sequential})
-    return pl.Trainer(
-        callbacks=[callback, *others],
-        strategy=strategy,
-        devices=2,
-        max_epochs=2,
-        **{"accumulate_grad_batches": 2, "gradient_clip_val": 0.5, **QUIET, **options},
-    )
+    settings = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.5, "num_sanity_val_steps": 0, **options}
+    return cpu_trainer(folder, callback, *others, processes=2, strategy=strategy, **settings)
 
 
 def fit(folder: Path, module: Noisy, callback: PeraCallback | None = None, **options: Any) -> dict[str, Any]:
@@ -175,8 +171,8 @@ def runs_of_one_module(folder: Path) -> dict[str, Any]:
     trainer.fit_loop.max_epochs = 3
     trainer.fit(module, ckpt_path=folder / "epoch=1.ckpt")
     found["fitted on"] = {"adapter": adapter_of(module), "losses": module.losses}
-    options = {"devices": 2, "strategy": ddp(), **QUIET}
-    found["refused"] = refusal(lambda: pl.Trainer(callbacks=[callback_of()], **options).validate(module, verbose=False))
+    other = cpu_trainer(folder, callback_of(), processes=2, strategy=ddp())
+    found["refused"] = refusal(lambda: other.validate(module, verbose=False))
     return found
 
 
