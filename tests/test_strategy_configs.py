@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
     Strategy,
 )
+from torch import nn
 
 from pera_lightning import PeraCallback, PeraCausalLM
 from pera_lightning.cli.estimate import _parse_fit
@@ -33,6 +34,7 @@ KINDS = {
     "ddp_bf16": DDPStrategy,
     "ddp_gloo_cpu": DDPStrategy,
     "deepspeed_zero2": DeepSpeedStrategy,
+    "fsdp": FSDPStrategy,
     "fsdp2": ModelParallelStrategy,
     "tensor_parallel": ModelParallelStrategy,
     "tensor_parallel_fsdp2": ModelParallelStrategy,
@@ -108,8 +110,9 @@ def test_runs_in_as_many_processes_as_the_file_says() -> None:
 @pytest.mark.parametrize(
     ("strategy", "what"),
     [
-        (FSDPStrategy(), "FSDPStrategy .* lose the shapes of their weights"),
-        (FSDPStrategy(use_orig_params=False), "FSDPStrategy .* lose the shapes of their weights"),
+        (FSDPStrategy(use_orig_params=False), "FSDPStrategy with use_orig_params=False"),
+        (FSDPStrategy(state_dict_type="sharded"), "FSDPStrategy with state_dict_type='sharded'"),
+        (FSDPStrategy(ignored_modules=[nn.Linear(2, 2)]), "FSDPStrategy with ignored_modules"),
         (Declared(stage=3, exclude_frozen_parameters=True), "stage 3 leaves layers without their weights"),
         (Declared(stage=2), "checkpoints would hold the frozen base"),
     ],
@@ -130,13 +133,14 @@ def test_a_start_of_order_1_is_refused_under_deepspeed() -> None:
     assert "polynomial_start_step=3" in str(caught.value)
 
 
+@pytest.mark.parametrize("strategy", [Declared(exclude_frozen_parameters=True), FSDPStrategy()])
 @pytest.mark.parametrize("build", ["option", "module"])
-def test_deepspeed_over_a_quantised_base_is_refused(build: str) -> None:
+def test_a_quantised_base_is_refused(build: str, strategy: Strategy) -> None:
     module: pl.LightningModule = PeraCausalLM("nowhere", quantization="nf4-dq") if build == "option" else Net()
     if build == "module":
         module.configure_model()
     with pytest.raises(ConfigError, match="not supported over a quantised base") as caught:
-        set_up(Declared(exclude_frozen_parameters=True), module)
+        set_up(strategy, module)
     assert "nf4-dq" in str(caught.value)
 
 
@@ -145,6 +149,8 @@ def test_deepspeed_over_a_quantised_base_is_refused(build: str) -> None:
     [
         SingleDeviceStrategy(),
         DDPStrategy(),
+        FSDPStrategy(**options_of(ROOT / "configs" / "strategies" / "fsdp.yaml")),
+        FSDPStrategy(auto_wrap_policy={nn.Sequential}, cpu_offload=True),
         ModelParallelStrategy(),
         Declared(**options_of(ROOT / "configs" / "strategies" / "deepspeed_zero2.yaml")),
     ],

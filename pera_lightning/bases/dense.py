@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pera_lightning.bases.base import Base
+from pera_lightning.errors import InjectionError
 
 
 class DenseBase(Base):
@@ -17,26 +18,59 @@ class DenseBase(Base):
 
     def accepts(self, layer: nn.Module) -> bool:
         """Linear layers whose stored weight is the matrix itself; quantised subclasses pack it otherwise."""
-        # A computed weight (parametrizations, weight_norm, pruning) would swallow what a merge writes to it.
-        if not isinstance(layer, nn.Linear) or "weight" not in layer._parameters:
+        if not isinstance(layer, nn.Linear):
             return False
-        if isinstance(layer.weight, nn.parameter.UninitializedParameter):
+        weight = _stored_weight(layer)
+        if weight is None or isinstance(weight, nn.parameter.UninitializedParameter):
             return False
         shape = (layer.out_features, layer.in_features)
-        return _is_plain(layer.weight) and tuple(layer.weight.shape) == shape
+        return _is_plain(weight) and (tuple(weight.shape) == shape or _is_flat(layer, weight))
 
     def features(self, layer: nn.Module) -> tuple[int, int]:
         """`(in_features, out_features)` of the layer."""
         return layer.in_features, layer.out_features  # type: ignore[return-value]
 
     def weight(self, layer: nn.Module) -> Tensor:
-        """The layer's own weight."""
-        return cast("Tensor", layer.weight)
+        """The layer's own weight.
+
+        Raises:
+            InjectionError: FSDP1 has shared it out over processes.
+        """
+        weight = cast("Tensor", layer.weight)
+        if _is_flat(layer, weight):
+            raise InjectionError(
+                "The weight of a layer is in parts, which FSDP1 has shared out over processes.",
+                got="a module that ran under FSDPStrategy",
+                expected="a model as it was loaded",
+                fix="load the model again and put the adapter folder of the run into it: load_adapter(model, folder)",
+            )
+        return weight
 
     @torch.no_grad()
     def write(self, layer: nn.Module, weight: Tensor) -> None:
         """Overwrite the weight in place."""
         cast("Tensor", layer.weight).copy_(weight)
+
+
+def _stored_weight(layer: nn.Linear) -> Tensor | None:
+    """The layer's own weight; None if it is computed, which would swallow what a merge writes to it.
+
+    Computed it is by parametrizations (a property), or by weight_norm and pruning (hooks before the forward pass).
+    """
+    weight = layer._parameters.get("weight")
+    if weight is None and _is_managed(layer) and not layer._forward_pre_hooks:
+        # FSDP1 exchanges the parameter for a plain tensor while the layer computes.
+        return vars(layer).get("weight")
+    return weight
+
+
+def _is_flat(layer: nn.Module, weight: Tensor) -> bool:
+    """Whether it is what FSDP1 leaves of a weight between its uses: a piece of a flat parameter."""
+    return _is_managed(layer) and weight.dim() == 1
+
+
+def _is_managed(layer: nn.Module) -> bool:
+    return getattr(layer, "_is_fsdp_managed_module", False)
 
 
 def _is_plain(weight: Tensor) -> bool:

@@ -46,6 +46,14 @@ def _consolidate(words: list[str]) -> None:
     auto_cli(consolidate, args=words, as_positional=False, prog="pera_lightning consolidate")
 
 
+def _export(words: list[str]) -> None:
+    from jsonargparse import auto_cli
+
+    from pera_lightning.cli.export import export
+
+    auto_cli(export, args=words, as_positional=False, prog="pera_lightning export")
+
+
 def _estimate(words: list[str]) -> None:
     from pera_lightning.cli.estimate import estimate
 
@@ -55,6 +63,7 @@ def _estimate(words: list[str]) -> None:
 TOOLS: dict[str, Callable[[list[str]], None]] = {
     "consolidate": _consolidate,
     "estimate": _estimate,
+    "export": _export,
     "generate": _generate,
 }
 """Commands that need no Trainer; each imports what it needs when it runs."""

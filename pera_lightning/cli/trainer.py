@@ -24,7 +24,7 @@ from pera_lightning.integration.data import InstructionDataModule  # noqa: F401
 
 DESCRIPTION = "Fine-tune with PERA adapters on PyTorch Lightning."
 EPILOG = (
-    "Tools without a Trainer: `python -m pera_lightning {generate,estimate,consolidate} --help`. "
+    "Tools without a Trainer: `python -m pera_lightning {generate,estimate,consolidate,export} --help`. "
     "Options of the adapter are under `pera`; any LightningModule and LightningDataModule can be named by class_path."
 )
 

@@ -38,22 +38,21 @@ def refuse_losses(to: Server, manifest: Manifest) -> None:
         _refuse(server, "modules saved whole", manifest.saved)
 
 
-def max_lora_rank(rank: int) -> int:
-    """The smallest --max-lora-rank of vLLM that takes a LoRA of this rank.
-
-    Raises:
-        ExportError: None does.
-    """
-    fitting = [limit for limit in VLLM_RANKS if limit >= rank]
-    if not fitting:
+def refuse_rank(to: Server, rank: int) -> None:
+    """Raise ExportError if a server takes no LoRA of this rank."""
+    if to == "vllm" and rank > VLLM_RANKS[-1]:
         raise ExportError(
             "vLLM takes no LoRA of this rank.",
             got=f"rank {rank}, the expanded rank of the adapter",
             expected=f"at most {VLLM_RANKS[-1]}",
             fix=f"cut it by singular values: --rank {VLLM_RANKS[-1]} (rank={VLLM_RANKS[-1]} in Python) or less, "
-            "or --max_error 0.01 for the smallest rank that keeps 99.99 % of the energy",
+            "or --max_error 0.01 for the smallest rank that keeps 99.99 % of each layer's energy",
         )
-    return fitting[0]
+
+
+def max_lora_rank(rank: int) -> int:
+    """The --max-lora-rank with which vLLM takes a LoRA of this rank, at most 512."""
+    return next(limit for limit in VLLM_RANKS if limit >= rank)
 
 
 def _with(manifest: Manifest, trait: str) -> list[str]:

@@ -15,16 +15,22 @@ from typing_extensions import override
 
 from pera_lightning.analysis import mean_energy
 from pera_lightning.checkpoint import Manifest, manifest_of
-from pera_lightning.checkpoint.comparison import base_difference, quantization_difference
 from pera_lightning.config import ALL_LINEAR, Bias, Init, PeraConfig, Terms
-from pera_lightning.errors import CheckpointError, ConfigError
+from pera_lightning.errors import ConfigError
 from pera_lightning.injection import InjectionReport, adapted_layers, freeze_base
+from pera_lightning.integration import fsdp
 from pera_lightning.integration.adapter_root import adapter_root
 from pera_lightning.integration.conflicting_callbacks import refuse_conflicting_callbacks
 from pera_lightning.integration.deepspeed import keep_adapter_alone
 from pera_lightning.integration.exact_resume import ExactResume
 from pera_lightning.integration.frozen_norms import stop_running_statistics
-from pera_lightning.integration.guards import refuse_infinite_loss, refuse_other_form, refuse_thawed_base
+from pera_lightning.integration.guards import (
+    refuse_infinite_loss,
+    refuse_lost_adapters,
+    refuse_other_base,
+    refuse_other_form,
+    refuse_thawed_base,
+)
 from pera_lightning.integration.late_injection import cancel_late_injection, inject_after_configure_model
 from pera_lightning.integration.lora_start import chosen_options, start_adapters
 from pera_lightning.integration.lost_worker import explain_lost_worker
@@ -156,19 +162,24 @@ class PeraCallback(Callback):
         inject_after_configure_model(pl_module, lambda: self._inject(trainer, pl_module))
 
     def _inject(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        fsdp.refuse_unfit_module(trainer, pl_module)
         layers = [layer for _, layer in adapted_layers(pl_module)]
         if not layers:
-            self._refuse_lost_adapters()
+            refuse_lost_adapters(self.report)
             self.report = start_adapters(trainer, pl_module, self.config, self.init_from)
         elif self.report is None:
             self._take_over(pl_module, layers[0].config)
         keep_adapter_alone(trainer, pl_module)
         self.returned.load_into(pl_module)
         average_the_adapter_alone(trainer, pl_module)
-        check_before_loading(trainer, pl_module, self._describe(pl_module))
+        present = self._describe(pl_module)
+        check_before_loading(trainer, pl_module, present)
+        fsdp.keep_adapter_whole(trainer, pl_module, present)
 
     def _describe(self, pl_module: pl.LightningModule) -> Manifest:
-        self._manifest = manifest_of(adapter_root(pl_module), getattr(pl_module, "base_model_name", None))
+        # What FSDP1 has taken apart was described before.
+        if self._manifest is None or not fsdp.is_flattened(pl_module):
+            self._manifest = manifest_of(adapter_root(pl_module), getattr(pl_module, "base_model_name", None))
         return self._manifest
 
     def _take_over(self, pl_module: pl.LightningModule, present: PeraConfig) -> None:
@@ -182,18 +193,9 @@ class PeraCallback(Callback):
             )
         freeze_base(pl_module)
 
-    def _refuse_lost_adapters(self) -> None:
-        if self.report is not None:
-            raise CheckpointError(
-                "The trained adapters are gone: the model was built anew.",
-                got="a model without adapters in a second run of the same callback",
-                expected="the model of the first run",
-                fix="build the model only once: `if self.model is None:` in setup() or configure_model(); "
-                "for another module make another PeraCallback",
-            )
-
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        fsdp.check_wrapping(trainer, pl_module)
         # Lightning's BitsandbytesPrecision has quantised the base only now.
         self._describe(pl_module)
         self._refuse_other_base()
@@ -214,6 +216,7 @@ class PeraCallback(Callback):
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        fsdp.check_wrapping(trainer, pl_module)
         if self._stored is not None:
             self._describe(pl_module)
             self._refuse_other_base()
@@ -222,17 +225,8 @@ class PeraCallback(Callback):
 
     def _refuse_other_base(self) -> None:
         stored, present, self._stored = self._stored, self._manifest, None
-        if stored is None or present is None:
-            return
-        difference = quantization_difference(stored, present) or base_difference(stored, present)
-        if difference:
-            raise CheckpointError(
-                "The checkpoint was written with another base.",
-                got=difference,
-                expected="the base of the run that wrote it",
-                fix="load the base as in that run (where it is drawn at random, with the same seed); to put an "
-                "adapter on another base on purpose, load_adapter(model, folder, allow_other_base=True)",
-            )
+        if stored is not None and present is not None:
+            refuse_other_base(stored, present)
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -249,11 +243,16 @@ class PeraCallback(Callback):
     @override
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._preflight.on_after_backward(pl_module)
+        # By hand they may be clipped before the step.
+        if not pl_module.automatic_optimization:
+            fsdp.average_gradients(trainer, pl_module)
 
     @override
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
+        if pl_module.automatic_optimization:
+            fsdp.average_gradients(trainer, pl_module)
         if trainer.global_step < self.polynomial_start_step:
             hold_coefficients(pl_module)
         refuse_thawed_base(pl_module, optimizer)
@@ -273,7 +272,7 @@ class PeraCallback(Callback):
         folder = Path(self.adapter_dir or Path(trainer.log_dir or trainer.default_root_dir) / "adapter")
         # A fit that finds nothing left to do leaves the folder of the run that did it alone.
         if self._trained and not getattr(trainer, "fast_dev_run", False):
-            write_trained_adapter(trainer, pl_module, folder)
+            write_trained_adapter(trainer, pl_module, folder, self._describe(pl_module))
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -287,6 +286,7 @@ class PeraCallback(Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         cancel_late_injection(pl_module)
         stop_checking(trainer)
+        fsdp.restore_options(trainer)
         self._exact_resume.forget()
 
     @override

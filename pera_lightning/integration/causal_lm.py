@@ -295,7 +295,9 @@ class PeraCausalLM(LightningModule):
         self.log(f"{stage}_token_accuracy", metrics.token_accuracy)
         if generate:
             samples = generate_samples(self._built_model(), self.tokenizer, batch, self.max_new_tokens)
-            metrics.exact_match.update(torch.tensor([float(sample.matches) for sample in samples], device=self.device))
+            # Not the module's device, which FSDPStrategy leaves at what it was.
+            matches = [float(sample.matches) for sample in samples]
+            metrics.exact_match.update(torch.tensor(matches, device=batch["input_ids"].device))
             self.log(f"{stage}_exact_match", metrics.exact_match, prog_bar=True)
             self._samples += samples[: max(0, self.printed_samples - len(self._samples))]
 

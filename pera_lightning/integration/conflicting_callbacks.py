@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from pera_lightning.errors import TrainingError
 
@@ -19,14 +19,16 @@ def refuse_conflicting_callbacks(trainer: pl.Trainer) -> None:
     """Raise if a callback would change weights that adapter-only checkpoints do not hold, or cannot work.
 
     Raises:
-        TrainingError: ModelPruning is among the callbacks, or under ModelParallelStrategy one that averages weights.
+        TrainingError: ModelPruning is among the callbacks, or under FSDPStrategy or ModelParallelStrategy one that
+            averages weights.
     """
     callbacks = getattr(trainer, "callbacks", ())
     averaging = [part for part in callbacks if isinstance(part, _AVERAGING)]
-    if averaging and isinstance(getattr(trainer, "strategy", None), ModelParallelStrategy):
+    strategy = getattr(trainer, "strategy", None)
+    if averaging and isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
         raise TrainingError(
             "Weights of a sharded module cannot be averaged.",
-            got=f"{type(averaging[0]).__name__} under ModelParallelStrategy",
+            got=f"{type(averaging[0]).__name__} under {type(strategy).__name__}",
             expected="no averaging, or a strategy that leaves modules whole",
             fix="leave the callback out, or use strategy 'ddp'",
         )

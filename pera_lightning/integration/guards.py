@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from pera_lightning.checkpoint import Manifest
-from pera_lightning.checkpoint.comparison import form_difference
+from pera_lightning.checkpoint.comparison import base_difference, form_difference, quantization_difference
 from pera_lightning.errors import CheckpointError, TrainingError
-from pera_lightning.injection import adapter_parameters
+from pera_lightning.injection import InjectionReport, adapter_parameters
 
 
 def refuse_other_form(stored: Manifest, present: Manifest) -> None:
@@ -21,6 +21,31 @@ def refuse_other_form(stored: Manifest, present: Manifest) -> None:
             got=difference,
             expected="the options of the run that wrote it",
             fix="set them in PeraCallback, or start a new run",
+        )
+
+
+def refuse_other_base(stored: Manifest, present: Manifest) -> None:
+    """Raise CheckpointError if a checkpoint holds an adapter of another base."""
+    difference = quantization_difference(stored, present) or base_difference(stored, present)
+    if difference:
+        raise CheckpointError(
+            "The checkpoint was written with another base.",
+            got=difference,
+            expected="the base of the run that wrote it",
+            fix="load the base as in that run (where it is drawn at random, with the same seed); to put an "
+            "adapter on another base on purpose, load_adapter(model, folder, allow_other_base=True)",
+        )
+
+
+def refuse_lost_adapters(report: InjectionReport | None) -> None:
+    """Raise CheckpointError if the adapters that `report` tells of would be injected once more."""
+    if report is not None:
+        raise CheckpointError(
+            "The trained adapters are gone: the model was built anew.",
+            got="a model without adapters in a second run of the same callback",
+            expected="the model of the first run",
+            fix="build the model only once: `if self.model is None:` in setup() or configure_model(); "
+            "for another module make another PeraCallback",
         )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from pera_lightning.checkpoint import Manifest, adapter_state_dict
@@ -78,15 +78,16 @@ def check_before_loading(trainer: pl.Trainer, pl_module: pl.LightningModule, pre
             expected="ModelParallelStrategy, or a new module",
             fix="make the module anew and load the adapter folder of the earlier run into it",
         )
-    if isinstance(strategy, DeepSpeedStrategy):
+    # The one loads for itself, of the other another file takes care.
+    if isinstance(strategy, DeepSpeedStrategy | FSDPStrategy):
         return
 
     def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         stop_checking(trainer)
         if not parallel:
-            _refuse_folder(Path(checkpoint_path))
+            refuse_folder(Path(checkpoint_path))
             return strategy.load_checkpoint(checkpoint_path, weights_only=weights_only)
-        held = _fitting(strategy.broadcast(checkpoint_path), pl_module, present)
+        held = fitting_checkpoint(strategy.broadcast(checkpoint_path), pl_module, present)
         if trainer.state.fn == TrainerFn.FITTING:
             _refuse_unsharded(held)
         strict = pl_module.strict_loading
@@ -105,7 +106,17 @@ def stop_checking(trainer: pl.Trainer) -> None:
     trainer.strategy.__dict__.pop("load_checkpoint", None)
 
 
-def _fitting(path: str | Path, pl_module: pl.LightningModule, present: Manifest) -> TrainingCheckpoint:
+def fitting_checkpoint(path: str | Path, pl_module: pl.LightningModule, present: Manifest) -> TrainingCheckpoint:
+    """Look into a checkpoint that is about to be loaded.
+
+    Args:
+        path: The file or folder.
+        pl_module: The module with its adapters.
+        present: Of its adapter.
+
+    Raises:
+        CheckpointError: It holds another adapter, or none.
+    """
     held = read_checkpoint(path)
     if held.manifest is not None:
         refuse_other_form(held.manifest, present)
@@ -121,7 +132,8 @@ def _fitting(path: str | Path, pl_module: pl.LightningModule, present: Manifest)
     return held
 
 
-def _refuse_folder(path: Path) -> None:
+def refuse_folder(path: Path) -> None:
+    """Raise CheckpointError for a checkpoint that several processes wrote together."""
     if path.is_dir():
         raise CheckpointError(
             "The checkpoint is a folder, which this strategy cannot load.",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import reprlib
+from typing import Any
+
 import lightning.pytorch as pl
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 
@@ -25,19 +28,16 @@ def refuse_impossible_strategy(
         polynomial_start_step: As PeraCallback has it.
 
     Raises:
-        ConfigError: It is FSDPStrategy, DeepSpeed's ZeRO stage 3, DeepSpeed over a quantised base, DeepSpeed whose
-            checkpoints would hold the base, or DeepSpeed with a `polynomial_start_step`.
+        ConfigError: It is DeepSpeed's ZeRO stage 3, DeepSpeed whose checkpoints would hold the base, DeepSpeed with a
+            `polynomial_start_step`, FSDPStrategy with options that do not go with adapters, or either over a quantised
+            base.
     """
     strategy = getattr(trainer, "strategy", None)
     if isinstance(strategy, FSDPStrategy):
-        raise ConfigError(
-            "Under FSDPStrategy (FSDP1) layers lose the shapes of their weights, which adapters are fitted to.",
-            got="strategy: FSDPStrategy beside PeraCallback",
-            expected="a strategy that leaves layers their weights, shapes and dtypes",
-            fix=_SHARDED,
-        )
+        _check_fsdp(strategy)
+    refuse_quantized(trainer, pl_module)
     if isinstance(strategy, DeepSpeedStrategy):
-        _check_deepspeed(strategy, pl_module)
+        _check_deepspeed(strategy)
         if polynomial_start_step:
             raise ConfigError(
                 "DeepSpeed keeps gradients where the polynomial coefficients' cannot be held back.",
@@ -47,21 +47,42 @@ def refuse_impossible_strategy(
             )
 
 
-def _check_deepspeed(strategy: DeepSpeedStrategy, pl_module: pl.LightningModule) -> None:
+def refuse_quantized(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    """Raise ConfigError under DeepSpeed and FSDP1 over a base that is quantised, or will be."""
+    strategy = getattr(trainer, "strategy", None)
+    if not isinstance(strategy, DeepSpeedStrategy | FSDPStrategy):
+        return
+    quantization = _quantization(pl_module)
+    if quantization is not None:
+        raise ConfigError(
+            "DeepSpeed and FSDP1 are not supported over a quantised base.",
+            got=f"strategy: {type(strategy).__name__} over a base in {quantization}",
+            expected="a base that is not quantised",
+            fix="use --config configs/strategies/ddp.yaml, under which each GPU holds the quantised base whole, or "
+            "configs/strategies/fsdp2.yaml, which shards it in 4 bits",
+        )
+
+
+def _check_fsdp(strategy: FSDPStrategy) -> None:
+    options: dict[str, Any] = {**strategy.kwargs, "state_dict_type": strategy._state_dict_type}
+    allowed = {"use_orig_params": True, "state_dict_type": "full", "ignored_states": None, "ignored_modules": None}
+    for name, value in allowed.items():
+        if options.get(name, value) != value:
+            raise ConfigError(
+                "PERA keeps the adapter out of what FSDP1 shards, and saves it from the first process.",
+                got=f"strategy: FSDPStrategy with {name}={reprlib.repr(options[name])} beside PeraCallback",
+                expected=f"{name}={value!r}, the default",
+                fix=f"leave {name} out, as configs/strategies/fsdp.yaml does",
+            )
+
+
+def _check_deepspeed(strategy: DeepSpeedStrategy) -> None:
     if strategy.zero_stage_3:
         raise ConfigError(
             "DeepSpeed's ZeRO stage 3 leaves layers without their weights, so that no adapter can be fitted to them.",
             got="strategy: DeepSpeedStrategy with stage 3 beside PeraCallback",
             expected="stage 1 or 2",
             fix=_SHARDED,
-        )
-    quantization = _quantization(pl_module)
-    if quantization is not None:
-        raise ConfigError(
-            "DeepSpeed is not supported over a quantised base.",
-            got=f"strategy: DeepSpeedStrategy over a base in {quantization}",
-            expected="a base that is not quantised",
-            fix="use --config configs/strategies/ddp.yaml: a quantised base is held whole by each GPU there too",
         )
     if not strategy.exclude_frozen_parameters:
         raise ConfigError(

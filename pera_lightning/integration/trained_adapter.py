@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pera_lightning.checkpoint import adapter_state_dict, manifest_of, write_adapter
+from pera_lightning.checkpoint import Manifest, adapter_state_dict, write_adapter
 from pera_lightning.errors import AdapterFileError
 from pera_lightning.functional.distributed import whole
 from pera_lightning.injection import clean_name
@@ -17,7 +17,7 @@ from pera_lightning.integration.adapter_root import adapter_root, prefix_of
 from pera_lightning.integration.best_checkpoint import best_checkpoint, tensors_of
 
 
-def write_trained_adapter(trainer: pl.Trainer, pl_module: pl.LightningModule, folder: Path) -> None:
+def write_trained_adapter(trainer: pl.Trainer, pl_module: pl.LightningModule, folder: Path, manifest: Manifest) -> None:
     """Write the adapter of the best checkpoint where a ModelCheckpoint monitors a metric, else the present one.
 
     The first process writes; all return when it is written.
@@ -26,6 +26,7 @@ def write_trained_adapter(trainer: pl.Trainer, pl_module: pl.LightningModule, fo
         trainer: The Trainer at the end of its fit.
         pl_module: The module with the adapters.
         folder: Where `load_adapter` is to find them.
+        manifest: Of the adapter.
 
     Raises:
         AdapterFileError: The folder cannot be written.
@@ -33,13 +34,14 @@ def write_trained_adapter(trainer: pl.Trainer, pl_module: pl.LightningModule, fo
     # In every process, whatever is written in the end: sharded tensors come from all of them.
     present = {key: whole(value) for key, value in adapter_state_dict(adapter_root(pl_module)).items()}
     if trainer.is_global_zero:
-        _write(trainer, pl_module, folder, present)
+        _write(trainer, pl_module, folder, present, manifest)
     trainer.strategy.barrier("PERA: adapter written")
 
 
-def _write(trainer: pl.Trainer, pl_module: pl.LightningModule, folder: Path, present: dict[str, Tensor]) -> None:
+def _write(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, folder: Path, present: dict[str, Tensor], manifest: Manifest
+) -> None:
     root = adapter_root(pl_module)
-    manifest = manifest_of(root, getattr(pl_module, "base_model_name", None))
     best, tensors = best_checkpoint(trainer), None
     if best is not None:
         tensors = tensors_of(best, clean_name(prefix_of(pl_module, root)), present)

@@ -69,7 +69,12 @@ def fit_language_model(
         trainable_tokens=options.pop("trainable_tokens", None),
     )
     module = PeraCausalLM(
-        str(model), learning_rate=1e-2, schedule="constant", quantization=quantization, generate_in_validation=True
+        str(model),
+        learning_rate=1e-2,
+        schedule="constant",
+        quantization=quantization,
+        generate_in_validation=True,
+        **options.pop("model_options", {}),
     )
     batches = InstructionDataModule(train_files=str(rows), val_files=str(rows), batch_size=4 // data, max_val_rows=4)
     losses = Losses()

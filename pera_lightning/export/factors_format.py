@@ -1,0 +1,36 @@
+"""A plain LoRA as a file of factors under the layers' own names, for code that adds `up @ down` itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from pera_lightning.checkpoint.atomic import replacing
+from pera_lightning.export.lora_factors import LoraFactors
+from pera_lightning.export.plain_lora import PlainLora
+
+FACTORS_FILE = "lora_factors.safetensors"
+
+
+def write_factors(lora: PlainLora, folder: Path) -> None:
+    """Write `<layer>.down` (rank, in) and `<layer>.up` (out, rank); the weight change is `up @ down`, no scaling left.
+
+    Modules saved whole are in the file under their own names.
+
+    Args:
+        lora: The LoRA.
+        folder: Where to; it is made if needed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"{name}.{side}": getattr(part, side) for name, part in lora.factors.items() for side in part._fields}
+    stored = {key: value.cpu().contiguous().clone() for key, value in (tensors | lora.saved).items()}
+    with replacing(folder / FACTORS_FILE) as path:
+        save_file(stored, path, metadata={"format": "pt", "weight_change": "up @ down"})
+
+
+def read_factors(folder: Path) -> dict[str, LoraFactors]:
+    """The factors by layer."""
+    tensors = load_file(folder / FACTORS_FILE)
+    names = [key.removesuffix(".down") for key in tensors if key.endswith(".down")]
+    return {name: LoraFactors(tensors[f"{name}.down"], tensors[f"{name}.up"]) for name in names}

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from pera_lightning import PeraConfig, inject_adapter, load_adapter, save_adapter
+from tests.cli.test_main import run
+from tests.support.models import randomise_adapter, token_ids
+from tests.support.pretrained import save_pretrained
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, two adapters for it, and rows."""
+    folder = tmp_path_factory.mktemp("export")
+    torch.manual_seed(0)
+    save_pretrained(folder / "model")
+    for name, options in (("adapter", {}), ("wide", {"rank": 31}), ("biases", {"bias": "all"})):
+        model = AutoModelForCausalLM.from_pretrained(folder / "model", attention_bias=True)
+        inject_adapter(model, PeraConfig(**{"rank": 4, **options}))
+        randomise_adapter(model)
+        save_adapter(model, folder / name, base_model="model")
+    rows = [{"prompt": f"say {word}", "completion": word} for word in ("a", "b", "c", "d") * 4]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def report(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "export_report.json").read_text())
+
+
+def test_to_peft(project: Path) -> None:
+    printed = run("export", "--adapter", "adapter", "--out", "lora", folder=project)
+    assert "LoRA of rank 14 over 14 layers, float32: exact but for rounding" in printed
+    assert "loaded back by PEFT" in printed
+    assert "PeftModel.from_pretrained(model, 'lora')  # model: model" in printed
+    found = report(project / "lora")["certificate"]
+    assert found["route"].startswith("PEFT ")
+    assert found["max_difference"] < 1e-5 < found["max_change"]
+    assert found["positions"] > 200
+    model, ids = AutoModelForCausalLM.from_pretrained(project / "model"), token_ids()
+    load_adapter(model, project / "adapter")
+    plain = AutoModelForCausalLM.from_pretrained(project / "model")
+    with torch.no_grad():
+        expected, exported = model(ids).logits, PeftModel.from_pretrained(plain, project / "lora")(ids).logits
+    torch.testing.assert_close(exported, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_compared_on_rows_of_the_training(project: Path) -> None:
+    words = ("--rows", "rows.jsonl", "--positions", 60, "--rank", 3)
+    printed = run("export", "--adapter", "adapter", "--out", "rows", *words, folder=project)
+    assert "of the energy kept" in printed
+    assert 60 <= report(project / "rows")["certificate"]["positions"] < 120
+
+
+def test_to_vllm(project: Path) -> None:
+    printed = run("export", "--adapter", "adapter", "--out", "served", "--to", "vllm", folder=project)
+    assert printed.splitlines()[-1] == (
+        "vllm serve model --enable-lora --max-lora-rank 16 --lora-modules served=served"
+    )
+    printed = run("export", "--adapter", "wide", "--out", "x", "--to", "vllm", folder=project, ok=False)
+    assert "rank 527" in printed
+    assert "--rank 512" in printed
+    printed = run("export", "--adapter", "biases", "--out", "x", "--to", "vllm", folder=project, ok=False)
+    assert "trained biases" in printed
+    assert not (project / "x").exists()
+
+
+def test_without_the_base(project: Path) -> None:
+    words = ("--base", "not/there", "--check", "false", "--to", "safetensors", "--dtype", "bfloat16")
+    printed = run("export", "--adapter", "adapter", "--out", "factors", *words, folder=project)
+    assert "up @ down, from factors/lora_factors.safetensors" in printed
+    assert report(project / "factors")["certificate"] is None
+
+
+def test_what_a_user_gets_wrong(project: Path) -> None:
+    for words, message in (
+        (("--adapter", "nowhere", "--out", "x"), "adapter's config is missing"),
+        (("--adapter", "adapter", "--out", "adapter"), "take the place of a PERA adapter"),
+        (("--adapter", "adapter", "--out", "x", "--rows", "missing.jsonl"), "missing.jsonl does not exist"),
+        (("--adapter", "adapter", "--out", "x", "--base", "nowhere"), "nowhere"),
+        (("--adapter", "adapter", "--out", "x", "--rank", "0"), "rank must be positive"),
+        (("--adapter", "adapter", "--out", "x", "--to", "ollama"), "ollama"),
+    ):
+        assert message in run("export", *words, folder=project, ok=False)
+    assert not (project / "x").exists()
