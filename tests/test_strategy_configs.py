@@ -23,6 +23,7 @@ from torch import nn
 from pera_lightning import PeraCallback, PeraCausalLM
 from pera_lightning.cli.estimate import _parse_fit
 from pera_lightning.errors import ConfigError
+from pera_lightning.integration.fsdp2 import FSDP2Strategy
 from tests.conftest import ROOT
 from tests.support.models import Regressor
 from tests.support.quantized_fit import Net
@@ -35,9 +36,9 @@ KINDS = {
     "ddp_gloo_cpu": DDPStrategy,
     "deepspeed_zero2": DeepSpeedStrategy,
     "fsdp": FSDPStrategy,
-    "fsdp2": ModelParallelStrategy,
-    "tensor_parallel": ModelParallelStrategy,
-    "tensor_parallel_fsdp2": ModelParallelStrategy,
+    "fsdp2": FSDP2Strategy,
+    "tensor_parallel": FSDP2Strategy,
+    "tensor_parallel_fsdp2": FSDP2Strategy,
 }
 
 

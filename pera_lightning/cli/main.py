@@ -8,6 +8,10 @@ from collections.abc import Callable
 
 from pera_lightning.errors import PeraError
 
+_HINT = """
+  fix:      --trainer.accelerator cpu, after the configs; several processes are tried out on a CPU with
+            --trainer.devices 2 too, or with --config configs/strategies/ddp_gloo_cpu.yaml"""
+
 
 def main() -> None:
     """Run the command line of this process (`sys.argv`)."""
@@ -19,9 +23,19 @@ def main() -> None:
             TOOLS[words[0]](words[1:])
         else:
             _run_trainer()
-    except PeraError as error:
+    except Exception as error:
+        if not _is_a_users(error):
+            raise
         # The message says all a user needs; a traceback through the Trainer would bury it.
-        sys.exit(f"\nerror: {error}")
+        sys.exit(f"\nerror: {error}{_HINT if 'gpu backend' in str(error) else ''}")
+
+
+def _is_a_users(error: Exception) -> bool:
+    """Whether the message of an error is meant for the user: ours, or Lightning's about options of the Trainer."""
+    lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
+    return isinstance(error, PeraError) or (
+        lightning is not None and isinstance(error, lightning.MisconfigurationException)
+    )
 
 
 def _run_trainer() -> None:

@@ -21,6 +21,7 @@ from pera_lightning.injection import adapter_disabled
 from pera_lightning.integration.callback import PeraCallback
 from pera_lightning.integration.causal_lm import PeraCausalLM  # noqa: F401
 from pera_lightning.integration.data import InstructionDataModule  # noqa: F401
+from pera_lightning.integration.fsdp2 import FSDP2Strategy  # noqa: F401
 
 DESCRIPTION = "Fine-tune with PERA adapters on PyTorch Lightning."
 EPILOG = (

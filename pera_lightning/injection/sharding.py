@@ -14,6 +14,7 @@ from pera_lightning.injection.inject import adapter_parameters
 from pera_lightning.injection.names import adapter_layers
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import Shard
 
 
@@ -92,10 +93,18 @@ def shard_adapters(model: nn.Module) -> None:
         fully_shard(layers, mesh=mesh, ignored_params=others, shard_placement_fn=placement)
 
 
-def unsharded(model: nn.Module) -> list[str]:
-    """Names of the adapter's parameters that no process group keeps the same on all processes."""
-    own = {id(parameter) for parameter in adapter_parameters(model)}
-    return [name for name, value in model.named_parameters() if id(value) in own and not is_distributed(value)]
+def unsharded(model: nn.Module, mesh: DeviceMesh) -> list[str]:
+    """Names of the adapter's parameters that the processes of a mesh do not share: each would train its own."""
+    own, ranks = {id(parameter) for parameter in adapter_parameters(model)}, _ranks(mesh)
+    return [
+        name
+        for name, value in model.named_parameters()
+        if id(value) in own and not (is_distributed(value) and ranks <= _ranks(value.device_mesh))  # type: ignore[attr-defined]
+    ]
+
+
+def _ranks(mesh: DeviceMesh) -> set[int]:
+    return set(mesh.mesh.flatten().tolist())
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from pera_lightning.checkpoint import Manifest, adapter_state_dict
 from pera_lightning.checkpoint.comparison import describe_mismatch, shapes
@@ -35,11 +36,15 @@ def shard_after_injection(trainer: pl.Trainer, pl_module: pl.LightningModule) ->
         return
     shard = getattr(pl_module, "shard_model", None)
     if shard is not None:
+        if not is_overridden("configure_model", pl_module):
+            # The strategy insists on the hook in which Lightning's users shard.
+            pl_module.configure_model = _sharded_in_shard_model  # type: ignore[method-assign]
         shard()
     elif any(map(is_distributed, pl_module.parameters())):
         shard_adapters(pl_module)
     # Split over outputs and inputs alone, what is replicated computes and learns the same everywhere.
-    left = unsharded(pl_module) if trainer.strategy.device_mesh["data_parallel"].size() > 1 else []
+    data = trainer.strategy.device_mesh["data_parallel"]
+    left = unsharded(pl_module, data) if data.size() > 1 else []
     if left:
         raise InjectionError(
             "Parts of the adapter are not sharded; each process would train its own.",
@@ -49,6 +54,10 @@ def shard_after_injection(trainer: pl.Trainer, pl_module: pl.LightningModule) ->
             "in a method shard_model() of your LightningModule; a model that fits on one GPU needs no sharding: use "
             "strategy 'ddp'",
         )
+
+
+def _sharded_in_shard_model() -> None:
+    """Stands for a `configure_model` that has nothing to do."""
 
 
 def is_parallel(trainer: pl.Trainer) -> bool:

@@ -253,6 +253,7 @@ REFUSALS = {
     "no checkpoint": "a folder without meta.pt",
     "unsharded": "Parts of the adapter are not sharded",
     "partly": "An adapter is in no sharded module",
+    "only split": "Parts of the adapter are not sharded",
     "split": "use parallelize_adapted",
 }
 

@@ -28,6 +28,7 @@ from pera_lightning import (
     PeraCausalLM,
     adapter_state_dict,
     load_adapter,
+    parallelize_adapted,
     save_adapter,
 )
 from pera_lightning.errors import PeraError
@@ -149,14 +150,11 @@ def one_part(folder: Path) -> dict[str, Any]:
     return fit_language_model(folder / "one", folder / "model", folder / "rows.jsonl", ckpt_path=checkpoint)
 
 
-class Sharded(Noisy):
-    """Somebody's module, sharded in `configure_model`: before the adapters come."""
+class Shardable(Noisy):
+    """Somebody's module, and how it is sharded."""
 
     def __init__(self) -> None:
         super().__init__(StatefulDataLoader)
-
-    def configure_model(self) -> None:
-        self._shard()
 
     def _shard(self) -> None:
         if not isinstance(self.net, FSDPModule):
@@ -169,10 +167,15 @@ class Sharded(Noisy):
         return StatefulDataLoader(self.rows, batch_size=4, sampler=sampler)
 
 
-class ShardsItself(Sharded):
-    """Sharded when the adapters are there."""
+class Sharded(Shardable):
+    """Sharded in `configure_model`: before the adapters come."""
 
-    def configure_model(self) -> None: ...
+    def configure_model(self) -> None:
+        self._shard()
+
+
+class ShardsItself(Shardable):
+    """Sharded when the adapters are there; it has no `configure_model`."""
 
     def shard_model(self) -> None:
         self._shard()
@@ -190,6 +193,14 @@ class PartlySharded(Sharded):
     def _shard(self) -> None:
         if not isinstance(self.net[0], FSDPModule):
             fully_shard(self.net[0], mesh=self.device_mesh["data_parallel"])
+
+
+class OnlySplit(Noisy):
+    """Its layers are split for tensor parallelism, over one process, while two have data of their own."""
+
+    def shard_model(self) -> None:
+        plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+        parallelize_adapted(self.net, self.device_mesh["tensor_parallel"], plan)
 
 
 class SplitBefore(Noisy):
@@ -272,6 +283,7 @@ def own_module_part(folder: Path) -> dict[str, Any]:
         "no checkpoint": refusal(folder / "x", ShardsItself(), ckpt_path=folder),
         "unsharded": refusal(folder / "x", Unsharded()),
         "partly": refusal(folder / "x", PartlySharded()),
+        "only split": refusal(folder / "x", OnlySplit(), callback=PeraCallback(3, target_modules=["net.0", "net.2"])),
         "split": refusal(folder / "x", SplitBefore(), sizes=(1, 2)),
     }
     found["afterwards"] = fit_noisy(folder / "afterwards", ShardsItself())
