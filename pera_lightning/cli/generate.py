@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
-from pera_lightning.bases import QUANTIZATIONS, Quantization
 from pera_lightning.checkpoint.adapter_files import CONFIG_FILE
-from pera_lightning.checkpoint.manifest import FLOATING, Manifest, read_manifest
-from pera_lightning.errors import ConfigError
-from pera_lightning.integration.pretrained import PretrainedSource
+from pera_lightning.checkpoint.manifest import read_manifest
+from pera_lightning.integration.adapter_source import adapter_quantization, adapter_source
 
 
 def generate(
@@ -47,9 +45,9 @@ def generate(
     from pera_lightning.integration.pretrained import load_causal_lm, load_tokenizer
 
     manifest = read_manifest(Path(adapter) / CONFIG_FILE)
-    source = _source(Path(adapter), manifest, base, gguf_file)
+    source = adapter_source(Path(adapter), manifest, base, gguf_file)
     tokenizer = load_tokenizer(source)
-    model = load_causal_lm(source, dtype=dtype, quantization=_quantization(manifest))
+    model = load_causal_lm(source, dtype=dtype, quantization=adapter_quantization(manifest))
     if not without_adapter:
         load_adapter(model, adapter)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -59,36 +57,3 @@ def generate(
     ids = torch.tensor(encoder.encode_prompt([{"role": "user", "content": prompt}]))
     [answer] = generate_answers(model.to(device), tokenizer, [ids], max_new_tokens)  # type: ignore[arg-type]
     print(answer)
-
-
-def _quantization(manifest: Manifest) -> Quantization | None:
-    """How to quantise the base so that the adapter fits."""
-    kinds = set(manifest.quantization) - {FLOATING}
-    if not kinds:
-        return None
-    if len(kinds) > 1 or not kinds <= set(QUANTIZATIONS):
-        raise ConfigError(
-            "The adapter's base is quantised in a way that this command cannot load.",
-            got=", ".join(manifest.quantization),
-            expected=f"one of {', '.join(QUANTIZATIONS)}",
-            fix="load the base in Python as in training, then load_adapter(model, folder)",
-        )
-    return cast("Quantization", kinds.pop())
-
-
-def _source(adapter: Path, manifest: Manifest, base: str | None, gguf_file: str | None) -> PretrainedSource:
-    """Where the base model comes from: what the user says, else what the adapter names."""
-    if base is None:
-        recorded = manifest.base_model
-        if recorded is None:
-            raise ConfigError(
-                "The adapter does not say which base model it belongs to.",
-                got=f"no base_model_name_or_path in {adapter / CONFIG_FILE}",
-                expected="the base model it was trained on",
-                fix="name it with --base (and --gguf_file)",
-            )
-        base = recorded
-    # A GGUF base is recorded as the path of its file.
-    if gguf_file is None and base.endswith(".gguf"):
-        base, gguf_file = str(Path(base).parent), Path(base).name
-    return PretrainedSource(base, gguf_file)
