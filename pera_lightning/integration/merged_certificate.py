@@ -33,17 +33,25 @@ PROMPTS = (
 """What models are compared on by default, beside random tokens."""
 
 
-def prompt_inputs(model: nn.Module, source: PretrainedSource, prompts: Sequence[str] | None) -> list[dict[str, Any]]:
-    """One call for each prompt.
+def prompt_reference(model: nn.Module, source: PretrainedSource, prompts: Sequence[str] | None) -> Reference | None:
+    """What an adapted model computes for some prompts.
 
     Args:
-        model: A model that takes tokens; the inputs are on its device.
+        model: A model that takes tokens.
         source: Where its tokenizer comes from.
         prompts: Texts; None is `PROMPTS`, as far as there is a tokenizer for them, and random tokens.
+
+    Returns:
+        None if there is nothing to call the model with.
 
     Raises:
         ConfigError: Prompts are given, and there is no tokenizer.
     """
+    calls = _calls(model, source, prompts)
+    return Reference.of(model, calls) if calls else None
+
+
+def _calls(model: nn.Module, source: PretrainedSource, prompts: Sequence[str] | None) -> list[dict[str, Any]]:
     try:
         tokenizer = load_tokenizer(source)
     except ConfigError:
@@ -75,10 +83,10 @@ def adapted_reference(
         source: The base.
         dtype: Of the base's weights.
         quantization: How the base was quantised in training.
-        prompts: See `prompt_inputs`.
+        prompts: See `prompt_reference`.
 
     Returns:
-        None if the adapter is named relative to a module that transformers does not know.
+        None if the adapter is named relative to a module that transformers does not know, or nothing to call it with.
     """
     cls = _class_of(manifest)
     if cls is None:
@@ -93,7 +101,7 @@ def adapted_reference(
     else:
         model = cls.from_pretrained(source.pretrained, dtype=dtype)
     load_adapter(model, adapter)
-    return Reference.of(model, prompt_inputs(model, source, prompts))
+    return prompt_reference(model, source, prompts)
 
 
 def certify(folder: Path, manifest: Manifest, reference: Reference) -> Certificate:

@@ -23,7 +23,7 @@ from pera_lightning.export.merged_shards import merge_shards
 from pera_lightning.export.place import check_new, new_folder
 from pera_lightning.export.plain_lora import PeraTensors
 from pera_lightning.integration.adapter_source import adapter_quantization, adapter_source
-from pera_lightning.integration.merged_certificate import adapted_reference, certify, prompt_inputs
+from pera_lightning.integration.merged_certificate import adapted_reference, certify, prompt_reference
 from pera_lightning.integration.option_checks import one_of
 from pera_lightning.integration.pretrained import PretrainedSource, load_causal_lm, load_tokenizer
 
@@ -136,12 +136,12 @@ class _Job:
         stored = model.dtype
         load_adapter(model, self.adapter, allow_other_quantization=self.onto_original)
         if self.compare and not self.onto_original:
-            reference = Reference.of(model, prompt_inputs(model, self.source, self.prompts))
+            reference = prompt_reference(model, self.source, self.prompts)
         merge = merge_and_report(model)
         if self.onto_original:
             merge = replace(merge, into="original")
-        # Where the machine computes wider than the base is stored, the merged layers are as wide.
-        if any(value.dtype != stored for value in model.parameters()):
+        # Where the machine computes wider than a quantised base stores the rest, the merged layers are as wide.
+        if merge.into == "dequantized":
             merge = _narrow(model, self.manifest.layers, stored, merge)
         model.save_pretrained(out, max_shard_size=max_shard_size)
         self._write_tokenizer(out)
@@ -182,6 +182,8 @@ class _Job:
 @torch.no_grad()
 def _narrow(model: nn.Module, layers: Iterable[str], dtype: torch.dtype, merge: MergeReport) -> MergeReport:
     """Convert a merged model; returns the report with what that rounds."""
+    if all(value.dtype == dtype for value in model.parameters()):
+        return merge
     errors = {}
     for name in layers:
         weight = model.get_parameter(f"{name}.weight")
