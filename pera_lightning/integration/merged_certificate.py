@@ -31,6 +31,7 @@ PROMPTS = (
     "Die Katze sitzt auf der Matte, und der Hund",
 )
 """What models are compared on by default, beside random tokens."""
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 
 def prompt_reference(model: nn.Module, source: PretrainedSource, prompts: Sequence[str] | None) -> Reference | None:
@@ -53,6 +54,7 @@ def prompt_reference(model: nn.Module, source: PretrainedSource, prompts: Sequen
 
 def _calls(model: nn.Module, source: PretrainedSource, prompts: Sequence[str] | None) -> list[dict[str, Any]]:
     try:
+        _check_tokenizer(source)
         tokenizer = load_tokenizer(source)
     except ConfigError:
         if prompts is not None:
@@ -64,6 +66,19 @@ def _calls(model: nn.Module, source: PretrainedSource, prompts: Sequence[str] | 
     calls: list[dict[str, Any]] = [{"input_ids": torch.tensor([row], device=device)} for row in rows if row]
     tokens = token_probe(model) if prompts is None else None
     return calls if tokens is None else [*calls, tokens]
+
+
+def _check_tokenizer(source: PretrainedSource) -> None:
+    """Raise ConfigError for a folder without a tokenizer, for which transformers may make up an empty one."""
+    folder = Path(source.pretrained)
+    files = [file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)]
+    if folder.is_dir() and source.gguf_file is None and not files:
+        raise ConfigError(
+            "There is no tokenizer to read the prompts with.",
+            got=f"{folder} without one",
+            expected="a tokenizer beside the model",
+            fix="leave the prompts out, or save the tokenizer there: tokenizer.save_pretrained(folder)",
+        )
 
 
 def adapted_reference(

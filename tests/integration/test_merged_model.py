@@ -226,7 +226,7 @@ def test_a_crash_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         ({"dtype": "int8"}, ConfigError, "dtype"),
         ({"into": "requantized"}, ConfigError, "into"),
         ({"base": "/nowhere"}, ConfigError, "/nowhere"),
-        ({"prompts": ["hello"]}, ConfigError, "tokenizer"),
+        ({"prompts": ["hello"]}, ConfigError, "no tokenizer to read the prompts"),
     ],
 )
 def test_refused_options(tmp_path: Path, options: Any, error: type[PeraError], words: str) -> None:
