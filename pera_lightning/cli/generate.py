@@ -47,7 +47,7 @@ def generate(
     manifest = read_manifest(Path(adapter) / CONFIG_FILE)
     source = adapter_source(Path(adapter), manifest, base, gguf_file)
     tokenizer = load_tokenizer(source)
-    model = load_causal_lm(source, dtype=dtype, quantization=adapter_quantization(manifest))
+    model = load_causal_lm(source, dtype=dtype, quantization=adapter_quantization(manifest, source))
     if not without_adapter:
         load_adapter(model, adapter)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -245,6 +245,8 @@ def _forget_quantization(model: nn.Module) -> None:
         quantizer: Any = getattr(module, "hf_quantizer", None)
         if quantizer is not None:
             quantizer.remove_quantization_config(module)
+            # How packed weights of a quantised checkpoint were read: save_pretrained would undo that.
+            module._weight_conversions = None  # type: ignore[assignment]
             for mark in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
                 if hasattr(module, mark):
                     setattr(module, mark, False)

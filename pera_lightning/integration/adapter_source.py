@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import cast
 
@@ -43,14 +44,18 @@ def adapter_source(
     return PretrainedSource(base, gguf_file)
 
 
-def adapter_quantization(manifest: Manifest) -> Quantization | None:
-    """How to quantise the base so that the adapter fits.
+def adapter_quantization(manifest: Manifest, source: PretrainedSource) -> Quantization | None:
+    """How to quantise the base on loading so that the adapter fits.
+
+    Args:
+        manifest: Of the adapter.
+        source: The base; a folder whose weights are quantised already stays as it is.
 
     Raises:
         ConfigError: In a way in which `load_causal_lm` cannot.
     """
     kinds = set(manifest.quantization) - {FLOATING}
-    if not kinds:
+    if not kinds or _is_quantized(source):
         return None
     if len(kinds) > 1 or not kinds <= set(QUANTIZATIONS):
         raise ConfigError(
@@ -60,3 +65,11 @@ def adapter_quantization(manifest: Manifest) -> Quantization | None:
             fix="load the base in Python as in training, then load_adapter(model, folder)",
         )
     return cast("Quantization", kinds.pop())
+
+
+def _is_quantized(source: PretrainedSource) -> bool:
+    try:
+        config = json.loads((Path(source.pretrained) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return "quantization_config" in config

@@ -10,7 +10,6 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from pera_lightning.bases import Quantization
 from pera_lightning.checkpoint import Manifest, load_adapter
 from pera_lightning.checkpoint.adapter_files import CONFIG_FILE
 from pera_lightning.checkpoint.manifest import FLOATING, read_manifest
@@ -131,7 +130,7 @@ class _Job:
 
     def in_memory(self, out: Path, max_shard_size: str) -> ExportReport:
         reference = self._reference(self.source) if self.compare and self.onto_original else None
-        quantization = None if self.onto_original else self._quantization
+        quantization = None if self.onto_original else adapter_quantization(self.manifest, self.source)
         model = load_causal_lm(self.source, dtype=self._loaded_dtype, quantization=quantization)
         stored = model.dtype
         load_adapter(model, self.adapter, allow_other_quantization=self.onto_original)
@@ -152,17 +151,13 @@ class _Job:
     def _loaded_dtype(self) -> str:
         return self.dtype or "auto"
 
-    @property
-    def _quantization(self) -> Quantization | None:
-        return adapter_quantization(self.manifest)
-
     def _reference(self, source: PretrainedSource) -> Reference | None:
         return adapted_reference(
             self.adapter,
             self.manifest,
             source,
             dtype=self._loaded_dtype,
-            quantization=self._quantization,
+            quantization=adapter_quantization(self.manifest, source),
             prompts=self.prompts,
         )
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from pera_lightning import PeraConfig, export_merged
 from pera_lightning.errors import AdapterFileError, ConfigError, ExportError, PeraError
@@ -147,6 +147,17 @@ def test_16_bits_of_a_4_bit_base_are_reported(tmp_path: Path) -> None:
     assert report.merge.layers == 14
     assert 1e-4 < report.merge.weight_error < 5e-3
     assert report.certificate.max_difference < 0.05
+
+
+def test_a_base_whose_files_are_in_4_bits(tmp_path: Path, quantized: tuple[Path, nn.Module]) -> None:
+    _, model = quantized
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    packed = AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=config)
+    packed.save_pretrained(tmp_path / "packed")
+    export_merged(tmp_path / "adapter", tmp_path / "out", base=str(tmp_path / "packed"))
+    torch.testing.assert_close(loaded_logits(tmp_path / "out"), logits(model), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ConfigError, match="files are quantised"):
+        export_merged(tmp_path / "adapter", tmp_path / "o", base=str(tmp_path / "packed"), into="original")
 
 
 def test_a_gguf_base(tmp_path: Path) -> None:
