@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pera_lightning.integration.callback import PeraCallback
     from pera_lightning.integration.causal_lm import PeraCausalLM
     from pera_lightning.integration.data import InstructionDataModule
+    from pera_lightning.integration.merged_model import export_merged
     from pera_lightning.layers.tensor_parallel import parallelize_adapted
 
 __version__ = "0.1.0"
@@ -37,6 +38,7 @@ __all__ = [
     "adapter_disabled",
     "adapter_state_dict",
     "export_lora",
+    "export_merged",
     "inject_adapter",
     "inject_lora",
     "load_adapter",
@@ -54,6 +56,7 @@ _LATE = {
     "PeraCallback": "pera_lightning.integration.callback",
     "PeraCausalLM": "pera_lightning.integration.causal_lm",
     "InstructionDataModule": "pera_lightning.integration.data",
+    "export_merged": "pera_lightning.integration.merged_model",
     "parallelize_adapted": "pera_lightning.layers.tensor_parallel",
 }
 

@@ -38,7 +38,7 @@ def base_sample(model: nn.Module) -> dict[str, list[float]]:
     chosen = layers[:: math.ceil(len(layers) / LAYERS)]
     frozen = [(name, layer) for name, layer in chosen if id(layer.base_layer.weight) not in trained]
     weights = {name: _weight(layer) for name, layer in frozen if not layer.merged}
-    return {name: _spread(weight) for name, weight in weights.items() if weight is not None}
+    return {name: spread(weight) for name, weight in weights.items() if weight is not None}
 
 
 def _weight(layer: PeraLinear) -> Tensor | None:
@@ -48,10 +48,11 @@ def _weight(layer: PeraLinear) -> Tensor | None:
     return None if base is None or sharded or stored.is_meta else base.weight(layer.base_layer)
 
 
-def _spread(weight: Tensor) -> list[float]:
-    flat = weight.flatten()
-    places = torch.linspace(0, len(flat) - 1, WEIGHTS, dtype=torch.float64).long()
-    return [float(f"{value:.5g}") for value in flat[places.to(flat.device)].tolist()]
+def spread(weight: Tensor) -> list[float]:
+    """The sample of one weight (out, in), which is not copied."""
+    columns = weight.shape[1]
+    places = torch.linspace(0, weight.numel() - 1, WEIGHTS, dtype=torch.float64).long().to(weight.device)
+    return [float(f"{value:.5g}") for value in weight[places // columns, places % columns].tolist()]
 
 
 def sample_difference(stored: BaseSample, present: BaseSample, *, same_storage: bool) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 from pera_lightning.checkpoint.atomic import replacing
 from pera_lightning.checkpoint.manifest import versions
 from pera_lightning.export.certificate import Certificate
+from pera_lightning.export.merge import MergeReport
 from pera_lightning.export.plain_lora import LayerFit
 
 REPORT_FILE = "export_report.json"
@@ -22,23 +23,27 @@ class ExportReport:
 
     Attributes:
         to: Where it is to be loaded.
-        rank: Of the LoRA; its alpha is the same.
-        dtype: Of its factors.
+        rank: Of the LoRA; its alpha is the same. None for a merged model.
+        dtype: Of its factors, or of the merged weights.
         exact: Whether nothing but rounding to the dtype was lost.
-        layers: Layer name -> ranks, kept energy and rounding.
+        layers: Layer name -> ranks, kept energy and rounding; empty for a merged model.
         certificate: The comparison of outputs; None where there was no model or no input to compare with.
+        merge: For a merged model: the errors of its weights.
     """
 
     to: str
-    rank: int
+    rank: int | None
     dtype: str
     exact: bool
     layers: dict[str, LayerFit]
     certificate: Certificate | None = None
+    merge: MergeReport | None = None
 
     @property
     def worst(self) -> str:
         """The layer that lost most."""
+        if self.merge is not None:
+            return self.merge.worst_layer
         return min(self.layers, key=lambda name: self.layers[name].kept_energy)
 
     def write(self, folder: Path) -> None:
@@ -51,7 +56,10 @@ class ExportReport:
         return {**dataclasses.asdict(self), "versions": versions()}
 
     def __str__(self) -> str:
-        lines = [f"LoRA of rank {self.rank} over {len(self.layers)} layers, {self.dtype}: {self._energy()}"]
+        if self.merge is not None:
+            lines = [f"merged model, {self.dtype}: {self.merge}"]
+        else:
+            lines = [f"LoRA of rank {self.rank} over {len(self.layers)} layers, {self.dtype}: {self._energy()}"]
         if self.certificate is not None:
             lines.append(str(self.certificate))
         return "\n".join(lines)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pera_lightning.bases import base_of, expect_base
 from pera_lightning.errors import ConfigError, InjectionError
@@ -45,7 +46,15 @@ class MergeReport:
     weight_error: float
     worst_error: float
     worst_layer: str
-    logit_error: float | None
+    logit_error: float | None = None
+
+    @classmethod
+    def of(cls, errors: Mapping[str, tuple[float, float]], into: str, logit_error: float | None = None) -> MergeReport:
+        """The report for squared norms: of each layer's error, and of its exact weight."""
+        relative = {name: (error / norm) ** 0.5 if norm else 0.0 for name, (error, norm) in errors.items()}
+        worst = max(relative, key=relative.__getitem__)
+        error, norm = (sum(column) for column in zip(*errors.values(), strict=True))
+        return cls(into, len(errors), (error / norm) ** 0.5 if norm else 0.0, relative[worst], worst, logit_error)
 
     def __str__(self) -> str:
         logits = "" if self.logit_error is None else f"; of the outputs on the probe {self.logit_error:.1e}"
@@ -121,7 +130,9 @@ def merge_and_report(
     if quantized and way != "requantized":
         _replace_quantized(model, original if way == "original" else None, dtype)
         _forget_quantization(model)
-    return _report(errors, way if quantized else "dense", before, probe_outputs(model, probe))
+    after = probe_outputs(model, probe)
+    logit_error = None if before is None or after is None else relative_error(after, before)
+    return MergeReport.of(errors, way if quantized else "dense", logit_error)
 
 
 def _check_merge(model: nn.Module, layers: dict[str, PeraLinear], into: str, original: nn.Module | None) -> bool:
@@ -173,16 +184,6 @@ def _merge_rows(layer: TokenRowsLayer) -> tuple[float, float]:
     layer.merge()
     merged = layer.weight[layer.token_rows.tokens].to(exact.dtype)
     return (merged - exact).square().sum().item(), exact.square().sum().item()
-
-
-def _report(
-    errors: dict[str, tuple[float, float]], into: str, before: Tensor | None, after: Tensor | None
-) -> MergeReport:
-    relative = {name: (error / norm) ** 0.5 if norm else 0.0 for name, (error, norm) in errors.items()}
-    worst = max(relative, key=relative.__getitem__)
-    error, norm = (sum(column) for column in zip(*errors.values(), strict=True))
-    logits = None if before is None or after is None else relative_error(after, before)
-    return MergeReport(into, len(errors), (error / norm) ** 0.5 if norm else 0.0, relative[worst], worst, logits)
 
 
 def _replace_quantized(model: nn.Module, original: nn.Module | None, dtype: torch.dtype) -> None:
@@ -244,6 +245,8 @@ def _forget_quantization(model: nn.Module) -> None:
         quantizer: Any = getattr(module, "hf_quantizer", None)
         if quantizer is not None:
             quantizer.remove_quantization_config(module)
+            # How packed weights of a quantised checkpoint were read: save_pretrained would undo that.
+            module._weight_conversions = None  # type: ignore[assignment]
             for mark in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
                 if hasattr(module, mark):
                     setattr(module, mark, False)

@@ -85,9 +85,13 @@ class PeraTensors:
 
     def exact(self) -> Iterator[tuple[str, LoraFactors]]:
         """Layer by layer, the LoRA of rank K that it is."""
-        for name, layer in self.manifest.layers.items():
-            A, B = self.tensors[f"{name}.pera_A"], self.tensors[f"{name}.pera_B"]
-            yield name, exact_factors(A, B, self.tensors.get(f"{name}.pera_h"), self.manifest.config, layer)
+        for name in self.manifest.layers:
+            yield name, self.factors(name)
+
+    def factors(self, name: str) -> LoraFactors:
+        """The LoRA of rank K that the adapter of one layer is."""
+        A, B = self.tensors[f"{name}.pera_A"], self.tensors[f"{name}.pera_B"]
+        return exact_factors(A, B, self.tensors.get(f"{name}.pera_h"), self.manifest.config, self.manifest.layers[name])
 
     @property
     def saved(self) -> dict[str, Tensor]:
@@ -114,7 +118,7 @@ def plain_lora(
         ExportError: The adapter holds values that are not finite, or they do not fit the dtype.
     """
     _check(rank, max_error)
-    _refuse_infinite(adapter)
+    refuse_infinite_tensors(adapter)
     if max_error is not None:
         rank = max(spectrum(factors).smallest_rank(max_error) for _, factors in adapter.exact())
     factors, fits = {}, {}
@@ -156,7 +160,8 @@ def _check(rank: int | None, max_error: float | None) -> None:
         )
 
 
-def _refuse_infinite(adapter: PeraTensors) -> None:
+def refuse_infinite_tensors(adapter: PeraTensors) -> None:
+    """Raise ExportError if an adapter holds a value that is not finite."""
     broken = [key for key, value in adapter.tensors.items() if not torch.isfinite(value).all()]
     if broken:
         raise ExportError(

@@ -1,0 +1,411 @@
+"""Merging from the files of a base model, without the model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pera_lightning import PeraConfig, inject_adapter, merge_adapter, save_adapter
+from pera_lightning.errors import ConfigError, ExportError, PeraError
+from pera_lightning.export import merged_shards
+from pera_lightning.export.merged_shards import merge_shards
+from pera_lightning.export.place import new_folder
+from pera_lightning.export.plain_lora import PeraTensors
+from tests.support.base_folders import adapt_and_save, digests, save_base_and_adapter
+from tests.support.models import randomise_adapter, tiny_bert_classifier, tiny_gpt2, tiny_llama, token_ids
+
+
+def merge(adapter: Path, base: Path, out: Path, dtype: torch.dtype | None = None) -> Any:
+    out.mkdir()
+    return merge_shards(PeraTensors.of(adapter), base, out, dtype=dtype)
+
+
+def outputs(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=token_ids()).logits.float()
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], PeraConfig]] = {
+    "untied": (tiny_llama, PeraConfig(2)),
+    "tied": (lambda: tiny_llama(tie_word_embeddings=True), PeraConfig(2)),
+    "order 1": (tiny_llama, PeraConfig(2, order=1, alpha=4)),
+    "order 3, scaled": (tiny_llama, PeraConfig(2, order=3, coefficient_scale="auto", use_rslora=True)),
+    "Conv1D": (tiny_gpt2, PeraConfig(2)),
+    "embedding and head": (tiny_llama, PeraConfig(2, target_modules=["embed_tokens", "lm_head", "q_proj"])),
+    "biases and a norm": (
+        lambda: tiny_llama(attention_bias=True),
+        PeraConfig(2, bias="all", modules_to_save=["model.norm"]),
+    ),
+    "Conv1D and biases": (tiny_gpt2, PeraConfig(2, bias="adapted")),
+    "saved head": (tiny_bert_classifier, PeraConfig(2, modules_to_save=["classifier"])),
+    "saved embedding, tied": (
+        lambda: tiny_llama(tie_word_embeddings=True),
+        PeraConfig(2, modules_to_save=["embed_tokens"]),
+    ),
+    "token rows": (tiny_llama, PeraConfig(2, trainable_tokens=[3, 7, 60])),
+    "token rows, tied": (
+        lambda: tiny_llama(tie_word_embeddings=True),
+        PeraConfig(2, trainable_tokens=[3, 7, 60]),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_transformers_loads_what_the_adapted_model_computes(tmp_path: Path, case: str) -> None:
+    make, config = CASES[case]
+    torch.manual_seed(0)
+    model = make()
+    model.save_pretrained(tmp_path / "base", max_shard_size="20KB")
+    before = digests(tmp_path / "base")
+    inject_adapter(model, config)
+    randomise_adapter(model, 0.1)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.requires_grad and "pera_" not in name and "token_rows" not in name:
+                value.add_(0.1 * torch.randn_like(value))
+    save_adapter(model, tmp_path / "adapter")
+    torch.manual_seed(1)
+    expected = outputs(model)
+    report = merge(tmp_path / "adapter", tmp_path / "base", tmp_path / "out")
+    loaded = type(model).from_pretrained(tmp_path / "out")
+    torch.manual_seed(1)
+    torch.testing.assert_close(outputs(loaded), expected, rtol=1e-4, atol=1e-5)
+    assert digests(tmp_path / "base") == before
+    assert digests(tmp_path / "out").keys() == before.keys()
+    merged, wanted = loaded.state_dict(), merge_adapter(model).state_dict()
+    assert merged.keys() == wanted.keys()
+    for key, value in merged.items():
+        torch.testing.assert_close(value, wanted[key], rtol=1e-5, atol=1e-6)
+    assert report.into == "dense"
+    assert report.weight_error < 1e-7
+
+
+def test_half_precision_is_rounded_once(tmp_path: Path) -> None:
+    model = tiny_llama().to(torch.bfloat16)
+    base, adapter = save_base_and_adapter(model, tmp_path)
+    exact = {name: layer.merged_weight() for name, layer in model.named_modules() if hasattr(layer, "merged_weight")}
+    report = merge(adapter, base, tmp_path / "out")
+    loaded = type(model).from_pretrained(tmp_path / "out")
+    assert loaded.dtype == torch.bfloat16
+    for name, weight in exact.items():
+        # A sum in another order may fall on the other side of the middle between two values.
+        same = loaded.get_submodule(name).weight == weight.to(torch.bfloat16)
+        assert same.float().mean() > 0.999
+    reported = merge_adapter(model)
+    assert report.weight_error == pytest.approx(relative_error(exact, reported), rel=1e-2)
+    assert 1e-4 < report.weight_error <= report.worst_error < 5e-3
+
+
+def relative_error(exact: dict[str, Tensor], model: nn.Module) -> float:
+    error = sum((model.get_submodule(name).weight - weight).square().sum() for name, weight in exact.items())
+    return (error / sum(weight.square().sum() for weight in exact.values())).sqrt().item()
+
+
+def test_another_dtype(tmp_path: Path) -> None:
+    base, adapter = save_base_and_adapter(tiny_llama(), tmp_path)
+    merge(adapter, base, tmp_path / "out", torch.float16)
+    kinds = {value.dtype for file in (tmp_path / "out").glob("*.safetensors") for value in load_file(file).values()}
+    assert kinds == {torch.float16}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float16"
+    size = sum(value.nbytes for file in (tmp_path / "out").glob("*.safetensors") for value in load_file(file).values())
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == size
+    assert index["weight_map"] == json.loads((base / "model.safetensors.index.json").read_text())["weight_map"]
+
+
+def test_one_file(tmp_path: Path) -> None:
+    model = tiny_llama()
+    model.save_pretrained(tmp_path / "base")
+    adapter = adapt_and_save(model, tmp_path / "adapter", None, tmp_path / "base")
+    expected = outputs(model)
+    merge(adapter, tmp_path / "base", tmp_path / "out")
+    torch.manual_seed(0)
+    assert sorted(digests(tmp_path / "out")) == ["config.json", "generation_config.json", "model.safetensors"]
+    loaded = type(model).from_pretrained(tmp_path / "out")
+    assert outputs(loaded).shape == expected.shape
+    torch.testing.assert_close(loaded(input_ids=IDS).logits, model(input_ids=IDS).logits, rtol=1e-4, atol=1e-5)
+
+
+IDS = torch.arange(3, 24).view(3, 7)
+
+
+@pytest.mark.parametrize("way", ["prefix in the model", "prefix in the file", "module of somebody's own"])
+def test_names_with_another_prefix(tmp_path: Path, way: str) -> None:
+    model = tiny_llama(tie_word_embeddings=True)
+    base, config = tmp_path / "base", PeraConfig(2, target_modules=["q_proj", "down_proj"], modules_to_save=["norm"])
+    (model.model if way == "prefix in the model" else model).save_pretrained(base, max_shard_size="20KB")
+    owner = {
+        "prefix in the model": model,
+        "prefix in the file": model.model,
+        "module of somebody's own": nn.ModuleDict({"net": model}),
+    }[way]
+    adapter = adapt_and_save(owner, tmp_path / "adapter", config, base)
+    expected = model(input_ids=IDS).logits
+    merge(adapter, base, tmp_path / "out")
+    loaded = type(model).from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(loaded(input_ids=IDS).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_of_a_tied_weight_that_the_files_hold_twice(tmp_path: Path) -> None:
+    model = tiny_llama(tie_word_embeddings=True)
+    base, adapter = save_base_and_adapter(model, tmp_path, PeraConfig(2, trainable_tokens=[5, 9]))
+    add_tied_head(base)
+    expected = model(input_ids=IDS).logits
+    merge(adapter, base, tmp_path / "out")
+    tensors = all_tensors(tmp_path / "out")
+    assert torch.equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"])
+    loaded = type(model).from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(loaded(input_ids=IDS).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def all_tensors(folder: Path) -> dict[str, Tensor]:
+    return {key: value for file in sorted(folder.glob("*.safetensors")) for key, value in load_file(file).items()}
+
+
+def rewrite(base: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
+    """Replace the files of a base by a single one with other content."""
+    tensors = all_tensors(base)
+    for file in [*base.glob("*.safetensors"), base / "model.safetensors.index.json"]:
+        file.unlink(missing_ok=True)
+    change(tensors)
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+
+
+def add_tied_head(base: Path) -> None:
+    rewrite(base, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}))
+
+
+def test_files_beside_the_weights(tmp_path: Path) -> None:
+    base, adapter = save_base_and_adapter(tiny_llama(), tmp_path)
+    copied = ("tokenizer.json", "tokenizer.model", "merges.txt", "chat_template.jinja", "modeling_own.py", "LICENSE")
+    left = ("optimizer.bin", "pytorch_model.bin", "training_args.bin", "trainer_state.json", "adapter_config.json")
+    left += ("pytorch_model.bin.index.json", "model.gguf", "optimizer.pt", ".gitattributes")
+    for name in (*copied, *left):
+        (base / name).write_text(name)
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "tools.jinja").write_text("tools")
+    merge(adapter, base, tmp_path / "out")
+    for name in (*copied, "additional_chat_templates/tools.jinja", "generation_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes()
+    assert not [name for name in left if (tmp_path / "out" / name).exists()]
+
+
+MEMORY = """
+import json, resource, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from pera_lightning import PeraConfig
+from pera_lightning.checkpoint import Manifest
+from pera_lightning.export.merged_shards import merge_shards
+from pera_lightning.export.plain_lora import PeraTensors
+from pera_lightning.injection import LayerPlan
+
+FILES, LAYERS = 10, 4
+
+def make(folder, rows, columns):
+    folder.mkdir()
+    plans, tensors, weight_map = {}, {}, {}
+    for file in range(FILES):
+        names = [f"{file}.{layer}" for layer in range(LAYERS)]
+        save_file({f"{name}.weight": torch.randn(rows, columns) for name in names}, folder / f"{file}.safetensors")
+        for name in names:
+            weight_map[f"{name}.weight"] = f"{file}.safetensors"
+            plans[name] = LayerPlan(2, None)
+            tensors |= {f"{name}.pera_A": torch.randn(2, columns), f"{name}.pera_B": torch.randn(rows, 2)}
+            tensors[f"{name}.pera_h"] = torch.randn(3)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "config.json").write_text("{}")
+    return PeraTensors(Manifest(PeraConfig(2), plans, architecture="Own"), tensors)
+
+def merge(name, rows, columns):
+    base, out = Path(sys.argv[1], name), Path(sys.argv[1], name + "-out")
+    adapter = make(base, rows, columns)
+    out.mkdir()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    merge_shards(adapter, base, out)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+
+merge("warm", 8, 8)
+file = LAYERS * 512 * 1024 * 4
+print(merge("real", 512, 1024) / file, FILES)
+"""
+
+
+def test_memory_stays_near_one_file(tmp_path: Path) -> None:
+    """Of ten files, all of which change; what is mapped of the base counts too."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    grown, files = map(float, done.stdout.split())
+    assert grown < 4 < files
+    assert len(list((tmp_path / "real-out").glob("*.safetensors"))) == files
+
+
+def test_a_crash_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, adapter = save_base_and_adapter(tiny_llama(), tmp_path)
+    before, written = digests(base), []
+
+    def fail_at_the_second(tensors: dict[str, Tensor], path: Path, **options: Any) -> None:
+        written.append(path)
+        if len(written) == 2:
+            raise OSError("no space left on device")
+        save_file(tensors, path, **options)
+
+    monkeypatch.setattr(merged_shards, "save_file", fail_at_the_second)
+    with pytest.raises(OSError, match="no space left"), new_folder(tmp_path / "out") as folder:
+        merge_shards(PeraTensors.of(adapter), base, folder)
+    assert len(written) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
+    assert digests(base) == before
+
+
+def test_values_that_do_not_fit_the_dtype(tmp_path: Path) -> None:
+    model = tiny_llama()
+    base, _ = save_base_and_adapter(model, tmp_path)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.pera_B.fill_(1e4)
+    save_adapter(model, tmp_path / "adapter")
+    with pytest.raises(ExportError, match=r"up_proj\.weight' beyond torch\.float16"):
+        merge(tmp_path / "adapter", base, tmp_path / "out", torch.float16)
+
+
+def config_of(base: Path, **values: Any) -> None:
+    path = base / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def forget_kinds(adapter: Path) -> None:
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "architecture": None, "layer_traits": {}}))
+
+
+def rename_layers(base: Path) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        for key in [key for key in tensors if "q_proj" in key]:
+            tensors[key.replace("q_proj", "query")] = tensors.pop(key)
+
+    rewrite(base, change)
+
+
+def make_infinite(adapter: Path) -> None:
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.0.mlp.up_proj.pera_h"][0] = float("nan")
+    save_file(tensors, path)
+
+
+HEAD = "model.embed_tokens.weight"
+TIED = {"tie_word_embeddings": True}
+SAVED_EMBEDDING = PeraConfig(2, modules_to_save=["embed_tokens"])
+REFUSALS: dict[str, tuple[dict[str, Any], PeraConfig, Callable[[Path, Path], Any], type[PeraError], str]] = {
+    "quantised files": (
+        {},
+        PeraConfig(2),
+        lambda base, adapter: config_of(base, quantization_config={"quant_method": "gptq"}),
+        ConfigError,
+        r"quantization_config \(gptq\)",
+    ),
+    "old adapter": ({}, PeraConfig(2), lambda base, adapter: forget_kinds(adapter), ExportError, "earlier version"),
+    "other names": (
+        {},
+        PeraConfig(2),
+        lambda base, adapter: rename_layers(base),
+        ExportError,
+        r"without model\.layers\.0\.self_attn\.q_proj\.weight, .*(.|\n)*in_memory=True",
+    ),
+    "not finite": ({}, PeraConfig(2), lambda base, adapter: make_infinite(adapter), ExportError, "up_proj.pera_h"),
+    "tied head": (
+        TIED,
+        PeraConfig(2, target_modules=["lm_head"]),
+        lambda base, adapter: None,
+        ExportError,
+        "tied to another module(.|\n)*lm_head",
+    ),
+    "saved head that is tied": (
+        TIED,
+        PeraConfig(2, modules_to_save=["lm_head"]),
+        lambda base, adapter: None,
+        ExportError,
+        "without lm_head.weight",
+    ),
+    "saved embedding that is there twice": (
+        TIED,
+        SAVED_EMBEDDING,
+        lambda base, adapter: add_tied_head(base),
+        ExportError,
+        "'model.embed_tokens.weight' and 'lm_head.weight' with the same values",
+    ),
+    "resized embedding": (
+        {},
+        SAVED_EMBEDDING,
+        lambda base, adapter: rewrite(base, lambda tensors: tensors.update({HEAD: torch.zeros(60, 32)})),
+        ExportError,
+        r"shape \(60, 32\)(.|\n)*\(64, 32\)",
+    ),
+    "token that is not there": (
+        {},
+        PeraConfig(2, trainable_tokens=[3, 61]),
+        lambda base, adapter: rewrite(base, lambda tensors: tensors.update({HEAD: torch.zeros(60, 32)})),
+        ExportError,
+        r"shape \(60, 32\)(.|\n)*\(62, 32\)",
+    ),
+    "other base": (
+        {},
+        PeraConfig(2),
+        lambda base, adapter: tiny_llama().save_pretrained(base, max_shard_size="20KB"),
+        ConfigError,
+        "other weights",
+    ),
+    "missing file": (
+        {},
+        PeraConfig(2),
+        lambda base, adapter: next(base.glob("*-00002-*")).unlink(),
+        ConfigError,
+        "model-00002-of",
+    ),
+    "truncated file": (
+        {},
+        PeraConfig(2),
+        lambda base, adapter: next(base.glob("*-00002-*")).write_bytes(b"half"),
+        ConfigError,
+        "model-00002-of",
+    ),
+    "no safetensors": (
+        {},
+        PeraConfig(2),
+        lambda base, adapter: [file.unlink() for file in base.glob("model*")],
+        ConfigError,
+        r"index\.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refused_before_anything_is_written(tmp_path: Path, case: str) -> None:
+    options, config, spoil, error, words = REFUSALS[case]
+    base, adapter = save_base_and_adapter(tiny_llama(**options), tmp_path, config)
+    spoil(base, adapter)
+    with pytest.raises(error, match=words):
+        merge(adapter, base, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_transposed_weight_is_not_mistaken(tmp_path: Path) -> None:
+    """GPT-2's c_proj is square: only the kind of the layer tells which way round it is."""
+    model = tiny_gpt2()
+    base, adapter = save_base_and_adapter(model, tmp_path, PeraConfig(2, target_modules=["attn.c_proj"]))
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "layer_traits": {}}))
+    with pytest.raises(ConfigError, match="other weights"):
+        merge(adapter, base, tmp_path / "out")
