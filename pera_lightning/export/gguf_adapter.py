@@ -11,7 +11,7 @@ from torch import Tensor
 from pera_lightning.checkpoint.atomic import replacing
 from pera_lightning.errors import AdapterFileError
 from pera_lightning.export.gguf_base import GgufBase
-from pera_lightning.export.gguf_tensors import decoded, encoded, gguf_package, tensor_type
+from pera_lightning.export.gguf_tensors import decoded, encoded, gguf_package, gguf_reader, tensor_type
 from pera_lightning.export.lora_factors import LoraFactors
 from pera_lightning.export.plain_lora import PlainLora
 from pera_lightning.export.servers import refuse_losses
@@ -64,11 +64,12 @@ def read_gguf_factors(path: str | Path, config: Any, layers: Iterable[str]) -> d
 
     Raises:
         AdapterFileError: The file does not hold exactly these layers.
-        ExportError: The gguf package is missing, or the model is of a kind that is not known here.
+        ExportError: The gguf package is missing, the file cannot be read, or the model is of a kind that is not known
+            here.
     """
     base = GgufBase.of(config)
     names = base.tensor_names(layers)
-    found = {tensor.name: tensor for tensor in gguf_package().GGUFReader(path).tensors}
+    found = {tensor.name: tensor for tensor in gguf_reader(path).tensors}
     wanted = {name + end for name in names.values() for end in (_A, _B)}
     if wanted != set(found):
         raise AdapterFileError(

@@ -12,7 +12,7 @@ from torch import Tensor
 from pera_lightning.checkpoint.atomic import replacing
 from pera_lightning.errors import ExportError
 from pera_lightning.export.gguf_base import GgufBase
-from pera_lightning.export.gguf_tensors import decoded, encoded, gguf_package, tensor_type
+from pera_lightning.export.gguf_tensors import decoded, encoded, gguf_package, gguf_reader, tensor_type
 from pera_lightning.export.lora_factors import LoraFactors
 from pera_lightning.export.plain_lora import PlainLora
 from pera_lightning.export.servers import refuse_losses
@@ -33,16 +33,17 @@ def write_merged_gguf(
         dtype: Of the merged weights.
 
     Raises:
-        ExportError: The gguf package is missing, the base is of a kind that is not known here or not the adapter's,
-            a merged weight does not fit the dtype, or a LoRA cannot hold all of the adapter.
+        ExportError: The gguf package is missing, the base cannot be read, is of a kind that is not known here or not
+            the adapter's, a merged weight does not fit the dtype, or a LoRA cannot hold all of the adapter.
     """
     gguf, path = gguf_package(), Path(path)
     kind = tensor_type(dtype)
     refuse_losses("llamacpp", lora.manifest)
-    reader = gguf.GGUFReader(base_file)
+    reader = gguf_reader(base_file)
     base = GgufBase.of_file(reader)
     names = base.tensor_names(lora.factors)
     _check_base(reader, base_file, {names[layer]: factors for layer, factors in lora.factors.items()})
+    _check_place(path, base_file)
     layer_of = {name: layer for layer, name in names.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
@@ -104,6 +105,16 @@ def _announce(writer: Any, tensor: Any, kind: Any | None, itemsize: int) -> None
         shape = [int(size) for size in reversed(tensor.shape)]
         # The type is given, so that of the array does not count, unless it is uint8: then the shape would be in bytes.
         writer.add_tensor_info(tensor.name, shape, np.dtype(np.float32), tensor.n_elements * itemsize, kind)
+
+
+def _check_place(path: Path, base_file: str | Path) -> None:
+    if path.exists() and path.samefile(base_file):
+        raise ExportError(
+            "The merged model would take the place of its base.",
+            got=str(path),
+            expected="a file of its own",
+            fix="name another",
+        )
 
 
 def _check_base(reader: Any, base_file: str | Path, factors: dict[str, LoraFactors]) -> None:

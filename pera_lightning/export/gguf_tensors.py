@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,24 @@ def gguf_package() -> Any:
             fix="pip install gguf",
         ) from error
     return gguf
+
+
+def gguf_reader(path: str | Path) -> Any:
+    """A `gguf.GGUFReader` of a file.
+
+    Raises:
+        ExportError: The gguf package is missing, or the file cannot be read.
+    """
+    gguf = gguf_package()
+    try:
+        return gguf.GGUFReader(path)
+    except (OSError, ValueError, IndexError) as error:
+        raise ExportError(
+            "The GGUF file cannot be read.",
+            got=f"{path}: {error}",
+            expected="a complete GGUF file",
+            fix="correct the path, or get the file again",
+        ) from error
 
 
 def tensor_type(dtype: torch.dtype) -> Any:
