@@ -11,12 +11,35 @@ from torch import Tensor, nn
 ARCHITECTURES = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2}
 
 
-def write_base_gguf(model: nn.Module, path: Path, matrices: str = "F32") -> None:
+def tiny_qwen2(**options: object) -> nn.Module:
+    """The size of `tiny_llama`; its biases are not zero."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    settings = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    model = Qwen2ForCausalLM(Qwen2Config(**{**settings, **options})).eval()
+    for name, value in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(value, std=0.3)
+    return model
+
+
+def write_base_gguf(model: nn.Module, path: Path, matrices: str = "F32", alignment: int | None = None) -> None:
     """Write a Llama or Qwen2 model of transformers, with its matrices in a type of GGUF; there is no tokenizer."""
     config = model.config
     arch = ARCHITECTURES[config.model_type]
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
+    if alignment is not None:
+        writer.add_custom_alignment(alignment)
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name("tiny")
     writer.add_context_length(256)
