@@ -47,7 +47,7 @@ def write_merged_gguf(
     layer_of = {name: layer for layer, name in names.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        writer = gguf.GGUFWriter(temporary, base.architecture, endianess=reader.endianess)
+        writer = gguf.GGUFWriter(temporary, base.architecture)
         try:
             _copy_metadata(reader, writer)
             for tensor in reader.tensors:
@@ -60,7 +60,7 @@ def write_merged_gguf(
                     merged = _merged(tensor, lora.factors[layer_of[tensor.name]], base, dtype)
                     writer.write_tensor_data(encoded(merged))
                 else:
-                    writer.write_tensor_data(tensor.data, tensor_endianess=reader.endianess)
+                    writer.write_tensor_data(tensor.data)
         finally:
             writer.close()
 
@@ -118,6 +118,13 @@ def _check_place(path: Path, base_file: str | Path) -> None:
 
 
 def _check_base(reader: Any, base_file: str | Path, factors: dict[str, LoraFactors]) -> None:
+    if reader.endianess != gguf_package().GGUFEndian.LITTLE:
+        raise ExportError(
+            "The GGUF file is written for big-endian machines.",
+            got=str(base_file),
+            expected="a little-endian file",
+            fix="convert it with gguf-convert-endian of the gguf package",
+        )
     shapes = {tensor.name: tuple(int(size) for size in reversed(tensor.shape)) for tensor in reader.tensors}
     for name, (down, up) in factors.items():
         wanted = (up.shape[0], down.shape[1])

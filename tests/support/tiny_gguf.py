@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -32,12 +33,14 @@ def tiny_qwen2(**options: object) -> nn.Module:
     return model
 
 
-def write_base_gguf(model: nn.Module, path: Path, matrices: str = "F32", alignment: int | None = None) -> None:
+def write_base_gguf(
+    model: nn.Module, path: Path, matrices: str = "F32", alignment: int | None = None, **options: Any
+) -> None:
     """Write a Llama or Qwen2 model of transformers, with its matrices in a type of GGUF; there is no tokenizer."""
     config = model.config
     arch = ARCHITECTURES[config.model_type]
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch], **options)
     if alignment is not None:
         writer.add_custom_alignment(alignment)
     writer.add_type(gguf.GGUFType.MODEL)
