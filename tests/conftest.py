@@ -52,7 +52,8 @@ _skipped: list[str] = []
 NO_GPU = "needs a CUDA GPU"
 NO_HOSTS = "needs network namespaces (root and iproute2)"
 NO_DEEPSPEED = "needs deepspeed"
-ALLOWED_SKIPS: frozenset[str] = frozenset({NO_GPU, NO_HOSTS, NO_DEEPSPEED})
+NO_LLAMA_CPP = "needs llama-cpp-python"
+ALLOWED_SKIPS: frozenset[str] = frozenset({NO_GPU, NO_HOSTS, NO_DEEPSPEED, NO_LLAMA_CPP})
 """Reasons for which a test may be skipped under `make test`. What was skipped is listed at the end of every run."""
 
 

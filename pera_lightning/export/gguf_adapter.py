@@ -1,0 +1,92 @@
+"""A plain LoRA as a GGUF adapter: what llama.cpp loads with `--lora`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pera_lightning.checkpoint.atomic import replacing
+from pera_lightning.errors import AdapterFileError
+from pera_lightning.export.gguf_base import GgufBase
+from pera_lightning.export.gguf_tensors import decoded, encoded, gguf_package, gguf_reader, tensor_type
+from pera_lightning.export.lora_factors import LoraFactors
+from pera_lightning.export.plain_lora import PlainLora
+from pera_lightning.export.servers import refuse_losses
+
+_A, _B = ".lora_a", ".lora_b"
+
+
+def write_gguf_adapter(lora: PlainLora, path: str | Path, config: Any) -> None:
+    """Write the file for `llama-cli --lora`, in the dtype of the factors.
+
+    Args:
+        lora: The LoRA.
+        path: The file; its folder is made if needed.
+        config: Of the transformers model that the adapter belongs to (`model.config`).
+
+    Raises:
+        ExportError: The gguf package is missing, the model is of a kind that is not known here, or llama.cpp would not
+            apply all of the adapter.
+    """
+    gguf, base, path = gguf_package(), GgufBase.of(config), Path(path)
+    refuse_losses("llamacpp", lora.manifest)
+    tensors = {name: (encoded(value), tensor_type(value.dtype)) for name, value in _tensors(lora, base).items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        writer = gguf.GGUFWriter(temporary, base.architecture)
+        try:
+            writer.add_type(gguf.GGUFType.ADAPTER)
+            writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+            # llama.cpp divides it by the rank of each tensor.
+            writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(lora.rank))
+            for name, (data, kind) in tensors.items():
+                writer.add_tensor(name, data, raw_dtype=kind)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        finally:
+            writer.close()
+
+
+def read_gguf_factors(path: str | Path, config: Any, layers: Iterable[str]) -> dict[str, LoraFactors]:
+    """The factors in a GGUF adapter, float32, by the names of the model and in its order of rows.
+
+    Args:
+        path: The file.
+        config: Of the transformers model.
+        layers: Names of the adapted layers.
+
+    Returns:
+        As they are in the file: without alpha / rank, which is 1 in files written here.
+
+    Raises:
+        AdapterFileError: The file does not hold exactly these layers.
+        ExportError: The gguf package is missing, the file cannot be read, or the model is of a kind that is not known
+            here.
+    """
+    base = GgufBase.of(config)
+    names = base.tensor_names(layers)
+    found = {tensor.name: tensor for tensor in gguf_reader(path).tensors}
+    wanted = {name + end for name in names.values() for end in (_A, _B)}
+    if wanted != set(found):
+        raise AdapterFileError(
+            "The GGUF adapter does not hold the layers of the model.",
+            got=f"{path} with {len(wanted - set(found))} tensors missing and {len(set(found) - wanted)} others",
+            expected=f"{len(wanted)} tensors for {len(names)} layers",
+            fix="export it again",
+        )
+    return {
+        layer: LoraFactors(decoded(found[name + _A]), base.to_model(name, decoded(found[name + _B])))
+        for layer, name in names.items()
+    }
+
+
+def _tensors(lora: PlainLora, base: GgufBase) -> dict[str, Tensor]:
+    found = {}
+    for layer, name in base.tensor_names(lora.factors).items():
+        down, up = lora.factors[layer]
+        found[name + _A], found[name + _B] = down, base.to_file(name, up)
+    return found

@@ -1,0 +1,80 @@
+"""Between torch tensors and those of GGUF files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pera_lightning.errors import ExportError
+
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+"""Those of LoRAs and merged weights, as GGUF calls them."""
+
+
+def gguf_package() -> Any:
+    """The gguf package.
+
+    Raises:
+        ExportError: It is not installed.
+    """
+    try:
+        import gguf
+    except ImportError as error:
+        raise ExportError(
+            "GGUF files are read and written by the gguf package.",
+            got=str(error),
+            expected="the gguf package",
+            fix="pip install gguf",
+        ) from error
+    return gguf
+
+
+def gguf_reader(path: str | Path) -> Any:
+    """A `gguf.GGUFReader` of a file.
+
+    Raises:
+        ExportError: The gguf package is missing, or the file cannot be read.
+    """
+    gguf = gguf_package()
+    try:
+        return gguf.GGUFReader(path)
+    except (OSError, ValueError, IndexError) as error:
+        raise ExportError(
+            "The GGUF file cannot be read.",
+            got=f"{path}: {error}",
+            expected="a complete GGUF file",
+            fix="correct the path, or get the file again",
+        ) from error
+
+
+def tensor_type(dtype: torch.dtype) -> Any:
+    """The `gguf.GGMLQuantizationType` of a dtype.
+
+    Raises:
+        ExportError: It is none of `DTYPES`.
+    """
+    if dtype not in DTYPES:
+        raise ExportError(
+            "A GGUF file has no such dtype for weights.",
+            got=str(dtype),
+            expected=", ".join(map(str, DTYPES)),
+            fix="use torch.float32, or torch.float16 for half the size",
+        )
+    return gguf_package().GGMLQuantizationType[DTYPES[dtype]]
+
+
+def encoded(value: Tensor) -> Any:
+    """A matrix as the numpy array that the gguf package writes."""
+    value = value.detach().cpu().contiguous()
+    # numpy has no bfloat16: bytes then, as for quantised tensors.
+    return (value.view(torch.uint8) if value.dtype == torch.bfloat16 else value).numpy()
+
+
+def decoded(tensor: Any) -> Tensor:
+    """A tensor of a `gguf.GGUFReader`, dequantised to float32."""
+    values = gguf_package().dequantize(tensor.data, tensor.tensor_type)
+    # A copy: what the reader gives is a view of the file.
+    return torch.tensor(values, dtype=torch.float32)
