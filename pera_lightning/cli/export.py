@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pera_lightning.checkpoint.adapter_files import CONFIG_FILE
 from pera_lightning.checkpoint.manifest import read_manifest
+from pera_lightning.errors import ConfigError
+from pera_lightning.export.export_lora import GGUF_FILE
 from pera_lightning.export.export_report import ExportReport
 from pera_lightning.export.factors_format import FACTORS_FILE
 from pera_lightning.export.servers import max_lora_rank, refuse_losses
@@ -15,10 +17,11 @@ from pera_lightning.export.servers import max_lora_rank, refuse_losses
 def export(
     adapter: str,
     out: str,
-    to: Literal["peft", "vllm", "safetensors"] = "peft",
+    to: Literal["peft", "vllm", "llamacpp", "merged", "safetensors"] = "peft",
     rank: int | None = None,
     max_error: float | None = None,
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    into: Literal["auto", "dequantized", "original"] = "auto",
     check: bool = True,
     base: str | None = None,
     gguf_file: str | None = None,
@@ -28,20 +31,24 @@ def export(
     system_prompt: str | None = None,
     use_chat_template: bool = True,
 ) -> None:
-    """Write a PERA adapter as a plain LoRA of the expanded rank, load it back and compare it with the adapter.
+    """Write a PERA adapter in a form that others load, load that back and compare it with the adapter.
 
-    The export is exact unless --rank or --max_error cut it by singular values. What was found stands in
-    export_report.json beside it.
+    As a LoRA it is exact, of the expanded rank, unless --rank or --max_error cut it by singular values. What was found
+    stands in export_report.json beside it.
 
     Args:
         adapter: Folder of the adapter, as the fit wrote it.
         out: Folder to write to; not that of the adapter.
         to: "peft" for PEFT and what reads its format; "vllm": the same, after checking that vLLM takes all of it;
-            "safetensors": a file of factors under the layers' own names, for code of your own.
+            "llamacpp": a GGUF file for llama.cpp's --lora; "merged": the base model with the adapter in its weights,
+            with tokenizer, as transformers loads it; "safetensors": a file of factors under the layers' own names, for
+            code of your own.
         rank: Largest rank of the LoRA.
         max_error: Instead of --rank: the relative error of the weight change that no layer may exceed; the smallest
             rank that holds it is chosen.
-        dtype: Of the LoRA's factors.
+        dtype: Of the LoRA's factors, by default float32; of a merged model, by default the base's.
+        into: For "merged", where training quantised the base: onto the dequantised weights ("auto"), which computes
+            what was trained, or onto the original ones.
         check: Load the base model and the export (by PEFT where it is installed) and compare outputs. Without it no
             base model is needed.
         base: Hub id or folder of the base model; by default the one that the adapter names.
@@ -57,14 +64,22 @@ def export(
     from pera_lightning.export import export_lora
     from pera_lightning.export.place import check_place
     from pera_lightning.integration.adapted_model import load_adapted_model
+    from pera_lightning.integration.adapter_source import adapter_source
     from pera_lightning.integration.data.prompts import ChatEncoder
     from pera_lightning.integration.export_check import check_with_peft, has_peft, row_inputs, sentence_inputs
+    from pera_lightning.integration.merged_model import export_merged
+    from pera_lightning.integration.pretrained import load_config
 
     # What is wrong is said before the base is loaded.
     manifest = read_manifest(Path(adapter) / CONFIG_FILE)
     check_place(Path(out))
+    if to == "merged":
+        _refuse_cut(rank, max_error)
+        print(export_merged(adapter, out, base=base, gguf_file=gguf_file, dtype=dtype, into=into, compare=check))
+        print(f"AutoModelForCausalLM.from_pretrained({out!r})")
+        return
     refuse_losses(to, manifest)
-    options: dict[str, Any] = {"to": to, "max_error": max_error, "dtype": getattr(torch, dtype)}
+    options: dict[str, Any] = {"to": to, "max_error": max_error, "dtype": getattr(torch, dtype or "float32")}
     if check:
         model, tokenizer = load_adapted_model(adapter, base=base, gguf_file=gguf_file, dtype=base_dtype)
         if rows is None:
@@ -74,22 +89,37 @@ def export(
                 tokenizer, max_length=4096, use_chat_template=use_chat_template, system_prompt=system_prompt
             )
             options["inputs"] = row_inputs(Path(rows), encoder, positions)
-        if to != "safetensors" and has_peft():
+        if to in ("peft", "vllm") and has_peft():
             options["check"] = check_with_peft
         report = export_lora(model, out, rank, **options)
     else:
+        if to == "llamacpp":
+            options["model_config"] = load_config(adapter_source(Path(adapter), manifest, base, gguf_file))
         report = export_lora(adapter, out, rank, **options)
     print(report)
     print(how_to_load(report, Path(out), base or manifest.base_model or "BASE"))
 
 
+def _refuse_cut(rank: int | None, max_error: float | None) -> None:
+    if rank is not None or max_error is not None:
+        raise ConfigError(
+            "A merged model has no rank.",
+            got=f"--rank {rank} --max_error {max_error} with --to merged",
+            expected="neither",
+            fix="leave them out; the whole adapter is merged",
+        )
+
+
 def how_to_load(report: ExportReport, folder: Path, base: str) -> str:
     """The last line: what to do with the export."""
     if report.to == "vllm":
+        assert report.rank is not None
         return (
             f"vllm serve {base} --enable-lora --max-lora-rank {max_lora_rank(report.rank)} "
             f"--lora-modules {folder.name}={folder}"
         )
     if report.to == "peft":
         return f"PeftModel.from_pretrained(model, {str(folder)!r})  # model: {base}"
+    if report.to == "llamacpp":
+        return f"llama-cli -m {folder.name}-base.gguf --lora {folder / GGUF_FILE}"
     return f"weight of each layer + up @ down, from {folder / FACTORS_FILE}"

@@ -16,7 +16,7 @@ from pera_lightning.injection import quantize_model
 from pera_lightning.integration.narrow_weights import widen_activations
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -171,18 +171,25 @@ def build_causal_lm(source: PretrainedSource, *, dtype: torch.dtype, attn_implem
         dtype: Of its weights.
         attn_implementation: "eager", "sdpa", ...
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
+
+    options = {"dtype": dtype, "attn_implementation": attn_implementation}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            load_config(source), **options, trust_remote_code=source.trust_remote_code
+        )
+    return model.eval()
+
+
+def load_config(source: PretrainedSource) -> PreTrainedConfig:
+    """The config of a model, without its weights; ConfigError if it cannot be loaded."""
+    from transformers import AutoConfig
 
     source.check()
     try:
-        config = AutoConfig.from_pretrained(source.pretrained, **source._options())
+        return AutoConfig.from_pretrained(source.pretrained, **source._options())
     except _loading_errors() as error:
         raise _cannot_load("config", source, error) from error
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=source.trust_remote_code
-        )
-    return model.eval()
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 
 from pera_lightning.errors import ConfigError
 from pera_lightning.integration.fsdp2 import FSDP2Strategy
@@ -96,7 +96,5 @@ def test_a_gpu_that_is_not_there(project: Path) -> None:
     assert "--trainer.accelerator cpu" in printed
 
 
-def test_the_strategy_has_a_name(project: Path) -> None:
-    words = ("--trainer.strategy", "fsdp2", "--trainer.accelerator", "cpu", "--trainer.devices", "1")
-    run("fit", "--config", "config.yaml", *words, "--pera.adapter_dir", "named", folder=project)
-    assert (project / "named/adapter_model.safetensors").is_file()
+def test_the_strategy_has_a_name() -> None:
+    assert isinstance(StrategyRegistry.get("fsdp2"), FSDP2Strategy)
