@@ -173,11 +173,9 @@ def build_causal_lm(source: PretrainedSource, *, dtype: torch.dtype, attn_implem
     """
     from transformers import AutoModelForCausalLM
 
-    options = {"dtype": dtype, "attn_implementation": attn_implementation}
+    options = {"attn_implementation": attn_implementation, "trust_remote_code": source.trust_remote_code}
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            load_config(source), **options, trust_remote_code=source.trust_remote_code
-        )
+        model = AutoModelForCausalLM.from_config(load_config(source), dtype=dtype, **options)
     return model.eval()
 
 
