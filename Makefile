@@ -8,7 +8,7 @@ RUNS := runs/quickstart
 QPERA := configs/qpera_smollm2_cpu.yaml
 QPERA_RUNS := runs/qpera_smollm2_cpu
 
-.PHONY: help quickstart qpera test lint models bench bench-quantization strategies killed-worker at-scale compatibility docs clean
+.PHONY: help quickstart qpera test lint models bench bench-quantization strategies killed-worker at-scale exports compatibility docs clean
 
 help:
 	@echo "make quickstart  train SmolLM2-135M on spoken requests -> tool calls (a few minutes on a CPU)"
@@ -19,6 +19,7 @@ help:
 	@echo "make at-scale    8B to 405B on 8 to 1024 GPUs, counted, not measured (two minutes), written to docs/at_scale.md"
 	@echo "make strategies  the same fit on several CPU processes under each strategy (minutes), written to docs/strategies.md"
 	@echo "make killed-worker   kills one of two workers in every way of starting them (minutes), written to docs/killed_worker.md"
+	@echo "make exports     what exports of the quickstart's adapter lose (minutes, after make quickstart), written to docs/export.md"
 	@echo "make compatibility   which models work: writes docs/compatibility.md from the tests"
 	@echo "make docs        writes docs/errors.md from the messages in the source"
 	@echo "make clean       remove the environment, models and runs"
@@ -91,6 +92,9 @@ bench-quantization: $(VENV)/.developer models/smollm2-135m-instruct
 
 strategies: $(VENV)/.developer
 	$(RUN) -m benchmarks.strategies
+
+exports: $(VENV)/.developer models/smollm2-135m-instruct
+	$(RUN) -m benchmarks.export
 
 killed-worker: $(VENV)/.developer
 	$(RUN) -m benchmarks.killed_worker

@@ -74,6 +74,26 @@ def test_to_vllm(project: Path) -> None:
     assert not (project / "x").exists()
 
 
+def test_to_llama_cpp(project: Path) -> None:
+    printed = run("export", "--adapter", "adapter", "--out", "gguf", "--to", "llamacpp", folder=project)
+    assert "--lora gguf/adapter.gguf" in printed
+    found = report(project / "gguf")["certificate"]
+    assert found["max_difference"] < 1e-5 < found["max_change"]
+    words = ("--check", "false", "--dtype", "float16", "--rank", 2)
+    run("export", "--adapter", "adapter", "--out", "small", "--to", "llamacpp", *words, folder=project)
+    assert (project / "small/adapter.gguf").stat().st_size < (project / "gguf/adapter.gguf").stat().st_size / 4
+
+
+def test_to_a_merged_model(project: Path) -> None:
+    printed = run("export", "--adapter", "adapter", "--out", "merged", "--to", "merged", folder=project)
+    assert printed.splitlines()[-1] == "AutoModelForCausalLM.from_pretrained('merged')"
+    found = report(project / "merged")["certificate"]
+    assert found["max_difference"] < 1e-4 < found["max_change"]
+    assert (project / "merged/tokenizer.json").is_file()
+    words = ("--adapter", "adapter", "--out", "x", "--to", "merged", "--rank", 3)
+    assert "A merged model has no rank" in run("export", *words, folder=project, ok=False)
+
+
 def test_without_the_base(project: Path) -> None:
     words = ("--base", "not/there", "--check", "false", "--to", "safetensors", "--dtype", "bfloat16")
     printed = run("export", "--adapter", "adapter", "--out", "factors", *words, folder=project)
