@@ -250,7 +250,11 @@ def test_a_language_model_that_is_built_on_the_meta_device(
     rows = DataLoader([{"input_ids": token_ids(), "labels": token_ids()}], batch_size=None)  # type: ignore[arg-type]
     run = trainer(tmp_path, PeraCallback(init_from=str(language_model / "lora")), strategy=ModelParallelStrategy(1, 1))
     run.callbacks.append(recorder)
-    run.validate(module, rows, verbose=False)
+    try:
+        run.validate(module, rows, verbose=False)
+    finally:
+        # Later tests in this process would be taken for one of several.
+        torch.distributed.destroy_process_group()
     plain = PeraCausalLM(str(language_model / "base"))
     plain.configure_model()
     inject_lora(plain.model, language_model / "lora")
