@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pera_lightning.functional.precision import without_autocast
-from pera_lightning.layers import PeraLinear, scaled_factors
+
+Factors = Callable[[], tuple[Tensor, Tensor]]
+"""Makes `(left, right)` of shapes (out, K) and (K, in), whose product is the weight change of a layer."""
 
 
 @dataclass(frozen=True)
@@ -90,21 +92,21 @@ def _cells(row: LayerComparison) -> tuple[str, ...]:
 
 @torch.no_grad()
 def compare_layers(
-    names: tuple[str, str], first: Mapping[str, PeraLinear], second: Mapping[str, PeraLinear]
+    names: tuple[str, str], first: Mapping[str, Factors], second: Mapping[str, Factors]
 ) -> AdapterComparison:
     """Compare two adapters layer by layer, from their factors; no (out, in) matrix is built.
 
     Args:
         names: What the adapters are called.
-        first: Adapted layers of the first, by name.
+        first: Factors of the first, by layer; made when their turn comes.
         second: Of the second.
     """
     every = dict.fromkeys([*first, *second])
     return AdapterComparison(*names, tuple(_compare(name, first.get(name), second.get(name)) for name in every))
 
 
-def _compare(name: str, first: PeraLinear | None, second: PeraLinear | None) -> LayerComparison:
-    one, other = (None if layer is None else scaled_factors(layer) for layer in (first, second))
+def _compare(name: str, first: Factors | None, second: Factors | None) -> LayerComparison:
+    one, other = (None if make is None else make() for make in (first, second))
     inner = 0.0 if one is None or other is None else _inner(one, other)
     return LayerComparison(name, inner, _norm(one), _norm(other))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -23,6 +24,7 @@ from pera_lightning.injection import (
 )
 from pera_lightning.injection.detached import refuse_unsettled
 from pera_lightning.injection.names import near_names
+from pera_lightning.layers import scaled_factors
 
 
 class AdapterSet:
@@ -215,7 +217,11 @@ class AdapterSet:
         """
         for name in (first, second):
             self._check_known(name)
-        return compare_layers((first, second), self._adapters[first].layers, self._adapters[second].layers)
+        one, other = (
+            {layer: partial(scaled_factors, adapted) for layer, adapted in self._adapters[name].layers.items()}
+            for name in (first, second)
+        )
+        return compare_layers((first, second), one, other)
 
     def remove(self, name: str) -> None:
         """Forget an adapter; if it is in place, the base alone remains.

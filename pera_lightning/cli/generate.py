@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pera_lightning.errors import ConfigError
+
 
 def generate(
     adapter: str,
@@ -14,9 +16,11 @@ def generate(
     use_chat_template: bool = True,
     max_new_tokens: int = 256,
     without_adapter: bool = False,
+    merged: bool = False,
+    compare: bool = False,
     dtype: Literal["auto", "native", "float32", "bfloat16", "float16"] = "auto",
 ) -> None:
-    """Print the answer of a causal language model with a PERA adapter, decoded greedily.
+    """Print the answer of a causal language model with a PERA adapter as it comes, decoded greedily.
 
     The prompt goes through the tokenizer's chat template as in training with InstructionDataModule, and the base is
     quantised as it was there.
@@ -29,22 +33,44 @@ def generate(
         system_prompt: The system message that the adapter was trained with, if it was trained with one.
         use_chat_template: Whether the adapter was trained with the tokenizer's chat template.
         max_new_tokens: Longest answer, in tokens.
-        without_adapter: Let the base model answer, to compare.
+        without_adapter: Let the base model answer.
+        merged: Merge the adapter into the base first.
+        compare: Let both answer, and print the answers side by side.
         dtype: Dtype of the base's weights; that of the training (`model.init_args.dtype`) is the best choice.
     """
-    import torch
+    from pera_lightning.integration.answerer import Answerer
 
-    from pera_lightning.integration.adapted_model import load_adapted_model
-    from pera_lightning.integration.data.prompts import ChatEncoder
-    from pera_lightning.integration.generation import generate_answers
+    if compare and (merged or without_adapter):
+        raise ConfigError(
+            "Base and adapted model cannot be compared.",
+            got=f"--compare true with --{'merged' if merged else 'without_adapter'} true",
+            expected="an adapter beside its base",
+            fix="leave one out",
+        )
+    answerer = Answerer(
+        adapter,
+        base=base,
+        gguf_file=gguf_file,
+        system_prompt=system_prompt,
+        use_chat_template=use_chat_template,
+        max_new_tokens=max_new_tokens,
+        without_adapter=without_adapter,
+        merged=merged,
+        dtype=dtype,
+    )
+    messages = [{"role": "user", "content": prompt}]
+    if compare:
+        _show(answerer.base_answer(messages), answerer.answer(messages))
+    else:
+        answerer.answer(messages, stream=True)
 
-    model, tokenizer = load_adapted_model(
-        adapter, base=base, gguf_file=gguf_file, dtype=dtype, without_adapter=without_adapter
-    )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoder = ChatEncoder(
-        tokenizer, max_length=1_000_000, use_chat_template=use_chat_template, system_prompt=system_prompt
-    )
-    ids = torch.tensor(encoder.encode_prompt([{"role": "user", "content": prompt}]))
-    [answer] = generate_answers(model.to(device), tokenizer, [ids], max_new_tokens)  # type: ignore[arg-type]
-    print(answer)
+
+def _show(base: str, adapted: str) -> None:
+    from rich import get_console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("base", "with the adapter")
+    # As Text, for brackets in an answer are no markup.
+    table.add_row(Text(base), Text(adapted))
+    get_console().print(table)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from importlib import import_module
 
 from pera_lightning.errors import PeraError
 
@@ -44,40 +45,29 @@ def _run_trainer() -> None:
     run_trainer()
 
 
-def _generate(words: list[str]) -> None:
-    from jsonargparse import auto_cli
-
-    from pera_lightning.cli.generate import generate
-
-    auto_cli(generate, args=words, as_positional=False, prog="pera_lightning generate")
-
-
-def _consolidate(words: list[str]) -> None:
-    from jsonargparse import auto_cli
-
-    from pera_lightning.cli.consolidate import consolidate
-
-    auto_cli(consolidate, args=words, as_positional=False, prog="pera_lightning consolidate")
-
-
-def _export(words: list[str]) -> None:
-    from jsonargparse import auto_cli
-
-    from pera_lightning.cli.export import export
-
-    auto_cli(export, args=words, as_positional=False, prog="pera_lightning export")
-
-
 def _estimate(words: list[str]) -> None:
     from pera_lightning.cli.estimate import estimate
 
     estimate(words)
 
 
+def _function(name: str, *, positional: bool = False) -> Callable[[list[str]], None]:
+    """The command of a function that is called like its module; its docstring is the help."""
+
+    def run(words: list[str]) -> None:
+        from jsonargparse import auto_cli
+
+        function = getattr(import_module(f"pera_lightning.cli.{name}"), name)
+        auto_cli(function, args=words, as_positional=positional, prog=f"pera_lightning {name}")
+
+    return run
+
+
 TOOLS: dict[str, Callable[[list[str]], None]] = {
-    "consolidate": _consolidate,
+    "chat": _function("chat"),
+    "consolidate": _function("consolidate"),
+    "diff": _function("diff", positional=True),
     "estimate": _estimate,
-    "export": _export,
-    "generate": _generate,
+    "export": _function("export"),
+    "generate": _function("generate"),
 }
-"""Commands that need no Trainer; each imports what it needs when it runs."""

@@ -17,6 +17,7 @@ from pera_lightning.integration.answer_loss import IGNORE_INDEX
 if TYPE_CHECKING:
     from rich.table import Table
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.generation.streamers import BaseStreamer
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def generate_answers(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Tensor],
     max_new_tokens: int,
+    streamer: BaseStreamer | None = None,
 ) -> list[str]:
     """Answer prompts greedily, in one batch padded on the left.
 
@@ -85,6 +87,7 @@ def generate_answers(
         tokenizer: Its tokenizer, with a pad token.
         prompts: Vectors of int64 token ids, none of them empty.
         max_new_tokens: Longest answer, in tokens.
+        streamer: Gets every token when it is there, where there is one prompt.
 
     Returns:
         The answers without their end and without special tokens, in the order of the prompts.
@@ -103,7 +106,7 @@ def generate_answers(
     with _generation_config(model, greedy), _eval_mode(model):
         # The method is GenerationMixin's, which the annotation PreTrainedModel does not tell.
         generate: Any = model.generate
-        tokens = generate(input_ids=ids, attention_mask=mask, generation_config=greedy)
+        tokens = generate(input_ids=ids, attention_mask=mask, generation_config=greedy, streamer=streamer)
     answers = [_until_stop(row, stops) for row in tokens[:, ids.shape[1] :].tolist()]
     return tokenizer.batch_decode(answers, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 

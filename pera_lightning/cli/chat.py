@@ -1,0 +1,55 @@
+"""`chat`: a conversation with an adapted model."""
+
+from __future__ import annotations
+
+import sys
+from typing import Literal
+
+
+def chat(
+    adapter: str,
+    base: str | None = None,
+    gguf_file: str | None = None,
+    system_prompt: str | None = None,
+    use_chat_template: bool = True,
+    max_new_tokens: int = 256,
+    without_adapter: bool = False,
+    merged: bool = False,
+    dtype: Literal["auto", "native", "float32", "bfloat16", "float16"] = "auto",
+) -> None:
+    """Talk to a causal language model with a PERA adapter: a line is a message, an empty line or Ctrl-D ends.
+
+    Args:
+        adapter: Folder of the adapter, as the fit wrote it.
+        base: Hub id or folder of the base model; by default the one that the adapter names.
+        gguf_file: Name of a GGUF file in `base`.
+        system_prompt: The system message that the adapter was trained with, if it was trained with one.
+        use_chat_template: Whether the adapter was trained with the tokenizer's chat template.
+        max_new_tokens: Longest answer, in tokens.
+        without_adapter: Talk to the base model.
+        merged: Merge the adapter into the base first: answers then cost what the base's cost. A base in 4 bits becomes
+            a floating one by that.
+        dtype: Dtype of the base's weights; that of the training (`model.init_args.dtype`) is the best choice.
+    """
+    from pera_lightning.integration.answerer import Answerer
+
+    answerer = Answerer(
+        adapter,
+        base=base,
+        gguf_file=gguf_file,
+        system_prompt=system_prompt,
+        use_chat_template=use_chat_template,
+        max_new_tokens=max_new_tokens,
+        without_adapter=without_adapter,
+        merged=merged,
+        dtype=dtype,
+    )
+    messages: list[dict[str, str]] = []
+    while text := _next_message():
+        messages.append({"role": "user", "content": text})
+        messages.append({"role": "assistant", "content": answerer.answer(messages, stream=True)})
+
+
+def _next_message() -> str:
+    print("> ", end="", flush=True)
+    return sys.stdin.readline().strip()

@@ -1,0 +1,46 @@
+"""`diff`: two adapters beside each other."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pera_lightning.checkpoint.adapter_comparison import Factors
+    from pera_lightning.export.plain_lora import PeraTensors
+
+
+def diff(first: str, second: str) -> None:
+    """Compare the weight changes of two adapters, layer by layer, without their base model.
+
+    Prints the cosine of the angle between them, both Frobenius norms and the ratio of the norms. Modules saved whole,
+    token rows and biases are left out.
+
+    Args:
+        first: Folder of an adapter.
+        second: Folder of another one, of any rank and order, for the same base.
+    """
+    from pera_lightning.checkpoint.adapter_comparison import compare_layers
+    from pera_lightning.checkpoint.comparison import form_difference
+    from pera_lightning.export.plain_lora import PeraTensors
+
+    one, other = PeraTensors.of(first), PeraTensors.of(second)
+    print(compare_layers((_name(first), _name(second)), _factors(one), _factors(other)))
+    difference = form_difference(one.manifest, other.manifest)
+    print(f"options: {difference or 'the same'}")
+
+
+def _name(folder: str) -> str:
+    return Path(folder).name or folder
+
+
+def _left_and_right(adapter: PeraTensors, layer: str) -> tuple[Tensor, Tensor]:
+    down, up = adapter.factors(layer)
+    return up, down
+
+
+def _factors(adapter: PeraTensors) -> dict[str, Factors]:
+    return {name: partial(_left_and_right, adapter, name) for name in adapter.manifest.layers}

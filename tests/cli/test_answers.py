@@ -1,0 +1,110 @@
+"""`generate`, `chat` and `diff`."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pera_lightning import PeraConfig, inject_adapter, save_adapter
+from pera_lightning.injection import adapted_layers
+from tests.cli.test_main import run
+from tests.support.models import randomise_adapter
+from tests.support.pretrained import save_pretrained
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model and adapters for it: two of one form, and one of another rank on fewer layers."""
+    folder = tmp_path_factory.mktemp("answers")
+    torch.manual_seed(0)
+    save_pretrained(folder / "model")
+    for name, options in (("first", {}), ("second", {}), ("other", {"rank": 2, "target_modules": ["q_proj"]})):
+        model = AutoModelForCausalLM.from_pretrained(folder / "model")
+        inject_adapter(model, PeraConfig(**{"rank": 3, **options}))
+        randomise_adapter(model)
+        save_adapter(model, folder / name, base_model="model")
+    return folder
+
+
+WORDS = ("--adapter", "first", "--max_new_tokens", 4)
+
+
+def test_merged_answers_are_the_same(project: Path) -> None:
+    plain = run("generate", "--prompt", "say a", *WORDS, folder=project).splitlines()[-1]
+    merged = run("generate", "--prompt", "say a", "--merged", "true", *WORDS, folder=project).splitlines()[-1]
+    assert plain == merged
+
+
+def test_side_by_side(project: Path) -> None:
+    words = ("generate", "--prompt", "say a", *WORDS)
+    adapted = run(*words, folder=project).splitlines()[-1]
+    base = run(*words, "--without_adapter", "true", folder=project).splitlines()[-1]
+    assert adapted != base
+    table = run(*words, "--compare", "true", folder=project)
+    [row] = [line for line in table.splitlines() if line.startswith("│")]
+    assert [cell.strip() for cell in row.strip("│").split("│")] == [base.strip(), adapted.strip()]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--compare", "true", "--merged", "true"),
+        ("--compare", "true", "--without_adapter", "true"),
+        ("--merged", "true", "--without_adapter", "true"),
+    ],
+)
+def test_options_that_contradict_each_other(project: Path, options: tuple[str, ...]) -> None:
+    printed = run("generate", "--prompt", "say a", *WORDS, *options, folder=project, ok=False)
+    assert "leave one out" in printed
+
+
+def test_chat_keeps_the_conversation(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("say a\nsay b\n\nnever read\n"))
+    asked: list[list[str]] = []
+    from pera_lightning.integration.answerer import Answerer
+
+    answer = Answerer.answer
+
+    def record(self: Answerer, messages: list[dict[str, str]], *, stream: bool = False) -> str:
+        asked.append([message["content"] for message in messages])
+        return answer(self, messages, stream=stream)
+
+    monkeypatch.setattr(Answerer, "answer", record)
+    printed = run("chat", *WORDS, folder=project)
+    first = run("generate", "--prompt", "say a", *WORDS, folder=project).splitlines()[-1]
+    assert [turn[0] for turn in asked[:2]] == ["say a", "say a"]
+    assert asked[1][1:] == [asked[1][1], "say b"]
+    assert asked[1][1].strip() == first.strip()
+    assert printed.count("> ") == 3
+    assert first.strip() in printed
+
+
+def test_diff(project: Path) -> None:
+    printed = run("diff", "first", "second", folder=project)
+    [total] = [line.split() for line in printed.splitlines() if line.startswith("all layers")]
+    weights = []
+    for name in ("first", "second"):
+        model = AutoModelForCausalLM.from_pretrained(project / "model")
+        from pera_lightning import load_adapter
+
+        load_adapter(model, project / name)
+        changes = [layer.delta_weight().detach().flatten() for _, layer in adapted_layers(model)]
+        weights.append(torch.cat(changes).double())
+    cosine = torch.cosine_similarity(*weights, dim=0).item()
+    assert float(total[2]) == pytest.approx(cosine, abs=6e-4)
+    assert float(total[3]) == pytest.approx(weights[0].norm().item(), rel=6e-3)
+    assert "options: the same" in printed
+    same = run("diff", "first", "first", folder=project)
+    assert "1.000" in same
+
+
+def test_diff_of_other_forms(project: Path) -> None:
+    printed = run("diff", "first", "other", folder=project)
+    assert "options: " in printed
+    assert "the same" not in printed
+    assert "model.layers.0.mlp.up_proj" in printed
+    assert "config is missing" in run("diff", "first", "nowhere", folder=project, ok=False)
