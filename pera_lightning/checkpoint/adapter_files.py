@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -53,7 +54,9 @@ def save_adapter(model: nn.Module, directory: str | Path, *, base_model: str | N
     return write_adapter(directory, tensors, manifest)
 
 
-def write_adapter(directory: str | Path, tensors: dict[str, Tensor], manifest: Manifest) -> Path:
+def write_adapter(
+    directory: str | Path, tensors: dict[str, Tensor], manifest: Manifest, *, run: Mapping[str, str] | None = None
+) -> Path:
     """Write an adapter folder from tensors that are not (or no longer) in a model.
 
     Each file is written beside its place and renamed, the weights first: a crash leaves the earlier adapter or
@@ -69,7 +72,7 @@ def write_adapter(directory: str | Path, tensors: dict[str, Tensor], manifest: M
         path.write_text(json.dumps(manifest.to_dict(), indent=2) + "\n", encoding="utf-8")
     parameters = sum(value.numel() for value in tensors.values())
     with replacing(folder / CARD_FILE) as path:
-        path.write_text(model_card(manifest, parameters), encoding="utf-8")
+        path.write_text(model_card(manifest, parameters, run or {}), encoding="utf-8")
     return folder
 
 

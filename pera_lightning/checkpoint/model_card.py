@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pera_lightning.checkpoint.manifest import Manifest
 
 
-def model_card(manifest: Manifest, parameters: int) -> str:
+def model_card(manifest: Manifest, parameters: int, run: Mapping[str, str]) -> str:
     """Markdown text of the model card, with the YAML header that model hubs read.
 
     Args:
         manifest: What the adapter is made of.
         parameters: Number of numbers in the adapter.
+        run: Further rows, of the run that trained it.
     """
     config = manifest.config
     base = manifest.base_model or "not recorded"
-    header = ["---", "library_name: pera-lightning", "tags: [pera, adapter]"]
-    if manifest.base_model and "/" in manifest.base_model and not manifest.base_model.startswith((".", "/")):
-        header.append(f"base_model: {manifest.base_model}")
+    header = hub_header(manifest, "pera-lightning", ["pera", "adapter"])
     tokens = manifest.tokens
     rows = {
         "base model": base,
@@ -28,6 +29,7 @@ def model_card(manifest: Manifest, parameters: int) -> str:
         "trained token rows": ", ".join(f"{len(plan.ids)} of {name}" for name, plan in tokens.items()) or "none",
         "modules saved whole": ", ".join(manifest.saved) or "none",
         "parameters": f"{parameters:,}",
+        **run,
         "written with": ", ".join(f"{name} {number}" for name, number in manifest.versions.items()),
     }
     table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
@@ -37,7 +39,23 @@ def model_card(manifest: Manifest, parameters: int) -> str:
         "",
         "load_adapter(model, 'this folder')  # model: the base model, already loaded",
         "```",
+        "",
+        "To serve it, export it as the plain LoRA that it is (PEFT, vLLM, SGLang; `--to llamacpp`) or merge it:",
+        "",
+        "```",
+        "python -m pera_lightning export --adapter THIS_FOLDER --out lora",
+        "python -m pera_lightning export --adapter THIS_FOLDER --out merged --to merged",
+        "```",
     ]
     title = "# PERA adapter"
     text = "An adapter by Polynomial Expansion Rank Adaptation (arXiv 2604.11841): low-rank factors with products."
-    return "\n".join([*header, "---", "", title, "", text, "", *table, "", *usage, ""])
+    return "\n".join([*header, "", title, "", text, "", *table, "", *usage, ""])
+
+
+def hub_header(manifest: Manifest, library: str, tags: list[str]) -> list[str]:
+    """Lines of the YAML header that model hubs read."""
+    lines = ["---", f"library_name: {library}", f"tags: [{', '.join(tags)}]"]
+    base = manifest.base_model
+    if base and "/" in base and not base.startswith((".", "/")):
+        lines.append(f"base_model: {base}")
+    return [*lines, "---"]

@@ -70,4 +70,5 @@ TOOLS: dict[str, Callable[[list[str]], None]] = {
     "estimate": _estimate,
     "export": _function("export"),
     "generate": _function("generate"),
+    "push": _function("push"),
 }

@@ -25,7 +25,7 @@ from pera_lightning.integration.fsdp2 import FSDP2Strategy  # noqa: F401
 
 DESCRIPTION = "Fine-tune with PERA adapters on PyTorch Lightning."
 EPILOG = (
-    "Tools without a Trainer: `python -m pera_lightning {generate,chat,diff,estimate,consolidate,export} --help`. "
+    "Tools without a Trainer: `python -m pera_lightning {generate,chat,diff,estimate,consolidate,export,push} --help`. "
     "Options of the adapter are under `pera`; any LightningModule and LightningDataModule can be named by class_path."
 )
 

@@ -14,6 +14,7 @@ from pera_lightning.export.certificate import Certificate, Reference, lora_appli
 from pera_lightning.export.export_report import ExportReport
 from pera_lightning.export.factors_format import read_factors, write_factors
 from pera_lightning.export.gguf_adapter import read_gguf_factors, write_gguf_adapter
+from pera_lightning.export.lora_card import write_lora_card
 from pera_lightning.export.lora_factors import LoraFactors
 from pera_lightning.export.peft_format import read_peft_factors, write_peft
 from pera_lightning.export.place import check_place
@@ -102,6 +103,8 @@ def export_lora(
         certificate = (check or _plain_check(form))(model_or_dir, folder, reference)
     report = ExportReport(to, lora.rank, str(dtype).removeprefix("torch."), lora.exact, lora.fits, certificate)
     report.write(folder)
+    if to in ("peft", "vllm"):
+        write_lora_card(folder, adapter.manifest, report)
     return report
 
 

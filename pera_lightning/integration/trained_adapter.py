@@ -15,6 +15,7 @@ from pera_lightning.functional.distributed import whole
 from pera_lightning.injection import clean_name
 from pera_lightning.integration.adapter_root import adapter_root, prefix_of
 from pera_lightning.integration.best_checkpoint import best_checkpoint, tensors_of
+from pera_lightning.integration.run_summary import run_summary
 
 
 def write_trained_adapter(trainer: pl.Trainer, pl_module: pl.LightningModule, folder: Path, manifest: Manifest) -> None:
@@ -46,7 +47,8 @@ def _write(
     if best is not None:
         tensors = tensors_of(best, clean_name(prefix_of(pl_module, root)), present)
     try:
-        write_adapter(folder, present if tensors is None else tensors, manifest)
+        run = run_summary(trainer, None if tensors is None else best)
+        write_adapter(folder, present if tensors is None else tensors, manifest, run=run)
     except (OSError, SafetensorError) as error:
         raise AdapterFileError(
             "The trained adapter cannot be written.",

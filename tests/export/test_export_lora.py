@@ -91,6 +91,15 @@ def test_what_servers_read(tmp_path: Path) -> None:
     assert {value.dtype for value in tensors.values()} == {torch.float32}
 
 
+def test_the_card_tells_where_it_comes_from(tmp_path: Path) -> None:
+    save_adapter(adapted(), tmp_path / "pera", base_model="org/base")
+    report = export_lora(tmp_path / "pera", tmp_path / "lora", 5)
+    card = (tmp_path / "lora/README.md").read_text()
+    assert card.startswith("---\nlibrary_name: peft\n")
+    assert "base_model: org/base\n---" in card
+    assert str(report) in card
+
+
 def test_a_folder_is_exported_without_its_model(tmp_path: Path) -> None:
     model = adapted(tiny_gpt2, target_modules=["c_attn", "wte"], coefficient_scale=30.0)
     save_adapter(model, tmp_path / "pera")

@@ -124,6 +124,12 @@ class InstructionDataModule(LightningDataModule):
         self._packs: PackedDataset | None = None
         self._check_options()
 
+    @property
+    def train_source(self) -> str:
+        """What it trains on, for model cards: names only, not where files lie on this machine."""
+        sources = self.sources
+        return sources.dataset or ", ".join(path.name for path in sources.files["train"])
+
     def prepare_data(self) -> None:
         """Downloads the data set of the hub, on one process of each node."""
         self.sources.download()

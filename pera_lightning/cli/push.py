@@ -1,0 +1,56 @@
+"""`push`: an adapter or an export onto the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pera_lightning.errors import AdapterFileError
+
+FILES = (
+    "README.md",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapter.gguf",
+    "lora_factors.safetensors",
+    "export_report.json",
+)
+"""What is uploaded, and nothing else: no checkpoints, optimizer states, logs or data."""
+
+
+def push(folder: str, repo: str, private: bool = True, dry_run: bool = False, message: str = "PERA adapter") -> None:
+    """Upload an adapter folder, or an export of it, to the Hugging Face hub, with its model card.
+
+    Only the files of the adapter are uploaded, whatever else lies in the folder. The hub's token is that of
+    `hf auth login` or the variable HF_TOKEN.
+
+    Args:
+        folder: Folder of an adapter, as the fit or `export` wrote it.
+        repo: Where to, `user/name`; it is made if needed.
+        private: Make a new repository private.
+        dry_run: Only print what would be uploaded; no network is needed.
+        message: Of the commit.
+    """
+    files = _files(Path(folder))
+    for path in files:
+        print(f"{path.name}  {path.stat().st_size:,} bytes")
+    if dry_run:
+        print(f"nothing was uploaded; without --dry_run these {len(files)} files go to {repo}")
+        return
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo(repo, private=private, exist_ok=True)
+    names = [path.name for path in files]
+    print(api.upload_folder(repo_id=repo, folder_path=folder, allow_patterns=names, commit_message=message))
+
+
+def _files(folder: Path) -> list[Path]:
+    found = [folder / name for name in FILES if (folder / name).is_file()]
+    if not any(path.suffix in (".safetensors", ".gguf") for path in found):
+        raise AdapterFileError(
+            "There is no adapter to upload.",
+            got=f"{folder} without any of {', '.join(FILES[2:5])}",
+            expected="a folder that a fit or `export` wrote",
+            fix="check the path; a merged model is uploaded with `hf upload`",
+        )
+    return found

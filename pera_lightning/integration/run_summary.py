@@ -1,0 +1,35 @@
+"""What a model card tells of the run behind an adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+
+_METRICS = 12
+"""Of more metrics, a card would be unreadable."""
+
+
+def run_summary(trainer: pl.Trainer, best: Path | None) -> dict[str, str]:
+    """Rows of the card: steps, data, which weights, and the last metrics.
+
+    Args:
+        trainer: The Trainer at the end of its fit.
+        best: The checkpoint that the adapter comes from; None if from the last step.
+    """
+    rows = {"trained": f"{trainer.current_epoch} epochs, {trainer.global_step} steps"}
+    data = getattr(getattr(trainer, "datamodule", None), "train_source", None)
+    if data:
+        rows["data"] = data
+    if best is not None:
+        rows["weights"] = f"of {best.name}{_score(trainer, best)}"
+    metrics = sorted(trainer.callback_metrics.items())[:_METRICS]
+    return rows | {f"{name}, last": f"{float(value):.4g}" for name, value in metrics}
+
+
+def _score(trainer: pl.Trainer, best: Path) -> str:
+    for callback in trainer.checkpoint_callbacks:
+        score = getattr(callback, "best_model_score", None)
+        if score is not None and Path(getattr(callback, "best_model_path", "")) == best:
+            return f", {callback.monitor} {float(score):.4g}"  # type: ignore[attr-defined]
+    return ""

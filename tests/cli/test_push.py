@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import huggingface_hub
+import pytest
+import torch
+
+from pera_lightning import PeraConfig, export_lora, inject_adapter, save_adapter
+from tests.cli.test_main import run
+from tests.support.models import randomise_adapter, tiny_llama
+
+
+class Hub:
+    """Takes what would go over the network."""
+
+    calls: ClassVar[list[tuple[str, dict[str, Any]]]] = []
+
+    def create_repo(self, repo_id: str, **options: Any) -> None:
+        self.calls.append(("create_repo", {"repo_id": repo_id, **options}))
+
+    def upload_folder(self, **options: Any) -> str:
+        self.calls.append(("upload_folder", options))
+        return "https://hub/commit"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(Hub, "calls", [])
+    torch.manual_seed(0)
+    model = tiny_llama()
+    inject_adapter(model, PeraConfig(2))
+    randomise_adapter(model)
+    save_adapter(model, tmp_path / "adapter")
+    export_lora(model, tmp_path / "lora")
+    for name in ("last.ckpt", "optimizer.pt", "train.jsonl"):
+        (tmp_path / "adapter" / name).write_text("private")
+    return tmp_path
+
+
+def test_dry_run(folder: Path) -> None:
+    printed = run("push", "--folder", "adapter", "--repo", "me/mine", "--dry_run", "true", folder=folder)
+    assert [line.split()[0] for line in printed.splitlines()[:-1]] == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    size = (folder / "adapter/adapter_model.safetensors").stat().st_size
+    assert f"adapter_model.safetensors  {size:,} bytes" in printed
+    assert "nothing was uploaded" in printed
+    assert Hub.calls == []
+
+
+def test_only_the_adapter_is_uploaded(folder: Path) -> None:
+    assert "https://hub/commit" in run("push", "--folder", "adapter", "--repo", "me/mine", folder=folder)
+    (made, options), (sent, upload) = Hub.calls
+    assert (made, sent) == ("create_repo", "upload_folder")
+    assert options == {"repo_id": "me/mine", "private": True, "exist_ok": True}
+    assert upload["repo_id"] == "me/mine"
+    assert upload["folder_path"] == "adapter"
+    assert upload["allow_patterns"] == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert "delete_patterns" not in upload
+
+
+def test_the_calls_are_those_of_huggingface_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import inspect
+
+    run("push", "--folder", "lora", "--repo", "me/mine", "--private", "false", folder=folder)
+    calls = list(Hub.calls)
+    monkeypatch.undo()
+    for name, options in calls:
+        inspect.signature(getattr(huggingface_hub.HfApi, name)).bind(None, **options)
+    assert {"README.md", "export_report.json"} <= set(calls[1][1]["allow_patterns"])
+
+
+def test_a_folder_without_an_adapter(folder: Path) -> None:
+    printed = run("push", "--folder", ".", "--repo", "me/mine", folder=folder, ok=False)
+    assert "There is no adapter to upload" in printed
+    assert Hub.calls == []
