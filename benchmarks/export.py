@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 from benchmarks.__main__ import header
 from pera_lightning import export_lora, export_merged
 from pera_lightning.export.certificate import Reference, lora_applied
-from pera_lightning.export.peft_format import read_peft_factors
+from pera_lightning.export.peft_format import read_peft
 from pera_lightning.integration.adapted_model import load_adapted_model
 from pera_lightning.integration.data.conversations import BadRows, Conversation, read_conversations
 from pera_lightning.integration.data.prompts import ChatEncoder
@@ -59,7 +59,7 @@ def main() -> None:
             out = Path(folder) / str(rank)
             found = export_lora(ADAPTER, out, rank)
             kept = [fit.kept_energy for fit in found.layers.values()]
-            with lora_applied(model, read_peft_factors(out)):
+            with lora_applied(model, read_peft(out)):
                 certificate = reference.compare(model, "")
                 matches = exact_match(model, tokenizer, encoder, requests)
             mean = sum(kept) / len(kept)

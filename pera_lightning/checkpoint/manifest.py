@@ -45,7 +45,7 @@ class Manifest:
         quantization: How the adapted layers' bases were quantised ("nf4-dq", ...; "none"), each kind once.
         tokens: Module name -> ids of the trained rows of its weight, and what shares the weight.
         base_sample: Some weights of the base, by layer name, to recognise it.
-        traits: Layer name -> what sets it apart from a plain linear one, for exports (`layer_traits`).
+        traits: Name of a layer or saved module -> what sets it apart from a plain one, for exports (`layer_traits`).
         architecture: Class of the model that the names belong to, e.g. "LlamaForCausalLM".
     """
 

@@ -224,6 +224,8 @@ def _config(
     values: Mapping[str, Any], factors: Iterable[str], modules: list[str]
 ) -> tuple[PeraConfig, dict[str, LayerPlan]]:
     rank, alpha = values.get("r", 8), values.get("lora_alpha", 8)
+    if alpha is None:
+        raise ConfigError("A LoRA needs its alpha.", got="lora_alpha null", expected="a number", fix="set lora_alpha")
     ranks = {name: _by_pattern(name, values.get("rank_pattern"), rank) for name in factors}
     alphas = {name: _by_pattern(name, values.get("alpha_pattern"), alpha) for name in factors}
     config = PeraConfig(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 from pera_lightning.checkpoint.adapter_files import CONFIG_FILE
@@ -71,13 +72,13 @@ def export(
     from pera_lightning.integration.pretrained import load_config
 
     # What is wrong is said before the base is loaded.
+    _refuse_idle(to, check, rank, max_error, into, rows)
     manifest = read_manifest(Path(adapter) / CONFIG_FILE)
-    check_place(Path(out))
     if to == "merged":
-        _refuse_cut(rank, max_error)
         print(export_merged(adapter, out, base=base, gguf_file=gguf_file, dtype=dtype, into=into, compare=check))
         print(f"AutoModelForCausalLM.from_pretrained({out!r})")
         return
+    check_place(Path(out), to)
     refuse_losses(to, manifest)
     options: dict[str, Any] = {"to": to, "max_error": max_error, "dtype": getattr(torch, dtype or "float32")}
     if check:
@@ -100,14 +101,22 @@ def export(
     print(how_to_load(report, Path(out), base or manifest.base_model or "BASE"))
 
 
-def _refuse_cut(rank: int | None, max_error: float | None) -> None:
-    if rank is not None or max_error is not None:
-        raise ConfigError(
-            "A merged model has no rank.",
-            got=f"--rank {rank} --max_error {max_error} with --to merged",
-            expected="neither",
-            fix="leave them out; the whole adapter is merged",
-        )
+def _refuse_idle(to: str, check: bool, rank: int | None, max_error: float | None, into: str, rows: str | None) -> None:
+    """Refuse options that would do nothing."""
+    merged = to == "merged"
+    for option, given, place, holds in (
+        ("--rank", rank is not None, "a LoRA", not merged),
+        ("--max_error", max_error is not None, "a LoRA", not merged),
+        ("--into", into != "auto", "--to merged", merged),
+        ("--rows", rows is not None, "the comparison of a LoRA", check and not merged),
+    ):
+        if given and not holds:
+            raise ConfigError(
+                f"{option} would do nothing here.",
+                got=f"{option} with --to {to}" + ("" if check else " --check false"),
+                expected=f"{option} with {place}",
+                fix=f"leave {option} out",
+            )
 
 
 def how_to_load(report: ExportReport, folder: Path, base: str) -> str:
@@ -115,11 +124,11 @@ def how_to_load(report: ExportReport, folder: Path, base: str) -> str:
     if report.to == "vllm":
         assert report.rank is not None
         return (
-            f"vllm serve {base} --enable-lora --max-lora-rank {max_lora_rank(report.rank)} "
-            f"--lora-modules {folder.name}={folder}"
+            f"vllm serve {quote(base)} --enable-lora --max-lora-rank {max_lora_rank(report.rank)} "
+            f"--lora-modules {quote(f'{folder.resolve().name}={folder}')}"
         )
     if report.to == "peft":
         return f"PeftModel.from_pretrained(model, {str(folder)!r})  # model: {base}"
     if report.to == "llamacpp":
-        return f"llama-cli -m {folder.name}-base.gguf --lora {folder / GGUF_FILE}"
+        return f"llama-cli -m base.gguf --lora {quote(str(folder / GGUF_FILE))}  # base.gguf: {base} as GGUF"
     return f"weight of each layer + up @ down, from {folder / FACTORS_FILE}"

@@ -13,11 +13,11 @@ from pera_lightning.errors import ConfigError, ExportError, InjectionError
 from pera_lightning.export.certificate import Certificate, Reference, lora_applied
 from pera_lightning.export.export_report import ExportReport
 from pera_lightning.export.factors_format import read_factors, write_factors
-from pera_lightning.export.gguf_adapter import read_gguf_factors, write_gguf_adapter
+from pera_lightning.export.gguf_adapter import read_gguf_adapter, write_gguf_adapter
 from pera_lightning.export.lora_card import write_lora_card
-from pera_lightning.export.lora_factors import LoraFactors
-from pera_lightning.export.peft_format import read_peft_factors, write_peft
-from pera_lightning.export.place import check_place
+from pera_lightning.export.lora_factors import StoredLora
+from pera_lightning.export.peft_format import read_peft, write_peft
+from pera_lightning.export.place import check_place, staged
 from pera_lightning.export.plain_lora import PeraTensors, PlainLora, plain_lora
 from pera_lightning.export.probe import token_probe
 from pera_lightning.export.servers import SERVERS, Server, refuse_losses, refuse_rank
@@ -50,7 +50,8 @@ def export_lora(
 
     Args:
         model_or_dir: A model with adapters, or a folder that `save_adapter` wrote: it takes no model to export it.
-        out_dir: Folder to write to, beside others `export_report.json`.
+        out_dir: A new or empty folder, or an earlier export of the same form. It gets an `export_report.json` too. Its
+            files appear when all are written and compared.
         rank: Largest rank of the LoRA; None is exact.
         to: "peft": PEFT's format, which most servers read. "vllm": the same where vLLM takes all of it. "safetensors":
             a file of factors under the layers' own names, for code of your own. "llamacpp": `adapter.gguf`.
@@ -68,9 +69,9 @@ def export_lora(
     Raises:
         ConfigError: The options do not go together.
         ExportError: The export would not be all of the adapter where it is to be loaded (see `refuse_losses`), its rank
-            is too high there, it holds values that are not finite or do not fit the dtype, or `out_dir` holds a PERA
-            adapter.
-        InjectionError: The model holds no adapter, or a merged one.
+            is too high there, it holds values that are not finite or do not fit the dtype, the model's names are not
+            those of the model inside that would load it, or `out_dir` holds other files.
+        InjectionError: The model holds no adapter, or a merged or disabled one.
         AdapterFileError: The folder is missing or damaged.
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -88,23 +89,27 @@ def export_lora(
             fix="use 'peft', which most servers read",
         )
     folder = Path(out_dir)
-    check_place(folder)
+    check_place(folder, to)
+    _check_inputs(inputs)
     if isinstance(model_or_dir, nn.Module):
-        _refuse_merged(model_or_dir)
+        _refuse_inactive(model_or_dir)
+        _refuse_wrapped(model_or_dir, to)
     adapter = PeraTensors.of(model_or_dir)
     refuse_losses(to, adapter.manifest)
     lora = plain_lora(adapter, rank, max_error=max_error, dtype=dtype)
     refuse_rank(to, lora.rank)
     reference = _reference(model_or_dir, inputs)
     form = _form(to, getattr(model_or_dir, "config", None) if model_config is None else model_config)
-    form.write(lora, folder)
-    certificate = None
-    if isinstance(model_or_dir, nn.Module) and reference is not None:
-        certificate = (check or _plain_check(form))(model_or_dir, folder, reference)
-    report = ExportReport(to, lora.rank, str(dtype).removeprefix("torch."), lora.exact, lora.fits, certificate)
-    report.write(folder)
-    if to in ("peft", "vllm"):
-        write_lora_card(folder, adapter.manifest, report)
+    with staged(folder) as temporary:
+        form.write(lora, temporary)
+        certificate = None
+        if isinstance(model_or_dir, nn.Module) and reference is not None:
+            certificate = (check or _plain_check(form))(model_or_dir, temporary, reference)
+        name = str(dtype).removeprefix("torch.")
+        report = ExportReport(to, lora.rank, name, lora.exact, lora.fits, lora.saved_rounding, certificate)
+        report.write(temporary)
+        if to in ("peft", "vllm"):
+            write_lora_card(temporary, adapter.manifest, report)
     return report
 
 
@@ -112,14 +117,14 @@ class _Form(NamedTuple):
     """How a form of LoRA is written to a folder and read back."""
 
     write: Callable[[PlainLora, Path], None]
-    read: Callable[[Path, Iterable[str]], dict[str, LoraFactors]]
+    read: Callable[[Path, Iterable[str]], StoredLora]
 
 
 def _form(to: Server, model_config: Any) -> _Form:
     if to == "safetensors":
         return _Form(write_factors, lambda folder, _: read_factors(folder))
     if to != "llamacpp":
-        return _Form(write_peft, lambda folder, _: read_peft_factors(folder))
+        return _Form(write_peft, lambda folder, _: read_peft(folder))
     if model_config is None:
         raise ExportError(
             "GGUF files name layers by the kind of model, which an adapter folder does not tell.",
@@ -129,7 +134,7 @@ def _form(to: Server, model_config: Any) -> _Form:
         )
     return _Form(
         lambda lora, folder: write_gguf_adapter(lora, folder / GGUF_FILE, model_config),
-        lambda folder, layers: read_gguf_factors(folder / GGUF_FILE, model_config, layers),
+        lambda folder, layers: read_gguf_adapter(folder / GGUF_FILE, model_config, layers),
     )
 
 
@@ -152,12 +157,44 @@ def _reference(source: nn.Module | str | Path, inputs: Sequence[Any] | None) -> 
     return Reference.of(source, inputs) if inputs else None
 
 
-def _refuse_merged(model: nn.Module) -> None:
-    merged = [name for name, layer in adapter_layers(model) if layer.merged]
-    if merged:
-        raise InjectionError(
-            "The export is compared with the adapter beside its base.",
-            got=f"{len(merged)} merged layers, e.g. {merged[0]!r}",
-            expected="an unmerged adapter",
-            fix="call unmerge() on the layers first",
+def _check_inputs(inputs: Sequence[Any] | None) -> None:
+    if not (inputs is None or isinstance(inputs, list | tuple)):
+        raise ConfigError(
+            "inputs holds one call of the model after the other.",
+            got=f"a {type(inputs).__name__}",
+            expected="a list of tensors, tuples of arguments or dicts of keyword arguments",
+            fix="put it in a list: inputs=[...]",
+        )
+
+
+def _refuse_inactive(model: nn.Module) -> None:
+    layers = list(adapter_layers(model))
+    for state, names in (
+        ("merged", [name for name, layer in layers if layer.merged]),
+        ("disabled", [name for name, layer in layers if not layer.enabled]),
+    ):
+        if names:
+            raise InjectionError(
+                "The export is compared with the adapter at work beside its base.",
+                got=f"{len(names)} {state} layers, e.g. {names[0]!r}",
+                expected="an adapter that is neither merged nor disabled",
+                fix="call unmerge() on the layers first"
+                if state == "merged"
+                else "export it outside of adapter_disabled(model)",
+            )
+
+
+def _refuse_wrapped(model: nn.Module, to: Server) -> None:
+    """Refuse a LightningModule, say, around the model that the export is for: its names have one component more."""
+    if to == "safetensors" or hasattr(model, "save_pretrained"):
+        return
+    names = [name for name, _ in adapter_layers(model)]
+    inner = (name for name, module in original_names(model) if hasattr(module, "save_pretrained"))
+    around = next((name for name in inner if names and all(own.startswith(f"{name}.") for own in names)), None)
+    if around is not None:
+        raise ExportError(
+            "The names in the export would not be those of the model that loads it.",
+            got=f"a {type(model).__name__} with the model in its {around!r}",
+            expected="the model itself",
+            fix=f"export_lora(module.{around}, ...), or name the adapter's folder",
         )

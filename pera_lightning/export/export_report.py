@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class ExportReport:
         dtype: Of its factors, or of the merged weights.
         exact: Whether nothing but rounding to the dtype was lost.
         layers: Layer name -> ranks, kept energy and rounding; empty for a merged model.
+        saved: Name of a tensor saved whole -> relative rounding error (Frobenius norm); empty for a merged model.
         certificate: The comparison of outputs; None where there was no model or no input to compare with.
         merge: For a merged model: the errors of its weights.
     """
@@ -36,6 +37,7 @@ class ExportReport:
     dtype: str
     exact: bool
     layers: dict[str, LayerFit]
+    saved: dict[str, float] = field(default_factory=dict)
     certificate: Certificate | None = None
     merge: MergeReport | None = None
 
@@ -60,6 +62,8 @@ class ExportReport:
             lines = [f"merged model, {self.dtype}: {self.merge}"]
         else:
             lines = [f"LoRA of rank {self.rank} over {len(self.layers)} layers, {self.dtype}: {self._energy()}"]
+        if self.saved:
+            lines.append(f"{len(self.saved)} tensors saved whole, rounded by at most {max(self.saved.values()):.1e}")
         if self.certificate is not None:
             lines.append(str(self.certificate))
         return "\n".join(lines)

@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from pera_lightning.checkpoint.atomic import replacing
-from pera_lightning.export.lora_factors import LoraFactors
+from pera_lightning.export.lora_factors import LoraFactors, StoredLora
 from pera_lightning.export.plain_lora import PlainLora
 
 FACTORS_FILE = "lora_factors.safetensors"
@@ -29,8 +29,9 @@ def write_factors(lora: PlainLora, folder: Path) -> None:
         save_file(stored, path, metadata={"format": "pt", "weight_change": "up @ down"})
 
 
-def read_factors(folder: Path) -> dict[str, LoraFactors]:
-    """The factors by layer."""
+def read_factors(folder: Path) -> StoredLora:
+    """What the file holds."""
     tensors = load_file(folder / FACTORS_FILE)
     names = [key.removesuffix(".down") for key in tensors if key.endswith(".down")]
-    return {name: LoraFactors(tensors[f"{name}.down"], tensors[f"{name}.up"]) for name in names}
+    factors = {name: LoraFactors(tensors.pop(f"{name}.down"), tensors.pop(f"{name}.up")) for name in names}
+    return StoredLora(factors, tensors)

@@ -12,7 +12,7 @@ from pera_lightning.checkpoint.atomic import replacing
 from pera_lightning.errors import AdapterFileError
 from pera_lightning.export.gguf_base import GgufBase
 from pera_lightning.export.gguf_tensors import decoded, encoded, gguf_package, gguf_reader, tensor_type
-from pera_lightning.export.lora_factors import LoraFactors
+from pera_lightning.export.lora_factors import LoraFactors, StoredLora
 from pera_lightning.export.plain_lora import PlainLora
 from pera_lightning.export.servers import refuse_losses
 
@@ -51,8 +51,8 @@ def write_gguf_adapter(lora: PlainLora, path: str | Path, config: Any) -> None:
             writer.close()
 
 
-def read_gguf_factors(path: str | Path, config: Any, layers: Iterable[str]) -> dict[str, LoraFactors]:
-    """The factors in a GGUF adapter, float32, by the names of the model and in its order of rows.
+def read_gguf_adapter(path: str | Path, config: Any, layers: Iterable[str]) -> StoredLora:
+    """What a GGUF adapter holds, float32, in the model's order of rows.
 
     Args:
         path: The file.
@@ -78,10 +78,11 @@ def read_gguf_factors(path: str | Path, config: Any, layers: Iterable[str]) -> d
             expected=f"{len(wanted)} tensors for {len(names)} layers",
             fix="export it again",
         )
-    return {
+    factors = {
         layer: LoraFactors(decoded(found[name + _A]), base.to_model(name, decoded(found[name + _B])))
         for layer, name in names.items()
     }
+    return StoredLora(factors, {})
 
 
 def _tensors(lora: PlainLora, base: GgufBase) -> dict[str, Tensor]:

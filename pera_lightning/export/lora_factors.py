@@ -28,6 +28,15 @@ class LoraFactors(NamedTuple):
         return self.down.shape[0]
 
 
+class StoredLora(NamedTuple):
+    """What the files of an export hold, by the names of the model."""
+
+    factors: dict[str, LoraFactors]
+    """Layer name -> factors as they are in the file: without alpha / r."""
+    saved: dict[str, Tensor]
+    """The tensors of the modules saved whole."""
+
+
 class Spectrum(NamedTuple):
     """The thin singular value decomposition `left @ diag(values) @ right` of a weight change."""
 

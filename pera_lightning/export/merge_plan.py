@@ -14,6 +14,7 @@ from pera_lightning.checkpoint.manifest import FLOATING
 from pera_lightning.errors import ConfigError, ExportError
 from pera_lightning.export.base_files import MODEL_CONFIG_FILE, BaseFiles
 from pera_lightning.export.plain_lora import PeraTensors, refuse_infinite_tensors
+from pera_lightning.injection.names import within_any
 
 IN_MEMORY = (
     "merge in memory: load the model as in training, load_adapter(model, folder), merge_adapter(model), "
@@ -80,6 +81,7 @@ def _find(adapter: PeraTensors, base: BaseFiles) -> MergePlan:
         {stored(name): own for name, own in saved.items()},
     )
     missing = sorted(found.changed - base.tensors.keys())
+    _refuse_tied_saved(missing, found, manifest)
     if missing:
         raise ExportError(
             "The base model's files do not hold all that the adapter changes under the names of the model.",
@@ -89,6 +91,19 @@ def _find(adapter: PeraTensors, base: BaseFiles) -> MergePlan:
             fix=f"check that it is the right base; if it is, {IN_MEMORY}",
         )
     return found
+
+
+def _refuse_tied_saved(missing: Sequence[str], plan: MergePlan, manifest: Manifest) -> None:
+    """Refuse what was trained whole under one name of a tied weight when the files have it under the other."""
+    modules = [name for name in manifest.saved if TIED in manifest.traits.get(name, ())]
+    tied = [key for key in missing if key in plan.saved and within_any(plan.saved[key], modules)]
+    if tied:
+        raise ExportError(
+            "A module that was trained whole shares its weight with another one.",
+            got=f"{tied[0]!r}, which the base model's files hold under another name",
+            expected="a weight of its own",
+            fix=IN_MEMORY,
+        )
 
 
 def _without_base_layer(name: str, manifest: Manifest) -> str:
@@ -132,7 +147,7 @@ def _refuse_unknown(manifest: Manifest) -> None:
             expected="the kinds of its layers in adapter_config.json",
             fix=f"load it into its model and save_adapter(model, folder) again; or {IN_MEMORY}",
         )
-    tied = [name for name, traits in manifest.traits.items() if TIED in traits]
+    tied = [name for name in manifest.layers if TIED in manifest.traits.get(name, ())]
     if tied:
         raise ExportError(
             "An adapted weight is tied to another module, which a merge would change too.",

@@ -10,14 +10,17 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pera_lightning.checkpoint import Manifest
 from pera_lightning.checkpoint.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from pera_lightning.checkpoint.atomic import replacing
 from pera_lightning.checkpoint.layer_traits import CONV1D, EMBEDDING
 from pera_lightning.checkpoint.peft_lora import PREFIX, read_peft_lora
-from pera_lightning.export.lora_factors import LoraFactors
+from pera_lightning.export.lora_factors import LoraFactors, StoredLora
 from pera_lightning.export.plain_lora import PlainLora
 
 _TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForSequenceClassification": "SEQ_CLS"}
+_HEADS = frozenset({"classifier", "score"})
+"""What PEFT expects in the file of a SEQ_CLS adapter, whether or not it is in modules_to_save."""
 
 
 def write_peft(lora: PlainLora, folder: Path, *, base_model: str | None = None) -> None:
@@ -51,18 +54,18 @@ def peft_tensors(lora: PlainLora) -> dict[str, Tensor]:
     return {key: value.detach().cpu().contiguous().clone() for key, value in found.items()}
 
 
-def read_peft_factors(folder: Path) -> dict[str, LoraFactors]:
-    """The factors in a PEFT adapter, by the names of the model, as they are in the file: without alpha / r."""
-    return {name: LoraFactors(*factors) for name, factors in read_peft_lora(folder).factors.items()}
+def read_peft(folder: Path) -> StoredLora:
+    """What a PEFT adapter holds."""
+    lora = read_peft_lora(folder)
+    return StoredLora({name: LoraFactors(*factors) for name, factors in lora.factors.items()}, lora.saved)
 
 
 def peft_config(lora: PlainLora, base_model: str | None = None) -> dict[str, Any]:
     """The content of `adapter_config.json`."""
     manifest = lora.manifest
-    architecture = manifest.architecture or ""
     return {
         "peft_type": "LORA",
-        "task_type": next((task for end, task in _TASKS.items() if architecture.endswith(end)), None),
+        "task_type": _task(manifest),
         "base_model_name_or_path": base_model or manifest.base_model,
         "r": lora.rank,
         "lora_alpha": lora.rank,
@@ -77,6 +80,13 @@ def peft_config(lora: PlainLora, base_model: str | None = None) -> dict[str, Any
         "alpha_pattern": {},
         "inference_mode": True,
     }
+
+
+def _task(manifest: Manifest) -> str | None:
+    architecture = manifest.architecture or ""
+    task = next((task for end, task in _TASKS.items() if architecture.endswith(end)), None)
+    saved = {name.rpartition(".")[2] for name in manifest.saved}
+    return None if task == "SEQ_CLS" and _HEADS.isdisjoint(saved) else task
 
 
 def _all_transposed(lora: PlainLora) -> bool:

@@ -9,39 +9,36 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pera_lightning.checkpoint.adapter_files import CONFIG_FILE
 from pera_lightning.checkpoint.manifest import PEFT_TYPE
 from pera_lightning.errors import ExportError
+from pera_lightning.export.export_report import REPORT_FILE
 
 
-def check_place(folder: Path) -> None:
-    """Raise ExportError if an export would replace a PERA adapter or a file; nothing is written."""
-    if folder.exists() and not folder.is_dir():
-        raise ExportError(
-            "The export needs a folder.", got=f"the file {folder}", expected="a new or empty folder", fix="name another"
-        )
-    if _holds_pera(folder):
-        raise ExportError(
-            "The export would take the place of a PERA adapter.",
-            got=f"{folder}, which holds one",
-            expected="a folder of its own",
-            fix="name another; the PERA adapter is the one to train on and to export again",
-        )
+def check_place(folder: Path, to: str) -> None:
+    """Raise ExportError unless a folder is new, empty, or an earlier export of the same form; nothing is written.
 
-
-def _holds_pera(folder: Path) -> bool:
-    try:
-        values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(values, dict) and values.get("peft_type") == PEFT_TYPE
+    Args:
+        folder: Where an export is to be written.
+        to: Its form, as in its report.
+    """
+    _check_folder(folder)
+    if _is_empty(folder) or _form_in(folder) == to:
+        return
+    raise ExportError(
+        "The export would mix with other files.",
+        got=f"{folder}, which is not empty" + (f" but an export to {_form_in(folder)!r}" if _form_in(folder) else ""),
+        expected="a new or empty folder, or an earlier export of the same form",
+        fix="name another, or delete it",
+    )
 
 
 def check_new(folder: Path) -> None:
     """Raise ExportError unless a folder is new or empty; nothing is written."""
-    check_place(folder)
-    if folder.exists() and any(folder.iterdir()):
+    _check_folder(folder)
+    if not _is_empty(folder):
         raise ExportError(
             "A merged model needs a folder of its own.",
             got=f"{folder}, which is not empty",
@@ -50,25 +47,65 @@ def check_new(folder: Path) -> None:
         )
 
 
+def _check_folder(folder: Path) -> None:
+    # Of a path that is still to be made, what is there already.
+    found = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+    if not found.is_dir():
+        raise ExportError(
+            "The export needs a folder.",
+            got=f"{found}, which is {'a link to nothing' if found.is_symlink() else 'a file'}",
+            expected="a new or empty folder",
+            fix="name another",
+        )
+    if _values(folder / CONFIG_FILE).get("peft_type") == PEFT_TYPE:
+        raise ExportError(
+            "The export would take the place of a PERA adapter.",
+            got=f"{folder}, which holds one",
+            expected="a folder of its own",
+            fix="name another; the PERA adapter is the one to train on and to export again",
+        )
+
+
+def _is_empty(folder: Path) -> bool:
+    return not folder.exists() or not any(folder.iterdir())
+
+
+def _form_in(folder: Path) -> str | None:
+    """The form of the export in a folder; None if there is none."""
+    return _values(folder / REPORT_FILE).get("to")
+
+
+def _values(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` to write to; it becomes `folder` when all went well.
+def staged(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` to write to; what is in it comes to `folder` when all went well.
 
     Args:
-        folder: A new or empty folder.
+        folder: New, empty, or with files that may be replaced.
 
     Yields:
-        The temporary folder. After an exception it is deleted, and there is nothing new at `folder`.
+        The temporary folder. After an exception it is deleted, and `folder` is as it was.
     """
-    parent = folder.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=parent))
+    target = folder.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield temporary
-        # mkdtemp makes private folders; the result should be as open as any other new one.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
-        temporary.replace(folder)
+        if target.exists():
+            for path in temporary.iterdir():
+                path.replace(target / path.name)
+        else:
+            # mkdtemp makes private folders; the result should be as open as any other new one.
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o777 & ~umask)
+            temporary.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

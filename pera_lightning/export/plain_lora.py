@@ -14,6 +14,7 @@ from pera_lightning.checkpoint.adapter_files import read_adapter
 from pera_lightning.config import check_rank
 from pera_lightning.errors import ConfigError, ExportError
 from pera_lightning.export.lora_factors import LoraFactors, exact_factors, padded, relative_rounding, spectrum
+from pera_lightning.export.probe import relative_error
 from pera_lightning.functional.distributed import whole
 
 
@@ -44,6 +45,7 @@ class PlainLora:
         factors: Layer name -> factors in the dtype of the export.
         saved: The tensors of the modules saved whole, by their names in the model.
         fits: Layer name -> what the export lost.
+        saved_rounding: Name in `saved` -> relative error of the dtype (Frobenius norm).
     """
 
     manifest: Manifest
@@ -51,6 +53,7 @@ class PlainLora:
     factors: dict[str, LoraFactors]
     saved: dict[str, Tensor]
     fits: dict[str, LayerFit]
+    saved_rounding: dict[str, float]
 
     @property
     def exact(self) -> bool:
@@ -125,12 +128,15 @@ def plain_lora(
     for name, exact in adapter.exact():
         cut, kept = _cut(exact, rank)
         factors[name] = LoraFactors(*(part.to(dtype) for part in cut))
-        _refuse_overflow(name, factors[name])
+        _refuse_overflow(name, *factors[name])
         fits[name] = LayerFit(exact.rank, cut.rank, kept, relative_rounding(cut, factors[name]))
     width = max(part.rank for part in factors.values())
     filled = {name: padded(part, width) for name, part in factors.items()}
     saved = {key: value.to(dtype) if value.is_floating_point() else value for key, value in adapter.saved.items()}
-    return PlainLora(adapter.manifest, width, filled, saved, fits)
+    for key, value in saved.items():
+        _refuse_overflow(key, value)
+    rounding = {key: relative_error(saved[key].double(), value.double()) for key, value in adapter.saved.items()}
+    return PlainLora(adapter.manifest, width, filled, saved, fits, rounding)
 
 
 def _cut(exact: LoraFactors, rank: int | None) -> tuple[LoraFactors, float]:
@@ -172,11 +178,11 @@ def refuse_infinite_tensors(adapter: PeraTensors) -> None:
         )
 
 
-def _refuse_overflow(name: str, factors: LoraFactors) -> None:
-    if not all(torch.isfinite(part).all() for part in factors):
+def _refuse_overflow(name: str, *tensors: Tensor) -> None:
+    if not all(torch.isfinite(value).all() for value in tensors):
         raise ExportError(
             "The adapter does not fit the dtype of the export.",
-            got=f"values of layer {name!r} beyond {factors.up.dtype}",
+            got=f"values of {name!r} beyond {tensors[0].dtype}",
             expected="a dtype that holds them",
             fix="use bfloat16 or float32",
         )

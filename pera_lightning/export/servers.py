@@ -25,13 +25,17 @@ def refuse_losses(to: Server, manifest: Manifest) -> None:
         manifest: Of the adapter.
 
     Raises:
-        ExportError: Trained token rows or biases, which no LoRA format holds; and for vLLM and llama.cpp adapted
-            embeddings, adapted output heads that share the embedding's weight, and modules saved whole.
+        ExportError: Trained token rows or biases, which no LoRA format holds; modules saved whole that share a weight
+            with others, which would keep the old one; and for vLLM and llama.cpp adapted embeddings, adapted output
+            heads that share the embedding's weight, and modules saved whole.
     """
     server = TITLES[to]
     biases = [name for name in manifest.saved if name.rpartition(".")[2] == "bias"]
     _refuse(server, "trained biases", biases)
     _refuse(server, "trained rows of tokens", manifest.tokens)
+    # PEFT gives a module saved whole a copy of its own: the other side of the tie would keep the base's weight.
+    tied = [name for name in _with(manifest, TIED) if name in manifest.saved]
+    _refuse(server, "the tie between a module saved whole and another module", tied)
     if to in ("vllm", "llamacpp"):
         _refuse(server, "adapted embeddings", _with(manifest, EMBEDDING))
         _refuse(server, "an adapted output head that is tied to the embedding", _with(manifest, TIED))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pera_lightning.checkpoint import load_adapter
+from pera_lightning.checkpoint import Manifest, load_adapter
 from pera_lightning.checkpoint.adapter_files import CONFIG_FILE
 from pera_lightning.checkpoint.manifest import read_manifest
+from pera_lightning.errors import ConfigError
 from pera_lightning.integration.adapter_source import adapter_quantization, adapter_source
 from pera_lightning.integration.pretrained import load_causal_lm, load_tokenizer
 
@@ -37,12 +39,26 @@ def load_adapted_model(
 
     Raises:
         AdapterFileError: The folder is missing or damaged, or does not fit the base.
-        ConfigError: The base is not known, cannot be loaded or is quantised in a way that this cannot load.
+        ConfigError: It is no adapter of a language model, or the base is not known, cannot be loaded or is quantised in
+            a way that this cannot load.
     """
     manifest = read_manifest(Path(adapter) / CONFIG_FILE)
+    _refuse_other_tasks(manifest)
     source = adapter_source(Path(adapter), manifest, base, gguf_file)
     tokenizer = load_tokenizer(source)
     model = load_causal_lm(source, dtype=dtype, quantization=adapter_quantization(manifest, source))
     if not without_adapter:
         load_adapter(model, adapter)
     return model, tokenizer
+
+
+def _refuse_other_tasks(manifest: Manifest) -> None:
+    architecture = manifest.architecture or ""
+    if re.search(r"For[A-Z]", architecture) and not architecture.endswith(("ForCausalLM", "ForConditionalGeneration")):
+        raise ConfigError(
+            "The adapter belongs to another kind of model than this command loads.",
+            got=f"an adapter of a {architecture}",
+            expected="one of a language model (...ForCausalLM)",
+            fix="use it in Python: load_adapter(model, folder) into the model of its training; `export --check false` "
+            "needs no model",
+        )

@@ -13,6 +13,7 @@ from pera_lightning.injection import adapter_disabled
 from pera_lightning.integration.adapted_model import load_adapted_model
 from pera_lightning.integration.data.prompts import ChatEncoder, Message
 from pera_lightning.integration.generation import generate_answers
+from pera_lightning.integration.option_checks import count
 
 
 class Answerer:
@@ -54,12 +55,12 @@ class Answerer:
                 expected="one of them",
                 fix="leave one out",
             )
+        self.max_new_tokens = count("max_new_tokens", max_new_tokens, least=1)
         model, self.tokenizer = load_adapted_model(
             adapter, base=base, gguf_file=gguf_file, dtype=dtype, without_adapter=without_adapter
         )
         model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
         self.model: Any = merge_adapter(model) if merged else model
-        self.max_new_tokens = max_new_tokens
         self._encoder = ChatEncoder(
             self.tokenizer, max_length=1_000_000, use_chat_template=use_chat_template, system_prompt=system_prompt
         )

@@ -13,13 +13,14 @@ from torch import nn
 from pera_lightning.checkpoint import Manifest, load_adapter
 from pera_lightning.checkpoint.adapter_files import CONFIG_FILE
 from pera_lightning.checkpoint.manifest import FLOATING, read_manifest
+from pera_lightning.errors import ConfigError
 from pera_lightning.export.base_files import BaseFiles, is_complete
 from pera_lightning.export.certificate import Reference
 from pera_lightning.export.companions import copy_companions
 from pera_lightning.export.export_report import ExportReport
 from pera_lightning.export.merge import MergeReport, merge_and_report
 from pera_lightning.export.merged_shards import merge_shards
-from pera_lightning.export.place import check_new, new_folder
+from pera_lightning.export.place import check_new, staged
 from pera_lightning.export.plain_lora import PeraTensors
 from pera_lightning.integration.adapter_source import adapter_quantization, adapter_source
 from pera_lightning.integration.merged_certificate import adapted_reference, certify, prompt_reference
@@ -73,6 +74,13 @@ def export_merged(
         ExportError: The folder is not empty, or the base's files are not certain to hold what the adapter changes.
         InjectionError: The adapter cannot be merged.
     """
+    if isinstance(adapter_dir, nn.Module):
+        raise ConfigError(
+            "export_merged starts from the adapter's folder.",
+            got=f"a model ({type(adapter_dir).__name__})",
+            expected="the folder that the fit or save_adapter wrote",
+            fix="save_adapter(model, folder) first; or, in memory, merge_adapter(model).save_pretrained(out)",
+        )
     one_of("dtype", dtype, (None, *get_args(MergedDtype)))
     one_of("into", into, get_args(MergedInto))
     adapter, out = Path(adapter_dir), Path(out_dir)
@@ -83,7 +91,7 @@ def export_merged(
     quantized = set(manifest.quantization) != {FLOATING}
     job = _Job(adapter, manifest, source, dtype, quantized and into == "original", compare, prompts)
     folder = None if in_memory or (quantized and into != "original") else local_folder(source)
-    with new_folder(out) as temporary:
+    with staged(out) as temporary:
         report = job.in_memory(temporary, max_shard_size) if folder is None else job.from_files(folder, temporary)
         report.write(temporary)
     return report
@@ -171,7 +179,7 @@ class _Job:
     def _report(self, merge: MergeReport, reference: Reference | None, out: Path) -> ExportReport:
         certificate = None if reference is None else certify(out, self.manifest, reference)
         dtype = str(BaseFiles.of(out).dtype).removeprefix("torch.")
-        return ExportReport("merged", None, dtype, True, {}, certificate, merge)
+        return ExportReport("merged", None, dtype, True, {}, certificate=certificate, merge=merge)
 
 
 @torch.no_grad()

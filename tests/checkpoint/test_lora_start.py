@@ -257,6 +257,7 @@ def changed(plain: Path, folder: Path, **values: Any) -> Path:
         ({"init_lora_weights": "olora"}, "base that was changed"),
         ({"r": "many"}, "config is damaged"),
         ({"lora_alpha": 0}, "config is damaged"),
+        ({"lora_alpha": None}, "(?s)config is damaged.*needs its alpha"),
         ({"rank_pattern": {"(": 2}}, "config is damaged"),
         ({"rank_pattern": {"q_proj": 3}}, "do not belong together"),
     ],

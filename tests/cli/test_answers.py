@@ -62,6 +62,11 @@ def test_options_that_contradict_each_other(project: Path, options: tuple[str, .
     assert "leave one out" in printed
 
 
+def test_an_answer_has_a_token(project: Path) -> None:
+    words = ("--adapter", "first", "--prompt", "say a", "--max_new_tokens", -1)
+    assert "max_new_tokens cannot have this value" in run("generate", *words, folder=project, ok=False)
+
+
 def test_chat_keeps_the_conversation(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("say a\nsay b\n\nnever read\n"))
     asked: list[list[str]] = []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from pera_lightning import PeraConfig, inject_adapter, load_adapter, save_adapter
 from tests.cli.test_main import run
-from tests.support.models import randomise_adapter, token_ids
+from tests.support.models import randomise_adapter, tiny_bert_classifier, token_ids
 from tests.support.pretrained import save_pretrained
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -28,6 +29,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         inject_adapter(model, PeraConfig(**{"rank": 4, **options}))
         randomise_adapter(model)
         save_adapter(model, folder / name, base_model="model")
+    classifier = tiny_bert_classifier()
+    inject_adapter(classifier, PeraConfig(2, modules_to_save=["classifier"]))
+    save_adapter(classifier, folder / "classifier", base_model="bert")
     rows = [{"prompt": f"say {word}", "completion": word} for word in ("a", "b", "c", "d") * 4]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder
@@ -90,8 +94,17 @@ def test_to_a_merged_model(project: Path) -> None:
     found = report(project / "merged")["certificate"]
     assert found["max_difference"] < 1e-4 < found["max_change"]
     assert (project / "merged/tokenizer.json").is_file()
-    words = ("--adapter", "adapter", "--out", "x", "--to", "merged", "--rank", 3)
-    assert "A merged model has no rank" in run("export", *words, folder=project, ok=False)
+
+
+def test_a_classifier_is_exported_without_its_model(project: Path) -> None:
+    run("export", "--adapter", "classifier", "--out", "bert lora", "--check", "false", folder=project)
+    assert json.loads((project / "bert lora/adapter_config.json").read_text())["task_type"] == "SEQ_CLS"
+
+
+def test_a_name_with_spaces_can_be_pasted(project: Path) -> None:
+    words = ("--to", "vllm", "--check", "false", "--base", "my model")
+    printed = run("export", "--adapter", "adapter", "--out", "my lora", *words, folder=project)
+    assert shlex.split(printed.splitlines()[-1])[2::5] == ["my model", "my lora=my lora"]
 
 
 def test_without_the_base(project: Path) -> None:
@@ -109,6 +122,12 @@ def test_what_a_user_gets_wrong(project: Path) -> None:
         (("--adapter", "adapter", "--out", "x", "--base", "nowhere"), "nowhere"),
         (("--adapter", "adapter", "--out", "x", "--rank", "0"), "rank must be positive"),
         (("--adapter", "adapter", "--out", "x", "--to", "ollama"), "ollama"),
+        (("--adapter", "adapter", "--out", "x", "--to", "merged", "--rank", 3), "--rank would do nothing"),
+        (("--adapter", "adapter", "--out", "x", "--into", "original"), "--into would do nothing"),
+        (("--adapter", "adapter", "--out", "x", "--rows", "rows.jsonl", "--check", "false"), "--rows would do nothing"),
+        (("--adapter", "classifier", "--out", "x"), "adapter of a BertForSequenceClassification"),
+        (("--adapter", "adapter", "--out", "model"), "mix with other files"),
+        (("--adapter", "adapter", "--out", "rows.jsonl/x"), "rows.jsonl, which is a file"),
     ):
         assert message in run("export", *words, folder=project, ok=False)
     assert not (project / "x").exists()

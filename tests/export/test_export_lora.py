@@ -11,11 +11,11 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pera_lightning import PeraConfig, export_lora, inject_adapter, remove_adapter, save_adapter
+from pera_lightning import PeraConfig, adapter_disabled, export_lora, inject_adapter, remove_adapter, save_adapter
 from pera_lightning.errors import AdapterFileError, ConfigError, ExportError, InjectionError
 from pera_lightning.export.certificate import Reference, lora_applied
 from pera_lightning.export.factors_format import read_factors
-from pera_lightning.export.peft_format import read_peft_factors
+from pera_lightning.export.peft_format import read_peft
 from pera_lightning.functional import expanded_rank
 from pera_lightning.injection import adapted_layers
 from tests.support.models import randomise_adapter, tiny_bert_classifier, tiny_gpt2, tiny_llama, token_ids
@@ -39,6 +39,17 @@ def logits(model: nn.Module, ids: Tensor) -> Tensor:
 
 def by_peft(model: nn.Module, folder: Path, ids: Tensor) -> Tensor:
     return logits(PeftModel.from_pretrained(remove_adapter(model), folder), ids)
+
+
+def tied_llama() -> nn.Module:
+    return tiny_llama(tie_word_embeddings=True)
+
+
+def huge_norm() -> nn.Module:
+    model = adapted(modules_to_save=["model.norm"])
+    with torch.no_grad():
+        model.model.norm.weight.fill_(1e5)
+    return model
 
 
 @pytest.mark.parametrize(
@@ -124,7 +135,7 @@ def test_cut_to_a_rank(tmp_path: Path) -> None:
     changes = {name: layer.delta_weight().detach().double() for name, layer in adapted_layers(model)}
     report = export_lora(model, tmp_path, 5)
     assert (report.rank, report.exact) == (5, False)
-    for name, factors in read_peft_factors(tmp_path).items():
+    for name, factors in read_peft(tmp_path).factors.items():
         error = (factors.up.double() @ factors.down.double() - changes[name]).norm() / changes[name].norm()
         dense = torch.linalg.svdvals(changes[name])
         torch.testing.assert_close(error, dense[5:].norm() / dense.norm(), rtol=1e-3, atol=1e-6)
@@ -166,11 +177,71 @@ def test_the_certificate_is_of_the_files(tmp_path: Path) -> None:
     tensors = load_file(file)
     key = next(key for key in tensors if "1.mlp.down_proj.lora_B" in key)
     save_file({**tensors, key: tensors[key].roll(1, 0)}, file)
-    with lora_applied(model, read_peft_factors(tmp_path)):
+    with lora_applied(model, read_peft(tmp_path)):
         damaged = reference.compare(model, "damaged")
     assert damaged.max_difference > 1e-3
     # And the adapter is back.
     assert reference.compare(model, "itself").max_difference == 0
+
+
+def test_the_certificate_reads_modules_saved_whole_from_the_files(tmp_path: Path) -> None:
+    model, ids = adapted(modules_to_save=["model.norm"]), token_ids()
+    with torch.no_grad():
+        model.model.norm.weight.normal_()
+    reference = Reference.of(model, [{"input_ids": ids}])
+    report = export_lora(model, tmp_path, dtype=torch.bfloat16)
+    assert 0 < report.saved["model.norm.weight"] < 2**-8
+    assert "1 tensors saved whole, rounded by at most" in str(report)
+    stored = read_peft(tmp_path)
+    stored.saved["model.norm.weight"].zero_()
+    with lora_applied(model, stored):
+        assert reference.compare(model, "damaged").max_difference > 0.1
+    assert reference.compare(model, "itself").max_difference == 0
+    del stored.saved["model.norm.weight"]
+    with (
+        pytest.raises(AdapterFileError, match=r"(?s)not hold all of the adapter.*model\.norm\.weight"),
+        lora_applied(model, stored),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(("options", "task"), [({}, None), ({"modules_to_save": ["classifier"]}, "SEQ_CLS")])
+def test_task_of_a_classifier(options: dict[str, Any], task: str | None, tmp_path: Path) -> None:
+    # With SEQ_CLS, PEFT wants a head in the file.
+    model, ids = adapted(tiny_bert_classifier, **options), token_ids()
+    expected = logits(model, ids)
+    export_lora(model, tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["task_type"] == task
+    torch.testing.assert_close(by_peft(model, tmp_path, ids), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+def test_both_sides_of_a_tie_may_be_saved_whole(tmp_path: Path) -> None:
+    model, ids = adapted(tied_llama, modules_to_save=["embed_tokens", "lm_head"]), token_ids()
+    with torch.no_grad():
+        model.lm_head.weight.normal_()
+    expected = logits(model, ids)
+    export_lora(model, tmp_path)
+    torch.testing.assert_close(by_peft(model, tmp_path, ids), expected, rtol=1e-5, atol=1e-5)
+
+
+class Module(nn.Module):
+    """As a LightningModule keeps its model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.net = model
+
+
+def test_a_module_around_the_model(tmp_path: Path) -> None:
+    # PEFT would not find the layers under these names, and say nothing.
+    module = Module(adapted())
+    with pytest.raises(
+        ExportError, match=r"(?s)a Module with the model in its 'net'.*export_lora\(module\.net, \.\.\.\)"
+    ):
+        export_lora(module, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert export_lora(module, tmp_path / "own", to="safetensors").exact
 
 
 def test_padding_takes_no_part(tmp_path: Path) -> None:
@@ -196,7 +267,7 @@ def test_factors_under_the_layers_own_names(tmp_path: Path) -> None:
     report = export_lora(model, tmp_path, to="safetensors")
     assert report.certificate is not None
     assert report.certificate.max_difference < 1e-5
-    factors = read_factors(tmp_path)
+    factors = read_factors(tmp_path).factors
     for name, layer in adapted_layers(model):
         torch.testing.assert_close(factors[name].up @ factors[name].down, layer.delta_weight(), rtol=1e-5, atol=1e-6)
     assert not (tmp_path / "adapter_config.json").exists()
@@ -231,6 +302,17 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
         "vLLM would leave out .*tied to the embedding: lm_head",
     ),
     "saved": (lambda: adapted(modules_to_save=["norm"]), {"to": "vllm"}, "vLLM would leave out .*modules saved whole"),
+    "saved head, tied": (
+        lambda: adapted(tied_llama, modules_to_save=["lm_head"]),
+        {},
+        "PEFT would leave out .*the tie between a module saved whole and another module: lm_head",
+    ),
+    "saved embedding, tied": (
+        lambda: adapted(tied_llama, modules_to_save=["embed_tokens"]),
+        {"to": "safetensors"},
+        "A file of factors would leave out .*the tie .*: model.embed_tokens",
+    ),
+    "overflow of what is saved": (huge_norm, {"dtype": torch.float16}, "'model.norm.weight' beyond torch.float16"),
     "rank": (lambda: adapted(rank=31), {"to": "vllm"}, "vLLM takes no LoRA of this rank.*527"),
     "overflow": (lambda: adapted(scale=3e5), {"dtype": torch.float16}, "does not fit the dtype"),
 }
@@ -266,6 +348,8 @@ def test_tied_heads_are_no_obstacle_for_peft(tmp_path: Path) -> None:
         ({"max_error": float("nan")}, "max_error is the relative error"),
         ({"dtype": torch.float64}, "floating dtype that servers read"),
         ({"to": "ollama"}, "no such target of an export"),
+        ({"inputs": token_ids()}, r"(?s)one call of the model after the other.*a Tensor.*inputs=\[\.\.\.\]"),
+        ({"inputs": {"input_ids": token_ids()}}, "(?s)one call of the model after the other.*a dict"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -286,6 +370,60 @@ def test_not_over_a_pera_adapter(tmp_path: Path) -> None:
         export_lora(model, tmp_path / "file")
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_again_into_its_own_folder(tmp_path: Path) -> None:
+    model = adapted()
+    export_lora(model, tmp_path / "out", 3)
+    (tmp_path / "out/notes.txt").write_text("mine")
+    assert export_lora(model, tmp_path / "out").rank == expanded_rank(4, 2)
+    assert {factors.rank for factors in read_peft(tmp_path / "out").factors.values()} == {expanded_rank(4, 2)}
+    assert (tmp_path / "out/notes.txt").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_not_among_other_files(tmp_path: Path) -> None:
+    model = adapted()
+    model.save_pretrained(tmp_path / "base")
+    export_lora(model, tmp_path / "factors", to="safetensors")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/README.md").write_text("mine")
+    for name, got in (
+        ("base", "which is not empty"),
+        ("factors", "but an export to 'safetensors'"),
+        ("notes", "not empty"),
+    ):
+        before = contents(tmp_path / name)
+        with pytest.raises(ExportError, match=f"(?s)mix with other files.*{got}"):
+            export_lora(model, tmp_path / name)
+        assert contents(tmp_path / name) == before
+
+
+def test_places_that_can_be_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name, got in (("file/below", "file, which is a file"), ("link", "link, which is a link to nothing")):
+        with pytest.raises(ExportError, match=f"(?s)needs a folder.*{got}"):
+            export_lora(adapted(), tmp_path / name)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_comparison_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def check(*_: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    model = adapted()
+    export_lora(model, tmp_path / "out", 3)
+    before = contents(tmp_path / "out")
+    for name in ("out", "new"):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            export_lora(model, tmp_path / name, check=check)
+    assert contents(tmp_path / "out") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_sources_that_hold_nothing(tmp_path: Path) -> None:
     with pytest.raises(InjectionError, match="holds no adapter"):
         export_lora(tiny_llama(), tmp_path / "out")
@@ -293,7 +431,13 @@ def test_sources_that_hold_nothing(tmp_path: Path) -> None:
         export_lora(tmp_path / "nowhere", tmp_path / "out")
     model = adapted()
     next(iter(adapted_layers(model)))[1].merge()
-    with pytest.raises(InjectionError, match="beside its base"):
+    with pytest.raises(InjectionError, match=r"(?s)beside its base.*1 merged layers"):
+        export_lora(model, tmp_path / "out")
+    model = adapted()
+    with (
+        adapter_disabled(model),
+        pytest.raises(InjectionError, match=r"(?s)14 disabled layers.*outside of adapter_disabled"),
+    ):
         export_lora(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

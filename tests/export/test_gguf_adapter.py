@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pera_lightning import PeraConfig, inject_adapter
 from pera_lightning.errors import AdapterFileError, ExportError
 from pera_lightning.export.certificate import Reference, lora_applied
-from pera_lightning.export.gguf_adapter import read_gguf_factors, write_gguf_adapter
+from pera_lightning.export.gguf_adapter import read_gguf_adapter, write_gguf_adapter
 from pera_lightning.export.gguf_base import ARCHITECTURES
 from pera_lightning.export.plain_lora import PeraTensors, PlainLora, plain_lora
 from tests.support.models import randomise_adapter, tiny_gpt2, tiny_llama, token_ids
@@ -168,7 +168,7 @@ def test_read_back(tmp_path: Path, model_type: str, dtype: torch.dtype, kind: st
     lora = lora_of(model, dtype=dtype)
     write_gguf_adapter(lora, tmp_path / "a.gguf", model.config)
     assert {tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "a.gguf").tensors} == {kind}
-    found = read_gguf_factors(tmp_path / "a.gguf", model.config, lora.factors)
+    found = read_gguf_adapter(tmp_path / "a.gguf", model.config, lora.factors).factors
     assert found.keys() == lora.factors.keys()
     for layer, factors in lora.factors.items():
         for part, wanted in zip(found[layer], factors, strict=True):
@@ -181,7 +181,7 @@ def test_certificate(tmp_path: Path) -> None:
     lora = lora_of(model)
     write_gguf_adapter(lora, tmp_path / "a.gguf", model.config)
     reference = Reference.of(model, [token_ids()])
-    with lora_applied(model, read_gguf_factors(tmp_path / "a.gguf", model.config, lora.factors)):
+    with lora_applied(model, read_gguf_adapter(tmp_path / "a.gguf", model.config, lora.factors)):
         certificate = reference.compare(model, "the gguf package")
     assert certificate.max_difference < 1e-5 < 1e-2 < certificate.max_change
     assert certificate.agreement == 1.0
@@ -247,7 +247,7 @@ def test_reading_the_file_of_another_model(tmp_path: Path) -> None:
     write_gguf_adapter(lora_of(model), tmp_path / "a.gguf", model.config)
     layers = ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"]
     with pytest.raises(AdapterFileError, match="2 tensors missing and 6 others"):
-        read_gguf_factors(tmp_path / "a.gguf", model.config, layers)
+        read_gguf_adapter(tmp_path / "a.gguf", model.config, layers)
 
 
 @pytest.mark.parametrize("content", [b"", b"something else", None])
@@ -255,4 +255,4 @@ def test_reading_no_gguf_file(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "a.gguf").write_bytes(content)
     with pytest.raises(ExportError, match="cannot be read"):
-        read_gguf_factors(tmp_path / "a.gguf", tiny_llama().config, ["lm_head"])
+        read_gguf_adapter(tmp_path / "a.gguf", tiny_llama().config, ["lm_head"])

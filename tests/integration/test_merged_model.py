@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from pera_lightning import PeraConfig, export_merged
+from pera_lightning import PeraConfig, export_merged, inject_adapter, save_adapter
 from pera_lightning.errors import AdapterFileError, ConfigError, ExportError, PeraError
 from pera_lightning.integration import merged_model
 from pera_lightning.integration.merged_model import local_folder
@@ -75,6 +75,23 @@ def test_files_of_the_base_are_never_loaded_as_a_model(tmp_path: Path, monkeypat
     report = export_merged(adapter, tmp_path / "out", compare=False)
     assert report.certificate is None
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == len(list(base.glob("*.safetensors")))
+
+
+def test_not_from_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)a model \(LlamaForCausalLM\).*merge_adapter\(model\)"):
+        export_merged(tiny_llama(), tmp_path / "out")  # type: ignore[arg-type]
+
+
+def test_a_tied_head_saved_whole_is_merged_in_memory(tmp_path: Path) -> None:
+    model = tiny_llama(tie_word_embeddings=True)
+    base = base_with_tokenizer(model, tmp_path / "base")
+    inject_adapter(model, PeraConfig(2, modules_to_save=["lm_head"]))
+    with torch.no_grad():
+        model.lm_head.weight.normal_()
+    save_adapter(model, tmp_path / "adapter", base_model=str(base))
+    report = export_merged(tmp_path / "adapter", tmp_path / "out", in_memory=True)
+    torch.testing.assert_close(loaded_logits(tmp_path / "out"), logits(model), rtol=1e-4, atol=1e-5)
+    assert report.certificate.max_change > 1
 
 
 def test_size_of_files_in_memory(tmp_path: Path) -> None:
