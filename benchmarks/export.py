@@ -121,7 +121,7 @@ def write(exact: list[Row], cut: list[Row], curve: list[tuple[int, float, float,
 
 
 def _cells(certificate: Any) -> Row:
-    return [certificate.route, f"{certificate.max_difference:.1e}", f"{certificate.agreement:.2%}"]
+    return [certificate.route, f"{certificate.max_difference:.2e}", f"{certificate.agreement:.2%}"]
 
 
 def _markdown(heading: Row, rows: list[Row]) -> str:

@@ -18,7 +18,7 @@ from pera_lightning.export.servers import max_lora_rank, refuse_losses
 def export(
     adapter: str,
     out: str,
-    to: Literal["peft", "vllm", "llamacpp", "merged", "safetensors"] = "peft",
+    to: Literal["peft", "vllm", "llamacpp", "merged", "gguf", "safetensors"] = "peft",
     rank: int | None = None,
     max_error: float | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
@@ -42,12 +42,14 @@ def export(
         out: Folder to write to; not that of the adapter.
         to: "peft" for PEFT and what reads its format; "vllm": the same, after checking that vLLM takes all of it;
             "llamacpp": a GGUF file for llama.cpp's --lora; "merged": the base model with the adapter in its weights,
-            with tokenizer, as transformers loads it; "safetensors": a file of factors under the layers' own names, for
+            with tokenizer, as transformers loads it; "gguf": the base's GGUF file (--gguf_file) with the adapter in its
+            weights; "safetensors": a file of factors under the layers' own names, for
             code of your own.
         rank: Largest rank of the LoRA.
         max_error: Instead of --rank: the relative error of the weight change that no layer may exceed; the smallest
             rank that holds it is chosen.
-        dtype: Of the LoRA's factors, by default float32; of a merged model, by default the base's.
+        dtype: Of the LoRA's factors, by default float32; of a merged model, by default the base's; of the merged
+            weights in a GGUF file, by default float16.
         into: For "merged", where training quantised the base: onto the dequantised weights ("auto"), which computes
             what was trained, or onto the original ones.
         check: Load the base model and the export (by PEFT where it is installed) and compare outputs. Without it no
@@ -68,6 +70,7 @@ def export(
     from pera_lightning.integration.adapter_source import adapter_source
     from pera_lightning.integration.data.prompts import ChatEncoder
     from pera_lightning.integration.export_check import check_with_peft, has_peft, row_inputs, sentence_inputs
+    from pera_lightning.integration.merged_gguf import MERGED_GGUF_FILE, export_merged_gguf
     from pera_lightning.integration.merged_model import export_merged
     from pera_lightning.integration.pretrained import load_config
 
@@ -77,6 +80,10 @@ def export(
     if to == "merged":
         print(export_merged(adapter, out, base=base, gguf_file=gguf_file, dtype=dtype, into=into, compare=check))
         print(f"AutoModelForCausalLM.from_pretrained({out!r})")
+        return
+    if to == "gguf":
+        print(export_merged_gguf(adapter, out, base=base, gguf_file=gguf_file, dtype=dtype or "float16", compare=check))
+        print(f"llama-cli -m {quote(str(Path(out) / MERGED_GGUF_FILE))}")
         return
     check_place(Path(out), to)
     refuse_losses(to, manifest)
@@ -103,12 +110,12 @@ def export(
 
 def _refuse_idle(to: str, check: bool, rank: int | None, max_error: float | None, into: str, rows: str | None) -> None:
     """Refuse options that would do nothing."""
-    merged = to == "merged"
+    lora = to not in ("merged", "gguf")
     for option, given, place, holds in (
-        ("--rank", rank is not None, "a LoRA", not merged),
-        ("--max_error", max_error is not None, "a LoRA", not merged),
-        ("--into", into != "auto", "--to merged", merged),
-        ("--rows", rows is not None, "the comparison of a LoRA", check and not merged),
+        ("--rank", rank is not None, "a LoRA", lora),
+        ("--max_error", max_error is not None, "a LoRA", lora),
+        ("--into", into != "auto", "--to merged", to == "merged"),
+        ("--rows", rows is not None, "the comparison of a LoRA", check and lora),
     ):
         if given and not holds:
             raise ConfigError(

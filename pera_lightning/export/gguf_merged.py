@@ -14,13 +14,14 @@ from pera_lightning.errors import ExportError
 from pera_lightning.export.gguf_base import GgufBase
 from pera_lightning.export.gguf_tensors import decoded, encoded, gguf_package, gguf_reader, tensor_type
 from pera_lightning.export.lora_factors import LoraFactors
+from pera_lightning.export.merge import MergeReport
 from pera_lightning.export.plain_lora import PlainLora
 from pera_lightning.export.servers import refuse_losses
 
 
 def write_merged_gguf(
     lora: PlainLora, base_file: str | Path, path: str | Path, dtype: torch.dtype = torch.float16
-) -> None:
+) -> MergeReport:
     """Copy a base model's GGUF file and merge a LoRA into it, one weight after the other.
 
     Metadata, tokenizer and the weights without an adapter are copied as they are, quantised ones too. Adapted weights
@@ -31,6 +32,9 @@ def write_merged_gguf(
         base_file: The base model, in one file.
         path: The file to write; its folder is made if needed.
         dtype: Of the merged weights.
+
+    Returns:
+        What the dtype rounds.
 
     Raises:
         ExportError: The gguf package is missing, the base cannot be read, is of a kind that is not known here or not
@@ -46,6 +50,7 @@ def write_merged_gguf(
     _check_place(path, base_file)
     layer_of = {name: layer for layer, name in names.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
+    errors = {}
     with replacing(path) as temporary:
         writer = gguf.GGUFWriter(temporary, base.architecture)
         try:
@@ -57,21 +62,33 @@ def write_merged_gguf(
             writer.write_ti_data_to_file()
             for tensor in reader.tensors:
                 if tensor.name in layer_of:
-                    merged = _merged(tensor, lora.factors[layer_of[tensor.name]], base, dtype)
+                    layer = layer_of[tensor.name]
+                    exact = _exact(tensor, lora.factors[layer], base)
+                    merged = _narrow(tensor.name, exact, dtype)
+                    errors[layer] = _square(merged.float() - exact), _square(exact)
                     writer.write_tensor_data(encoded(merged))
                 else:
                     writer.write_tensor_data(tensor.data)
         finally:
             writer.close()
+    return MergeReport.of(errors, "dequantized")
 
 
-def _merged(tensor: Any, factors: LoraFactors, base: GgufBase, dtype: torch.dtype) -> Tensor:
+def _exact(tensor: Any, factors: LoraFactors, base: GgufBase) -> Tensor:
     change = base.to_file(tensor.name, factors.up.float() @ factors.down.float())
-    merged = (decoded(tensor) + change.cpu()).to(dtype)
+    return decoded(tensor) + change.cpu()
+
+
+def _square(values: Tensor) -> float:
+    return values.double().square().sum().item()
+
+
+def _narrow(name: str, exact: Tensor, dtype: torch.dtype) -> Tensor:
+    merged = exact.to(dtype)
     if not torch.isfinite(merged).all():
         raise ExportError(
             "A merged weight does not fit the dtype.",
-            got=f"values of {tensor.name!r} beyond {dtype}",
+            got=f"values of {name!r} beyond {dtype}",
             expected="a dtype that holds them",
             fix="use torch.bfloat16 or torch.float32",
         )
