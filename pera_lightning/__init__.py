@@ -20,7 +20,7 @@ from pera_lightning.layers import PeraLinear
 if TYPE_CHECKING:
     from pera_lightning.integration.callback import PeraCallback
     from pera_lightning.integration.causal_lm import PeraCausalLM
-    from pera_lightning.integration.data import InstructionDataModule
+    from pera_lightning.integration.data import CommonsenseDataModule, InstructionDataModule
     from pera_lightning.integration.merged_model import export_merged
     from pera_lightning.layers.tensor_parallel import parallelize_adapted
 
@@ -28,6 +28,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdapterSet",
+    "CommonsenseDataModule",
     "InjectionReport",
     "InstructionDataModule",
     "PeraCallback",
@@ -55,6 +56,7 @@ __all__ = [
 _LATE = {
     "PeraCallback": "pera_lightning.integration.callback",
     "PeraCausalLM": "pera_lightning.integration.causal_lm",
+    "CommonsenseDataModule": "pera_lightning.integration.data",
     "InstructionDataModule": "pera_lightning.integration.data",
     "export_merged": "pera_lightning.integration.merged_model",
     "parallelize_adapted": "pera_lightning.layers.tensor_parallel",

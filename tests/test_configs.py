@@ -158,7 +158,7 @@ def tiny(tmp_path: Path) -> Callable[[str], str]:
 def test_parses(path: Path) -> None:
     parsed = _parse_fit(["--config", str(path)])
     assert parsed.model.class_path.endswith("PeraCausalLM")
-    assert parsed.data.class_path.endswith("InstructionDataModule")
+    assert parsed.data.class_path.endswith(("InstructionDataModule", "CommonsenseDataModule"))
 
 
 def test_each_model_has_a_config() -> None:

@@ -71,7 +71,7 @@ class FitOptions:
         source = model_class(**model).source
         architecture = _architecture(source)
         packing = data["packing"]
-        validates = data["val_files"] or data["val_split"] or data["dataset"]
+        validates = any(data.get(name) for name in ("val_files", "val_split", "val_rows", "dataset"))
         return cls(
             source=source,
             architecture=architecture,

@@ -68,6 +68,7 @@ TOOLS: dict[str, Callable[[list[str]], None]] = {
     "consolidate": _function("consolidate"),
     "diff": _function("diff", positional=True),
     "estimate": _estimate,
+    "evaluate": _function("evaluate"),
     "export": _function("export"),
     "generate": _function("generate"),
     "push": _function("push"),

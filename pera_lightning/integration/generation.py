@@ -76,6 +76,8 @@ def generate_answers(
     prompts: Sequence[Tensor],
     max_new_tokens: int,
     streamer: BaseStreamer | None = None,
+    *,
+    num_beams: int = 1,
 ) -> list[str]:
     """Answer prompts greedily, in one batch padded on the left.
 
@@ -88,6 +90,7 @@ def generate_answers(
         prompts: Vectors of int64 token ids, none of them empty.
         max_new_tokens: Longest answer, in tokens.
         streamer: Gets every token when it is there, where there is one prompt.
+        num_beams: Beams of a beam search; 1 is greedy decoding.
 
     Returns:
         The answers without their end and without special tokens, in the order of the prompts.
@@ -97,6 +100,7 @@ def generate_answers(
     stops = stop_tokens(model, tokenizer)
     greedy = GenerationConfig(
         do_sample=False,
+        num_beams=num_beams,
         max_new_tokens=max_new_tokens,
         eos_token_id=stops or None,
         pad_token_id=tokenizer.pad_token_id,

@@ -263,4 +263,4 @@ def test_a_misspelt_key_is_named(config: Path) -> None:
 
 def test_help() -> None:
     assert "--cards" in run("estimate", "--help")
-    assert "{generate,chat,diff,estimate,consolidate,export,push} --help" in " ".join(run("--help").split())
+    assert "generate, chat, evaluate, diff, estimate, consolidate, export, push" in " ".join(run("--help").split())

@@ -208,14 +208,17 @@ class InstructionDataModule(LightningDataModule):
     def _use_tokenizer(self, tokenizer: Any) -> None:
         if tokenizer is self._tokenizer:
             return
-        self._encoder = ChatEncoder(
+        self._encoder = self._make_encoder(tokenizer)
+        self._tokenizer = tokenizer
+        self._splits, self._packs = {}, None
+
+    def _make_encoder(self, tokenizer: Any) -> ChatEncoder:
+        return ChatEncoder(
             tokenizer,
             max_length=self.max_length,
             use_chat_template=self.use_chat_template,
             system_prompt=self.system_prompt,
         )
-        self._tokenizer = tokenizer
-        self._splits, self._packs = {}, None
 
     def _report(self, split: Split) -> None:
         packs = f", {len(self._packs):,} packs" if split == "train" and self._packs is not None else ""

@@ -30,6 +30,18 @@ PLAIN_TEMPLATE = (
 )
 """The template (Jinja) of tokenizers without a chat template: `### User:`, `### Assistant:` and eos."""
 
+ALPACA_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}"
+    "{{ 'Below is an instruction that describes a task. Write a response that appropriately completes the request.' }}"
+    "{{ '\n\n### Instruction:\n' + message['content'] + '\n\n' }}"
+    "{% elif message['role'] == 'assistant' %}{{ '### Response:\n' + message['content'] + eos_token + '\n\n' }}"
+    "{% else %}{{ message['content'] + '\n\n' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
+)
+"""The template (Jinja) of Alpaca, which LLM-Adapters uses too, for rows without an input: `### Instruction:`, eos."""
+
 _PROBE = "9f0c5e"
 
 
@@ -53,6 +65,7 @@ class ChatEncoder:
         use_chat_template: Use the tokenizer's chat template where it has one, else `PLAIN_TEMPLATE`.
         system_prompt: System message of conversations that have none of their own; it takes the place of
             the template's default one. `None`: as the template has it.
+        template: A template (Jinja) to use in any case, such as `ALPACA_TEMPLATE`.
 
     Raises:
         ConfigError: If the template cannot be used, the tokenizer has no token to stop with, or
@@ -66,14 +79,15 @@ class ChatEncoder:
         max_length: int,
         use_chat_template: bool = True,
         system_prompt: str | None = None,
+        template: str | None = None,
     ) -> None:
         self.max_length = max_length
         self._tokenizer = tokenizer
         self._system_prompt = system_prompt
         has_template = bool(getattr(tokenizer, "chat_template", None))
         # None makes the tokenizer take its own template.
-        self._template = None if use_chat_template and has_template else PLAIN_TEMPLATE
-        # The plain template has no bos token: it is put in front where the tokenizer would do so.
+        self._template = template or (None if use_chat_template and has_template else PLAIN_TEMPLATE)
+        # Templates of this file have no bos token: it is put in front where the tokenizer would do so.
         self._bos = "" if self._template is None else _bos_added_by(tokenizer)
         # What the template writes after an answer, and how much of it the model is to learn.
         self._tail = self._probe_template()

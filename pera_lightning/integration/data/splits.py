@@ -53,7 +53,9 @@ class SplitSources:
         row_format: Format of the rows.
         on_bad_row: Raise at the first bad row, or skip bad rows.
         limits: Most rows of every split, taken from its beginning; `None` for all.
-        seed: Decides which rows are held out.
+        seed: Decides which rows are held out, and which are trained on.
+        val_rows: Number of train rows held out for validation, instead of val_split.
+        fraction: Share of the other train rows to train on; a smaller share is part of a larger one.
 
     Raises:
         ConfigError: If an option has an impossible value, or two contradict each other.
@@ -67,6 +69,8 @@ class SplitSources:
     on_bad_row: OnBadRow
     limits: Mapping[Split, int | None]
     seed: int
+    val_rows: int = 0
+    fraction: float = 1.0
 
     def __post_init__(self) -> None:
         check_choice("format", self.row_format, RowFormat)
@@ -80,6 +84,15 @@ class SplitSources:
                 expected="a number from 0 up to, but not including, 1",
                 fix="val_split: 0.05 holds out one row in twenty",
             )
+        if self.val_rows < 0:
+            raise ConfigError("val_rows is too small.", got=self.val_rows, expected="at least 0", fix="raise val_rows")
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(
+                "fraction must be a share of the train rows.",
+                got=self.fraction,
+                expected="a number above 0 and up to 1",
+                fix="fraction: 0.1 trains on one row in ten",
+            )
         if self.val_split and self.files["val"]:
             raise contradiction("val_files and val_split", "one of the two")
         if self.dataset is not None and any(self.files.values()):
@@ -92,7 +105,7 @@ class SplitSources:
 
     def has(self, split: Split) -> bool:
         """Says whether there is anything to read for the split."""
-        if self.files[split] or (split == "val" and self.val_split > 0):
+        if self.files[split] or (split == "val" and self._holds_out):
             return True
         return self.dataset is not None and _HUB_SPLITS[split] in self._hub_dataset
 
@@ -105,8 +118,16 @@ class SplitSources:
         """
         for split in splits:
             self._check_source(split)
-        held_out = self._read_held_out() if self.val_split and {"train", "val"} & set(splits) else {}
-        return {split: held_out.get(split) or self._read(split, self.limits[split]) for split in splits}
+        parted = self._read_parted() if self._parts_train and {"train", "val"} & set(splits) else {}
+        return {split: parted.get(split) or self._read(split, self.limits[split]) for split in splits}
+
+    @property
+    def _holds_out(self) -> bool:
+        return self.val_split > 0 or self.val_rows > 0
+
+    @property
+    def _parts_train(self) -> bool:
+        return self._holds_out or self.fraction < 1
 
     @cached_property
     def _hub_dataset(self) -> Mapping[str, Iterable[Mapping[str, Any]]]:
@@ -123,29 +144,30 @@ class SplitSources:
                 expected=f"rows to {'train on' if split == 'train' else 'evaluate'}",
                 fix=f"set {split}_files" + (", or val_split to hold out train rows" if split == "val" else ""),
             )
-        source: Split = "train" if split == "val" and self.val_split else split
+        source: Split = "train" if split == "val" and self._holds_out else split
         for path in self.files[source]:
             check_file(path)
 
-    def _read_held_out(self) -> dict[Split, SplitRows]:
+    def _read_parted(self) -> dict[Split, SplitRows]:
         """Reads the train rows and parts them; both parts keep the order of the file."""
         every = self._read("train", limit=None)
         rows = every.conversations
-        val_rows = max(1, round(self.val_split * len(rows)))
+        val_rows = (self.val_rows or max(1, round(self.val_split * len(rows)))) if self._holds_out else 0
         if val_rows >= len(rows):
             raise DataError(
                 "There are too few train rows to hold some out for validation.",
-                got=f"{len(rows)} rows, val_split {self.val_split}",
+                got=f"{len(rows)} rows, {val_rows} to hold out",
                 expected="at least one row on either side",
-                fix="give more rows, or val_files instead of val_split",
+                fix="give more rows, or hold out fewer",
             )
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed)).tolist()
         val = [rows[index] for index in sorted(order[:val_rows])]
-        train = [rows[index] for index in sorted(order[val_rows:])]
-        return {
-            "train": SplitRows(train[: self.limits["train"]], every.bad_rows),
-            "val": SplitRows(val[: self.limits["val"]], BadRows(self.on_bad_row)),
-        }
+        last = val_rows + max(1, round(self.fraction * (len(rows) - val_rows)))
+        train = [rows[index] for index in sorted(order[val_rows:last])]
+        parts: dict[Split, SplitRows] = {"train": SplitRows(train[: self.limits["train"]], every.bad_rows)}
+        if self._holds_out:
+            parts["val"] = SplitRows(val[: self.limits["val"]], BadRows(self.on_bad_row))
+        return parts
 
     def _read(self, split: Split, limit: int | None) -> SplitRows:
         bad_rows = BadRows(self.on_bad_row)

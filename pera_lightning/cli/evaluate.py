@@ -1,0 +1,94 @@
+"""`evaluate`: accuracies on the commonsense tasks, with an adapter or without one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pera_lightning.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def evaluate(
+    tasks: str,
+    adapter: str | None = None,
+    base: str | None = None,
+    gguf_file: str | None = None,
+    how: Literal["generate", "rank"] = "generate",
+    template: Literal["alpaca", "chat"] = "alpaca",
+    limit: int | None = None,
+    batch_size: int = 16,
+    num_beams: int = 1,
+    max_new_tokens: int = 32,
+    merged: bool = False,
+    dtype: Literal["auto", "native", "float32", "bfloat16", "float16"] = "auto",
+    out: str | None = None,
+) -> None:
+    """Answer the commonsense tasks of LLM-Adapters with an adapter, or with a plain or merged model; print accuracies.
+
+    Args:
+        tasks: Folder with `<task>/test.json` for one or more of boolq, piqa, social_i_qa, hellaswag, winogrande,
+            ARC-Easy, ARC-Challenge and openbookqa.
+        adapter: Folder of the adapter, as the fit wrote it; without one, `base` is evaluated as it is.
+        base: Hub id or folder of the base (or merged) model; by default the one that the adapter names.
+        gguf_file: Name of a GGUF file in `base`.
+        how: "generate" an answer and take the first option it names (the papers' way), or "rank" the options by their
+            log-likelihood.
+        template: The prompt of the training (`data.init_args.template`).
+        limit: Most questions of a task, from the beginning of its file.
+        batch_size: Questions generated for, or options ranked, at a time.
+        num_beams: Beams of generation (the papers: 4); 1 is greedy decoding.
+        max_new_tokens: Longest generated answer, in tokens.
+        merged: Merge the adapter into the base first, which makes an answer cost what the base's costs.
+        dtype: Dtype of the base's weights; that of the training (`model.init_args.dtype`) is the best choice.
+        out: Folder for results.json and one file of predictions (JSONL) for each task.
+    """
+    import torch
+    from rich import get_console
+
+    from pera_lightning.integration.evaluation import evaluate_commonsense
+
+    model, tokenizer = _load(adapter, base, gguf_file, merged, dtype)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    evaluation = evaluate_commonsense(
+        model,
+        tokenizer,
+        tasks,
+        how=how,
+        template=template,
+        limit=limit,
+        batch_size=batch_size,
+        num_beams=num_beams,
+        max_new_tokens=max_new_tokens,
+        progress=True,
+    )
+    if out is not None:
+        options = {"template": template, "limit": limit, "num_beams": num_beams, "merged": merged}
+        evaluation.write(out, {"adapter": adapter, "base": base, **options})
+    get_console().print(evaluation.table())
+
+
+def _load(
+    adapter: str | None, base: str | None, gguf_file: str | None, merged: bool, dtype: str
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    from pera_lightning.export import merge_adapter
+    from pera_lightning.integration.adapted_model import load_adapted_model
+    from pera_lightning.integration.pretrained import PretrainedSource, load_causal_lm, load_tokenizer
+
+    if adapter is not None:
+        model, tokenizer = load_adapted_model(adapter, base=base, gguf_file=gguf_file, dtype=dtype)
+        return (merge_adapter(model) if merged else model), tokenizer
+    if base is None:
+        raise ConfigError(
+            "There is nothing to evaluate.",
+            got="neither adapter nor base",
+            expected="an adapter, a model, or an adapter for a model",
+            fix="name --adapter or --base",
+        )
+    if merged:
+        raise ConfigError(
+            "Without an adapter there is nothing to merge.", got="merged", expected="an adapter", fix="leave merged out"
+        )
+    source = PretrainedSource(base, gguf_file)
+    return load_causal_lm(source, dtype=dtype), load_tokenizer(source)

@@ -1,0 +1,7 @@
+"""Evaluation on the commonsense tasks of LLM-Adapters: by generation, and by ranking the options."""
+
+from pera_lightning.integration.evaluation.commonsense import evaluate_commonsense
+from pera_lightning.integration.evaluation.extraction import extract_answer
+from pera_lightning.integration.evaluation.results import Evaluation, Prediction
+
+__all__ = ["Evaluation", "Prediction", "evaluate_commonsense", "extract_answer"]
