@@ -25,6 +25,7 @@ OTHER_RAISES = {
     ("integration/data/conversations.py", "raise error"),
     ("integration/data/conversations.py", "raise row"),
     ("integration/data/conversations.py", "raise next((row for row in rows if isinstance(row, DataError)))"),
+    ("integration/evaluation/questions.py", "raise row"),
 }
 
 
