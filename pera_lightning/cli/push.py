@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pera_lightning.errors import AdapterFileError
+from pera_lightning.errors import AdapterFileError, ConfigError
 
 FILES = (
     "README.md",
@@ -38,10 +38,18 @@ def push(folder: str, repo: str, private: bool = True, dry_run: bool = False, me
         return
     from huggingface_hub import HfApi
 
-    api = HfApi()
-    api.create_repo(repo, private=private, exist_ok=True)
-    names = [path.name for path in files]
-    print(api.upload_folder(repo_id=repo, folder_path=folder, allow_patterns=names, commit_message=message))
+    api, names = HfApi(), [path.name for path in files]
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        print(api.upload_folder(repo_id=repo, folder_path=folder, allow_patterns=names, commit_message=message))
+    # Any: which library talks to the network, and with what errors, differs between versions of huggingface_hub.
+    except Exception as error:
+        raise ConfigError(
+            "The hub did not take the upload.",
+            got=f"{repo!r}: {type(error).__name__}: {error}",
+            expected="a repository user/name that you may write to, and a network",
+            fix="log in with `hf auth login`, and check the name",
+        ) from error
 
 
 def _files(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.errors import HFValidationError
 
 from pera_lightning import PeraConfig, export_lora, inject_adapter, save_adapter
 from tests.cli.test_main import run
@@ -73,6 +74,17 @@ def test_the_calls_are_those_of_huggingface_hub(folder: Path, monkeypatch: pytes
     for name, options in calls:
         inspect.signature(getattr(huggingface_hub.HfApi, name)).bind(None, **options)
     assert {"README.md", "export_report.json"} <= set(calls[1][1]["allow_patterns"])
+
+
+@pytest.mark.parametrize("error", [HFValidationError("Repo id must"), ConnectionError("no network")])
+def test_what_the_hub_refuses(folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Hub, "create_repo", refuse)
+    printed = run("push", "--folder", "lora", "--repo", "me mine", folder=folder, ok=False)
+    assert "The hub did not take the upload" in printed
+    assert str(error) in printed
 
 
 def test_a_folder_without_an_adapter(folder: Path) -> None:
