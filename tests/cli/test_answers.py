@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM
 
-from pera_lightning import PeraConfig, inject_adapter, save_adapter
+from pera_lightning import PeraConfig, inject_adapter, merge_adapter, save_adapter
 from pera_lightning.injection import adapted_layers
+from pera_lightning.integration import answerer
 from tests.cli.test_main import run
 from tests.support.models import randomise_adapter
 from tests.support.pretrained import save_pretrained
@@ -33,10 +35,18 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 WORDS = ("--adapter", "first", "--max_new_tokens", 4)
 
 
-def test_merged_answers_are_the_same(project: Path) -> None:
+def test_merged_answers_are_the_same(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = run("generate", "--prompt", "say a", *WORDS, folder=project).splitlines()[-1]
+    merged_models = []
+
+    def record(model: nn.Module) -> nn.Module:
+        merged_models.append(merge_adapter(model))
+        return model
+
+    monkeypatch.setattr(answerer, "merge_adapter", record)
     merged = run("generate", "--prompt", "say a", "--merged", "true", *WORDS, folder=project).splitlines()[-1]
     assert plain == merged
+    assert len(merged_models) == 1
 
 
 def test_side_by_side(project: Path) -> None:

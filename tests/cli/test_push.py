@@ -70,6 +70,7 @@ def test_the_calls_are_those_of_huggingface_hub(folder: Path, monkeypatch: pytes
 
     run("push", "--folder", "lora", "--repo", "me/mine", "--private", "false", folder=folder)
     calls = list(Hub.calls)
+    assert calls[0][1]["private"] is False
     monkeypatch.undo()
     for name, options in calls:
         inspect.signature(getattr(huggingface_hub.HfApi, name)).bind(None, **options)
