@@ -1,5 +1,15 @@
 """A look inside trained adapters."""
 
 from pera_lightning.analysis.energy import mean_energy, polynomial_energy
+from pera_lightning.analysis.inspection import AdapterInspection, LayerInspection, inspect_adapter
+from pera_lightning.analysis.interactions import Interactions, interaction_strength
 
-__all__ = ["mean_energy", "polynomial_energy"]
+__all__ = [
+    "AdapterInspection",
+    "Interactions",
+    "LayerInspection",
+    "inspect_adapter",
+    "interaction_strength",
+    "mean_energy",
+    "polynomial_energy",
+]

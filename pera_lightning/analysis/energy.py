@@ -28,8 +28,8 @@ def polynomial_energy(layer: PeraLinear) -> float:
     order, terms = layer.config.order, layer.config.terms
     left = expand(whole(layer.pera_B).float(), 1, order, terms)
     right = expand(whole(layer.pera_A).float(), 0, order, terms)
-    linear = _product_norm(left[:, : layer.rank], right[: layer.rank])
-    polynomial = _product_norm(left[:, layer.rank :] * coefficients.float(), right[layer.rank :])
+    linear = product_norm(left[:, : layer.rank], right[: layer.rank])
+    polynomial = product_norm(left[:, layer.rank :] * coefficients.float(), right[layer.rank :])
     return (polynomial / linear).item() if linear > 0 else 0.0
 
 
@@ -39,7 +39,8 @@ def mean_energy(model: nn.Module) -> float:
     return sum(energies) / len(energies) if energies else 0.0
 
 
-def _product_norm(left: Tensor, right: Tensor) -> Tensor:
+def product_norm(left: Tensor, right: Tensor) -> Tensor:
+    """Frobenius norm of `left @ right`, from the Gram matrices of both; the product is not built."""
     with torch.autocast(left.device.type, enabled=False):
         squared = ((left.T @ left) * (right @ right.T)).sum()
     # Rounding may leave a tiny negative number where the parts cancel.

@@ -1,0 +1,24 @@
+"""Figures without a window system, and their files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from pera_lightning.checkpoint.atomic import replacing
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of a size in inches."""
+    # The object interface: pyplot would keep the figure and pick a window system.
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG beside its place and rename it."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
