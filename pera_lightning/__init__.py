@@ -18,6 +18,7 @@ from pera_lightning.injection import (
 from pera_lightning.layers import PeraLinear
 
 if TYPE_CHECKING:
+    from pera_lightning.integration.adapter_pictures import AdapterPictures
     from pera_lightning.integration.callback import PeraCallback
     from pera_lightning.integration.causal_lm import PeraCausalLM
     from pera_lightning.integration.data import CommonsenseDataModule, InstructionDataModule
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdapterPictures",
     "AdapterSet",
     "CommonsenseDataModule",
     "InjectionReport",
@@ -54,6 +56,7 @@ __all__ = [
 # Everything that needs lightning (or torch's tensor parallelism) is imported on first use: the adapters work without
 # it, and importing it takes seconds.
 _LATE = {
+    "AdapterPictures": "pera_lightning.integration.adapter_pictures",
     "PeraCallback": "pera_lightning.integration.callback",
     "PeraCausalLM": "pera_lightning.integration.causal_lm",
     "CommonsenseDataModule": "pera_lightning.integration.data",

@@ -71,7 +71,7 @@ class LayerInspection:
 
     @property
     def effective_rank(self) -> float:
-        """exp of the entropy of the singular values divided by their sum (Roy and Vetterli, 2007); 0 for zero."""
+        """Exp of the entropy of the singular values divided by their sum (Roy and Vetterli, 2007); 0 for zero."""
         total = self.singular_values.sum()
         if total == 0:
             return 0.0
@@ -182,9 +182,7 @@ def inspect_tensors(manifest: Manifest, tensors: dict[str, Tensor]) -> AdapterIn
     return AdapterInspection(config, rows, tuple(_others(manifest)))
 
 
-def _inspect(
-    name: str, factors: LoraFactors, config: PeraConfig, plan: LayerPlan, h: Tensor | None
-) -> LayerInspection:
+def _inspect(name: str, factors: LoraFactors, config: PeraConfig, plan: LayerPlan, h: Tensor | None) -> LayerInspection:
     down, up = factors
     columns = part_columns(plan.rank, config)
     if h is not None:

@@ -71,5 +71,6 @@ TOOLS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": _function("evaluate"),
     "export": _function("export"),
     "generate": _function("generate"),
+    "inspect": _function("inspect"),
     "push": _function("push"),
 }

@@ -18,6 +18,7 @@ from pera_lightning.cli.comparison import as_table, comparison, write_comparison
 from pera_lightning.injection import adapter_disabled
 
 # Not used here, but with the classes imported the command line accepts and offers their short names.
+from pera_lightning.integration.adapter_pictures import AdapterPictures  # noqa: F401
 from pera_lightning.integration.callback import PeraCallback
 from pera_lightning.integration.causal_lm import PeraCausalLM  # noqa: F401
 from pera_lightning.integration.data import CommonsenseDataModule, InstructionDataModule  # noqa: F401
@@ -25,7 +26,7 @@ from pera_lightning.integration.fsdp2 import FSDP2Strategy  # noqa: F401
 
 DESCRIPTION = "Fine-tune with PERA adapters on PyTorch Lightning."
 EPILOG = (
-    "Tools without a Trainer: `python -m pera_lightning TOOL --help`, with TOOL one of generate, chat, evaluate, diff, "
+    "Tools without a Trainer: `python -m pera_lightning TOOL --help`, with TOOL one of generate, chat, evaluate, diff, inspect, "
     "estimate, consolidate, export, push. "
     "Options of the adapter are under `pera`; any LightningModule and LightningDataModule can be named by class_path."
 )

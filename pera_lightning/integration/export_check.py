@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,9 +33,9 @@ SENTENCES = (
 """What a model is called with where the user names no rows."""
 
 
-def sentence_inputs(tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    """`SENTENCES` as calls of a model, one each."""
-    return [dict(tokenizer(sentence, return_tensors="pt")) for sentence in SENTENCES]
+def sentence_inputs(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Sentences, by default `SENTENCES`, as calls of a model, one each."""
+    return [dict(tokenizer(sentence, return_tensors="pt")) for sentence in sentences or SENTENCES]
 
 
 def row_inputs(path: Path, encoder: ChatEncoder, positions: int) -> list[dict[str, Any]]:

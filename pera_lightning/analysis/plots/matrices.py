@@ -59,9 +59,9 @@ def plot_interactions(strengths: Interactions, most: int = MOST_LAYERS) -> Figur
     ranked = sorted(used, key=lambda layer: used[layer].max().item(), reverse=True)[:most]
     chosen = {layer: torch.where(matrix > 0, matrix, math.nan) for layer, matrix in used.items() if layer in ranked}
     top = max(matrix.max().item() for matrix in used.values())
-    bottom = min(matrix[matrix > 0].min().item() for matrix in chosen.values() for matrix in [matrix.nan_to_num()])
+    bottom = min(matrix[matrix > 0].min().item() for matrix in chosen.values())
     scale = LogNorm(max(bottom, top * 10**-DECADES) * 0.999, top)
-    title = f"Interaction strength of rank components ({_chosen(len(chosen), len(strengths))} the largest)"
+    title = f"Interaction strength of rank components ({_chosen(len(chosen), len(strengths))} the largest entries)"
     label = "|second derivative| / |dW x|, means over tokens"
     return _panels(chosen, scale, "viridis", title, label)
 

@@ -57,8 +57,6 @@ def _lines(axes: Axes, rows: list[LayerInspection]) -> None:
             color=colours[kind] if coloured else "tab:blue",
             alpha=0.45,
             linewidth=0.8,
-            marker="." if len(values) < 20 else None,
-            markersize=3,
             label="_" if label in labelled else label,
         )
         labelled.add(label)

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from pera_lightning import PeraConfig, inject_adapter, save_adapter
+from tests.cli.test_main import run
+from tests.support.models import randomise_adapter
+from tests.support.pretrained import save_pretrained
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model and two adapters for it."""
+    folder = tmp_path_factory.mktemp("inspect")
+    torch.manual_seed(0)
+    save_pretrained(folder / "model")
+    for name, order in (("adapter", 2), ("lora", 1)):
+        model = AutoModelForCausalLM.from_pretrained(folder / "model")
+        inject_adapter(model, PeraConfig(4, order, modules_to_save=["lm_head"]))
+        randomise_adapter(model)
+        save_adapter(model, folder / name, base_model="model")
+    return folder
+
+
+def pictures(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.png"))
+
+
+def test_table_and_pictures(project: Path) -> None:
+    printed = run("inspect", "--adapter", "adapter", "--prompts", '["hello", "2 + 2"]', folder=project)
+    assert "all layers" in printed
+    assert "in no row: 1 modules or biases saved whole (lm_head)" in printed
+    out = project / "adapter-inspect"
+    assert pictures(out) == ["coefficients", "interactions", "parts", "spectrum"]
+    for path in out.glob("*.png"):
+        with Image.open(path) as image:
+            assert min(image.size) > 250
+    assert len(list(csv.DictReader((out / "layers.csv").read_text().splitlines()))) == 14
+    assert sorted(path.name for path in out.iterdir() if path.name.startswith(".")) == []
+
+
+def test_without_the_base_model(project: Path) -> None:
+    printed = run("inspect", "--adapter", "adapter", "--out", "new/x", "--interactions", "false", folder=project)
+    assert "x/parts.png" in printed
+    assert pictures(project / "new/x") == ["coefficients", "parts", "spectrum"]
+    model = nn.Sequential(nn.Linear(6, 5))
+    inject_adapter(model, PeraConfig(2))
+    save_adapter(model, project / "unnamed")
+    printed = run("inspect", "--adapter", "unnamed", folder=project)
+    assert "No interactions: the base model cannot be loaded" in printed
+    assert "unnamed-inspect/spectrum.png" in printed
+
+
+def test_plain_lora(project: Path) -> None:
+    printed = run("inspect", "--adapter", "lora", "--out", "y", folder=project)
+    assert "no products of rank components" in printed
+    assert pictures(project / "y") == ["parts", "spectrum"]
+
+
+def test_what_a_user_gets_wrong(project: Path) -> None:
+    (project / "file").touch()
+    (project / "empty").mkdir()
+    for words, message in (
+        (("--adapter", "nowhere"), "adapter's config is missing"),
+        (("--adapter", "adapter", "--out", "file"), "The pictures need a folder"),
+        (("--adapter", "adapter", "--base", "empty"), "empty"),
+    ):
+        assert message in run("inspect", *words, folder=project, ok=False)
