@@ -40,8 +40,8 @@ def interaction_strength(model: nn.Module, inputs: Sequence[Any]) -> Interaction
 
     Args:
         model: A model with adapters, unmerged and whole on this process. It is called in eval mode.
-        inputs: What to call it with: a tensor, a tuple of arguments or a dict of keyword arguments for each call. Padding
-            counts like any other token.
+        inputs: What to call it with: a tensor, a tuple of arguments or a dict of keyword arguments for each call.
+            Padding counts like any other token.
 
     Returns:
         A matrix for each adapted layer that was called and that has products; empty at order 1.

@@ -19,9 +19,9 @@ def inspect(
     base: str | None = None,
     gguf_file: str | None = None,
 ) -> None:
-    """Print a table of an adapter's layers, and write it and pictures: how large each layer's weight change is, of what
-    rank, and how much of it the polynomial terms hold.
+    """Print a table of an adapter's layers, and write it and pictures.
 
+    They show how large each layer's weight change is, of what rank, and how much of it the polynomial terms hold.
     Writes layers.csv, spectrum.png, parts.png, coefficients.png (from order 2) and interactions.png. Only the last one
     needs the base model; without one it is left out. How to read them: docs/inspect.md.
 
