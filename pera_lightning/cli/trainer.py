@@ -26,8 +26,8 @@ from pera_lightning.integration.fsdp2 import FSDP2Strategy  # noqa: F401
 
 DESCRIPTION = "Fine-tune with PERA adapters on PyTorch Lightning."
 EPILOG = (
-    "Tools without a Trainer: `python -m pera_lightning TOOL --help`, with TOOL one of generate, chat, evaluate, diff, inspect, "
-    "estimate, consolidate, export, push. "
+    "Tools without a Trainer: `python -m pera_lightning TOOL --help`, with TOOL one of generate, chat, evaluate, diff, "
+    "inspect, estimate, consolidate, export, push. "
     "Options of the adapter are under `pera`; any LightningModule and LightningDataModule can be named by class_path."
 )
 
