@@ -8,7 +8,7 @@ import torch
 from gguf import GGUFReader
 from torch import Tensor
 
-from pera_lightning import PeraConfig, load_adapter
+from pera_lightning import PeraConfig, load_adapter, quantize_model
 from pera_lightning.errors import ConfigError, ExportError
 from pera_lightning.integration import merged_gguf
 from pera_lightning.integration.merged_gguf import export_merged_gguf
@@ -57,9 +57,10 @@ def test_half_precision_is_reported(tmp_path: Path) -> None:
     assert types["token_embd.weight"] == "F32"
 
 
-def test_into_a_quantised_file_of_another_base_name(tmp_path: Path) -> None:
+def test_an_adapter_of_a_4_bit_base_into_an_8_bit_file(tmp_path: Path) -> None:
     model = tiny_llama(hidden_size=64, intermediate_size=96)
     write_base_gguf(model, tmp_path / "small.gguf", "Q8_0")
+    quantize_model(model, "nf4")
     adapter = adapt_and_save(model, tmp_path / "adapter", PeraConfig(2), tmp_path / "gone")
     report = export_merged_gguf(adapter, tmp_path / "out", base=str(tmp_path), gguf_file="small.gguf", dtype="float32")
     assert report.certificate is not None
