@@ -15,13 +15,17 @@ CONV1D = "conv1d"
 TIED = "tied"
 """The weight of the base, or of a module saved whole, belongs to another module too."""
 
+ENDS_ANOTHER = "ends_another"
+"""Of a module saved whole: the name of another module ends in its name, as `pre_head` in `head`."""
+
 
 def layer_traits(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """Adapted layer or module saved whole -> what sets it apart; those with nothing of the kind are left out."""
     modules = list(original_names(model))
     owners = Counter(id(module._parameters.get("weight")) for _, module in modules)
     found = {name: _traits(layer, owners) for name, layer in modules if isinstance(layer, PeraLinear)}
-    return {name: traits for name, traits in found.items() if traits} | _tied_saved_modules(model)
+    found |= {name: _traits_of_saved(name, module, model) for name, module in saved_modules(model)}
+    return {name: traits for name, traits in found.items() if traits}
 
 
 def _traits(layer: PeraLinear, owners: Counter[int]) -> tuple[str, ...]:
@@ -35,9 +39,15 @@ def _traits(layer: PeraLinear, owners: Counter[int]) -> tuple[str, ...]:
     return tuple(name for name, holds in traits.items() if holds)
 
 
-def _tied_saved_modules(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    saved = dict(saved_modules(model))
-    inside = {id(part) for module in saved.values() for part in module.modules()}
-    others = [module for module in model.modules() if id(module) not in inside]
-    outside = {id(value) for module in others for value in module._parameters.values() if value is not None}
-    return {name: (TIED,) for name, module in saved.items() if any(id(v) in outside for v in module.parameters())}
+def _traits_of_saved(name: str, module: nn.Module, model: nn.Module) -> tuple[str, ...]:
+    others = {other for other, _ in original_names(model) if other != name}
+    traits = {TIED: _is_tied(module, model), ENDS_ANOTHER: any(other.endswith(name) for other in others)}
+    return tuple(trait for trait, holds in traits.items() if holds)
+
+
+def _is_tied(module: nn.Module, model: nn.Module) -> bool:
+    """Whether a module that is not saved whole has a parameter of one that is."""
+    inside = {id(part) for _, saved in saved_modules(model) for part in saved.modules()}
+    others = [part for part in model.modules() if id(part) not in inside]
+    outside = {id(value) for part in others for value in part._parameters.values() if value is not None}
+    return any(id(value) in outside for value in module.parameters())

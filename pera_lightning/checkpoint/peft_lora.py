@@ -98,7 +98,9 @@ def read_peft_lora(directory: str | Path) -> PeftLora:
     used = {name + end for name in factors for ends in _ENDS for end in ends}
     rest = {key: value for key, value in tensors.items() if key not in used}
     _refuse_unknown(rest, folder)
-    modules = _saved_modules(rest, values.get("modules_to_save") or ())
+    # An export of ours may name them from PEFT's outermost module on.
+    patterns = [pattern.removeprefix(PREFIX) for pattern in values.get("modules_to_save") or ()]
+    modules = _saved_modules(rest, patterns)
     try:
         config, layers = _config(values, factors, modules)
     except (ConfigError, TypeError, AttributeError, re.error) as error:

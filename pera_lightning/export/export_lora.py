@@ -21,7 +21,7 @@ from pera_lightning.export.place import check_place, staged
 from pera_lightning.export.plain_lora import PeraTensors, PlainLora, plain_lora
 from pera_lightning.export.probe import token_probe
 from pera_lightning.export.servers import SERVERS, Server, refuse_losses, refuse_rank
-from pera_lightning.injection import adapter_layers, original_names
+from pera_lightning.injection import adapter_layers, marked_modules, original_names
 from pera_lightning.layers import PeraLinear
 
 GGUF_FILE = "adapter.gguf"
@@ -188,7 +188,8 @@ def _refuse_wrapped(model: nn.Module, to: Server) -> None:
     """Refuse a LightningModule, say, around the model that the export is for: its names have one component more."""
     if to == "safetensors" or hasattr(model, "save_pretrained"):
         return
-    names = [name for name, _ in adapter_layers(model)]
+    # What lies beside the inner model belongs to the whole, and the names with it.
+    names = [name for name, _ in (*adapter_layers(model), *marked_modules(model))]
     inner = (name for name, module in original_names(model) if hasattr(module, "save_pretrained"))
     around = next((name for name in inner if names and all(own.startswith(f"{name}.") for own in names)), None)
     if around is not None:

@@ -9,10 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pera_lightning.checkpoint import Manifest
 from pera_lightning.checkpoint.atomic import replacing
+from pera_lightning.checkpoint.base_sample import sample_difference, spread
+from pera_lightning.checkpoint.manifest import FLOATING
 from pera_lightning.errors import ExportError
 from pera_lightning.export.gguf_base import GgufBase
-from pera_lightning.export.gguf_tensors import decoded, encoded, gguf_package, gguf_reader, tensor_type
+from pera_lightning.export.gguf_tensors import DTYPES, decoded, encoded, gguf_package, gguf_reader, tensor_type
 from pera_lightning.export.lora_factors import LoraFactors
 from pera_lightning.export.merge import MergeReport
 from pera_lightning.export.plain_lora import PlainLora
@@ -38,7 +41,8 @@ def write_merged_gguf(
 
     Raises:
         ExportError: The gguf package is missing, the base cannot be read, is of a kind that is not known here or not
-            the adapter's, a merged weight does not fit the dtype, or a LoRA cannot hold all of the adapter.
+            the adapter's (by its shapes, and by some weights that the adapter keeps), a merged weight does not fit the
+            dtype, or a LoRA cannot hold all of the adapter.
     """
     gguf, path = gguf_package(), Path(path)
     kind = tensor_type(dtype)
@@ -47,6 +51,7 @@ def write_merged_gguf(
     base = GgufBase.of_file(reader)
     names = base.tensor_names(lora.factors)
     _check_base(reader, base_file, {names[layer]: factors for layer, factors in lora.factors.items()})
+    _check_sample(reader, base_file, base, names, lora.manifest)
     _check_place(path, base_file)
     layer_of = {name: layer for layer, name in names.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +70,7 @@ def write_merged_gguf(
                     layer = layer_of[tensor.name]
                     exact = _exact(tensor, lora.factors[layer], base)
                     merged = _narrow(tensor.name, exact, dtype)
-                    errors[layer] = _square(merged.float() - exact), _square(exact)
+                    errors[layer] = _square(merged.double() - exact), _square(exact)
                     writer.write_tensor_data(encoded(merged))
                 else:
                     writer.write_tensor_data(tensor.data)
@@ -75,8 +80,8 @@ def write_merged_gguf(
 
 
 def _exact(tensor: Any, factors: LoraFactors, base: GgufBase) -> Tensor:
-    change = base.to_file(tensor.name, factors.up.float() @ factors.down.float())
-    return decoded(tensor) + change.cpu()
+    change = base.to_file(tensor.name, factors.up.double() @ factors.down.double())
+    return decoded(tensor).double() + change.cpu()
 
 
 def _square(values: Tensor) -> float:
@@ -152,3 +157,21 @@ def _check_base(reader: Any, base_file: str | Path, factors: dict[str, LoraFacto
                 expected=f"shape {wanted}",
                 fix="name the base model's file; of one in several files, merge them with llama.cpp's llama-gguf-split",
             )
+
+
+def _check_sample(
+    reader: Any, base_file: str | Path, base: GgufBase, names: dict[str, str], manifest: Manifest
+) -> None:
+    stored = {tensor.name: tensor for tensor in reader.tensors}
+    sampled = {layer: stored[names[layer]] for layer in manifest.base_sample if layer in names}
+    present = {layer: spread(base.to_model(tensor.name, decoded(tensor))) for layer, tensor in sampled.items()}
+    floating = all(tensor.tensor_type.name in DTYPES.values() for tensor in sampled.values())
+    same_storage = floating and set(manifest.quantization) == {FLOATING}
+    difference = sample_difference(manifest.base_sample, present, same_storage=same_storage)
+    if difference:
+        raise ExportError(
+            "The GGUF file is not the adapter's base model.",
+            got=f"{base_file}: {difference}",
+            expected=f"the weights of {manifest.base_model or 'the model it was trained on'}",
+            fix="name the file that was made of that model",
+        )

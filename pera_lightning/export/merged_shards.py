@@ -110,7 +110,8 @@ class _Merge:
 
 
 def _with_change(weight: Tensor, factors: LoraFactors, dtype: torch.dtype) -> tuple[Tensor, Norms]:
-    wide = torch.promote_types(weight.dtype, torch.float32)
+    # Rounded once, to `dtype`: sums in float32 would add an error of the size of its own.
+    wide = torch.float64
     down, up = (part.to(wide) for part in factors)
     merged = torch.empty(weight.shape, dtype=dtype)
     error = norm = 0.0

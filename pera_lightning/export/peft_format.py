@@ -13,7 +13,7 @@ from torch import Tensor
 from pera_lightning.checkpoint import Manifest
 from pera_lightning.checkpoint.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from pera_lightning.checkpoint.atomic import replacing
-from pera_lightning.checkpoint.layer_traits import CONV1D, EMBEDDING
+from pera_lightning.checkpoint.layer_traits import CONV1D, EMBEDDING, ENDS_ANOTHER
 from pera_lightning.checkpoint.peft_lora import PREFIX, read_peft_lora
 from pera_lightning.export.lora_factors import LoraFactors, StoredLora
 from pera_lightning.export.plain_lora import PlainLora
@@ -70,7 +70,7 @@ def peft_config(lora: PlainLora, base_model: str | None = None) -> dict[str, Any
         "r": lora.rank,
         "lora_alpha": lora.rank,
         "target_modules": list(lora.factors),
-        "modules_to_save": list(manifest.saved) or None,
+        "modules_to_save": [_saved_name(name, manifest) for name in manifest.saved] or None,
         "bias": "none",
         "fan_in_fan_out": _all_transposed(lora),
         "lora_dropout": 0.0,
@@ -82,11 +82,17 @@ def peft_config(lora: PlainLora, base_model: str | None = None) -> dict[str, Any
     }
 
 
+def _saved_name(name: str, manifest: Manifest) -> str:
+    """What PEFT finds one module by: it takes all whose names end so, without looking for a dot before it."""
+    return PREFIX + name if ENDS_ANOTHER in manifest.traits.get(name, ()) else name
+
+
 def _task(manifest: Manifest) -> str | None:
     architecture = manifest.architecture or ""
     task = next((task for end, task in _TASKS.items() if architecture.endswith(end)), None)
-    saved = {name.rpartition(".")[2] for name in manifest.saved}
-    return None if task == "SEQ_CLS" and _HEADS.isdisjoint(saved) else task
+    # With SEQ_CLS, PEFT adds these names to modules_to_save itself.
+    found = {_saved_name(name, manifest) for name in manifest.saved}
+    return None if task == "SEQ_CLS" and _HEADS.isdisjoint(found) else task
 
 
 def _all_transposed(lora: PlainLora) -> bool:

@@ -24,9 +24,10 @@ def check_place(folder: Path, to: str) -> None:
         folder: Where an export is to be written.
         to: Its form, as in its report.
     """
-    _check_folder(folder)
-    if _is_empty(folder) or _form_in(folder) == to:
-        return
+    with _writing(folder):
+        _check_folder(folder)
+        if _is_empty(folder) or _form_in(folder) == to:
+            return
     raise ExportError(
         "The export would mix with other files.",
         got=f"{folder}, which is not empty" + (f" but an export to {_form_in(folder)!r}" if _form_in(folder) else ""),
@@ -37,14 +38,16 @@ def check_place(folder: Path, to: str) -> None:
 
 def check_new(folder: Path) -> None:
     """Raise ExportError unless a folder is new or empty; nothing is written."""
-    _check_folder(folder)
-    if not _is_empty(folder):
-        raise ExportError(
-            "A merged model needs a folder of its own.",
-            got=f"{folder}, which is not empty",
-            expected="a new or empty folder",
-            fix="name another, or delete it",
-        )
+    with _writing(folder):
+        _check_folder(folder)
+        if _is_empty(folder):
+            return
+    raise ExportError(
+        "A merged model needs a folder of its own.",
+        got=f"{folder}, which is not empty",
+        expected="a new or empty folder",
+        fix="name another, or delete it",
+    )
 
 
 def _check_folder(folder: Path) -> None:
@@ -85,27 +88,52 @@ def _values(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` to write to; what is in it comes to `folder` when all went well.
+    """A temporary folder to write to; what is in it comes to `folder` when all went well.
 
     Args:
         folder: New, empty, or with files that may be replaced.
 
     Yields:
         The temporary folder. After an exception it is deleted, and `folder` is as it was.
+
+    Raises:
+        ExportError: The folder cannot be written to.
     """
     target = folder.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    with _writing(folder):
+        # Inside of a folder that is there: beside it may be another file system, or one that is read-only.
+        place = target if target.exists() else target.parent
+        place.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".pera-", dir=place))
     try:
         yield temporary
-        if target.exists():
-            for path in temporary.iterdir():
-                path.replace(target / path.name)
-        else:
-            # mkdtemp makes private folders; the result should be as open as any other new one.
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o777 & ~umask)
-            temporary.replace(target)
+        with _writing(folder):
+            _move(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move(temporary: Path, target: Path) -> None:
+    if not target.exists():
+        # mkdtemp makes private folders; the result should be as open as any other new one.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
+        temporary.replace(target)
+        return
+    # The report last: without it, it is no whole export.
+    for path in sorted(temporary.iterdir(), key=lambda path: path.name == REPORT_FILE):
+        path.replace(target / path.name)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ExportError(
+            "The export cannot be written.",
+            got=f"{folder}: {error}",
+            expected="a folder that you may write to, with room",
+            fix="name another",
+        ) from error

@@ -15,7 +15,7 @@ from pera_lightning.errors import ConfigError
 from pera_lightning.export.certificate import Certificate
 from pera_lightning.export.export_report import ExportReport
 from pera_lightning.export.gguf_merged import write_merged_gguf
-from pera_lightning.export.place import check_place, staged
+from pera_lightning.export.place import check_new, staged
 from pera_lightning.export.plain_lora import PeraTensors, plain_lora
 from pera_lightning.export.servers import refuse_losses
 from pera_lightning.integration.adapter_source import adapter_source
@@ -43,7 +43,7 @@ def export_merged_gguf(
 
     Args:
         adapter_dir: Folder of the adapter.
-        out_dir: A new or empty folder, or an earlier export of this form.
+        out_dir: A new or empty folder.
         base: Folder of the base model's GGUF file; by default what the adapter names.
         gguf_file: Name of the file. It may be quantised: the adapter is added to what it stores.
         dtype: Of the merged weights.
@@ -61,7 +61,8 @@ def export_merged_gguf(
     """
     one_of("dtype", dtype, get_args(GgufDtype))
     adapter, out = Path(adapter_dir), Path(out_dir)
-    check_place(out, "gguf")
+    # Not even over an earlier export of its own: that may be the base of this adapter.
+    check_new(out)
     manifest = read_manifest(adapter / CONFIG_FILE)
     refuse_losses("llamacpp", manifest)
     source = adapter_source(adapter, manifest, base, gguf_file)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +12,17 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-from pera_lightning import PeraConfig, adapter_disabled, export_lora, inject_adapter, remove_adapter, save_adapter
+from pera_lightning import (
+    PeraConfig,
+    adapter_disabled,
+    export_lora,
+    inject_adapter,
+    inject_lora,
+    remove_adapter,
+    save_adapter,
+)
 from pera_lightning.errors import AdapterFileError, ConfigError, ExportError, InjectionError
 from pera_lightning.export.certificate import Reference, lora_applied
 from pera_lightning.export.factors_format import read_factors
@@ -226,6 +237,11 @@ def test_both_sides_of_a_tie_may_be_saved_whole(tmp_path: Path) -> None:
     torch.testing.assert_close(by_peft(model, tmp_path, ids), expected, rtol=1e-5, atol=1e-5)
 
 
+def tiny_distilbert() -> nn.Module:
+    config = DistilBertConfig(vocab_size=64, dim=32, hidden_dim=48, n_layers=2, n_heads=4, num_labels=3)
+    return DistilBertForSequenceClassification(config)
+
+
 class Module(nn.Module):
     """As a LightningModule keeps its model."""
 
@@ -243,6 +259,40 @@ def test_a_module_around_the_model(tmp_path: Path) -> None:
         export_lora(module, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert export_lora(module, tmp_path / "own", to="safetensors").exact
+
+
+class WithHead(Module):
+    """A head beside the model."""
+
+    def __init__(self) -> None:
+        super().__init__(tiny_llama())
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, input_ids: Tensor) -> Any:
+        return SimpleNamespace(logits=self.head(self.net(input_ids).logits))
+
+
+def test_what_is_trained_beside_the_model_belongs_to_the_module_around_it(tmp_path: Path) -> None:
+    model, ids = adapted(WithHead, modules_to_save=["head"], target_modules=["q_proj"]), token_ids()
+    with torch.no_grad():
+        model.head.weight.normal_()
+    expected = logits(model, ids)
+    export_lora(model, tmp_path)
+    # PEFT takes `head` for `lm_head` too unless it is told more.
+    torch.testing.assert_close(by_peft(model, tmp_path, ids), expected, rtol=1e-5, atol=1e-5)
+    model = WithHead()
+    inject_lora(model, tmp_path)
+    assert torch.equal(model.head.weight, read_peft(tmp_path).saved["head.weight"])
+
+
+def test_a_head_whose_name_ends_another(tmp_path: Path) -> None:
+    # DistilBERT's pre_classifier beside its classifier.
+    model, ids = adapted(tiny_distilbert, modules_to_save=["classifier"]), token_ids()
+    with torch.no_grad():
+        model.classifier.weight.normal_()
+    expected = logits(model, ids)
+    export_lora(model, tmp_path)
+    torch.testing.assert_close(by_peft(model, tmp_path, ids), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_padding_takes_no_part(tmp_path: Path) -> None:
@@ -409,6 +459,21 @@ def test_places_that_can_be_no_folder(tmp_path: Path) -> None:
         with pytest.raises(ExportError, match=f"(?s)needs a folder.*{got}"):
             export_lora(adapted(), tmp_path / name)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ExportError, match=r"(?s)cannot be written.*too long"):
+        export_lora(adapted(), tmp_path / ("x" * 300))
+    beside: list[Path] = []
+    make = tempfile.mkdtemp
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda prefix, dir: beside.append(dir) or make(prefix=prefix, dir=dir))
+    (tmp_path / "mounted").mkdir()
+    export_lora(adapted(), tmp_path / "mounted")
+    # What is beside a mounted folder is on another file system.
+    assert beside == [tmp_path / "mounted"]
+    assert sorted(path.name for path in (tmp_path / "mounted").iterdir()) == sorted(
+        ["README.md", "adapter_config.json", "adapter_model.safetensors", "export_report.json"]
+    )
 
 
 def test_a_comparison_that_fails_leaves_nothing(tmp_path: Path) -> None:

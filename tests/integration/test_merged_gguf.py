@@ -91,6 +91,30 @@ def test_refused(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
 
 
+def test_the_base_of_the_adapter_is_never_replaced(tmp_path: Path) -> None:
+    export_merged_gguf(save_both(tmp_path), tmp_path / "out", dtype="float32", compare=False)
+    model = load_causal_lm(PretrainedSource(str(tmp_path / "out"), "model.gguf"), dtype="float32")
+    adapt_and_save(model, tmp_path / "second", PeraConfig(2), tmp_path / "out/model.gguf")
+    before = (tmp_path / "out/model.gguf").read_bytes()
+    with pytest.raises(ExportError, match="folder of its own"):
+        export_merged_gguf(tmp_path / "second", tmp_path / "out")
+    assert (tmp_path / "out/model.gguf").read_bytes() == before
+
+
+def test_another_base_of_the_same_shapes(tmp_path: Path) -> None:
+    adapter = save_both(tmp_path)
+    save_gguf(tiny_llama(), tmp_path / "other.gguf")
+    with pytest.raises(ExportError, match=r"(?s)not the adapter's base model.*other weights"):
+        export_merged_gguf(adapter, tmp_path / "out", base=str(tmp_path), gguf_file="other.gguf", compare=False)
+    # Merged already: merging once more would be wrong too.
+    export_merged_gguf(adapter, tmp_path / "once", compare=False)
+    with pytest.raises(ExportError, match="not the adapter's base model"):
+        export_merged_gguf(
+            adapter, tmp_path / "twice", base=str(tmp_path / "once"), gguf_file="model.gguf", compare=False
+        )
+    assert not (tmp_path / "twice").exists()
+
+
 def test_a_crash_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = save_both(tmp_path)
     monkeypatch.setattr(merged_gguf, "_certify", lambda *_: 1 / 0)
@@ -105,4 +129,4 @@ def test_command(tmp_path: Path) -> None:
     printed = run("export", *words, folder=tmp_path)
     assert "the largest is the same at 100.00%" in printed
     assert printed.splitlines()[-1] == "llama-cli -m out/model.gguf"
-    assert "mix with other files" in run("export", *words[:4], folder=tmp_path, ok=False)
+    assert "needs a folder of its own" in run("export", *words, folder=tmp_path, ok=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from operator import methodcaller
 
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
@@ -41,7 +42,7 @@ def plot_parts(found: AdapterInspection) -> Figure:
     scale = _scale(shares)
     for axes, part in zip(panels[1:], parts, strict=True):
         title = f"share of the energy in the {part} part (all layers: {found.share(part):.2g})"
-        draw(axes, lambda row, part=part: row.share(part), scale, title)
+        draw(axes, methodcaller("share", part), scale, title)
     panels[-1].set_xlabel("block" if blocks != [""] else "")
     step = math.ceil(len(blocks) / MOST_LABELS)
     panels[-1].set_xticks(range(0, len(blocks), step), blocks[::step])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pera_lightning.analysis.inspection import AdapterInspection, LayerInspection
 from pera_lightning.analysis.plots.figure import new_figure
@@ -32,7 +33,7 @@ def plot_spectrum(found: AdapterInspection) -> Figure:
     widest = max(row.expanded_rank for row in found.layers)
     axes.set_xlim(0.5, widest * 1.04 + 0.5)
     axes.set_ylim(bottom=max(FLOOR, axes.get_ylim()[0]), top=3)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small")
     return figure
