@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import rich
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
 from pera_lightning.bases import QUANTIZATIONS, Quantization, check_quantization, set_compute_dtype
-from pera_lightning.errors import InjectionError
-from pera_lightning.injection import adapted_layers, describe_bytes, parameter_groups
+from pera_lightning.injection import describe_bytes
 from pera_lightning.integration.answer_loss import (
     IGNORE_INDEX,
     answer_logits,
@@ -32,30 +29,22 @@ from pera_lightning.integration.generation import (
     sample_table,
     split_prompts,
 )
-from pera_lightning.integration.optimization import (
-    OptimizerName,
-    Schedule,
-    make_optimizer,
-    warmup_schedule,
-)
-from pera_lightning.integration.option_checks import between, count, one_of, positive
+from pera_lightning.integration.optimization import OptimizerName, Schedule
+from pera_lightning.integration.option_checks import count, one_of
 from pera_lightning.integration.parallel_causal_lm import ParallelBuild
 from pera_lightning.integration.pretrained import (
     PretrainedSource,
     compute_dtype,
     enable_gradient_checkpointing,
     load_causal_lm,
-    load_tokenizer,
 )
+from pera_lightning.integration.pretrained_module import Dtype, PretrainedModule
 
 if TYPE_CHECKING:
-    from lightning.pytorch.utilities.types import OptimizerLRScheduler
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Dtype = Literal["auto", "native", "float32", "bfloat16", "float16"]
+    from transformers import PreTrainedModel
 
 
-class PeraCausalLM(LightningModule):
+class PeraCausalLM(PretrainedModule):
     """A pretrained causal language model that learns to give the answers of instruction data.
 
     With `PeraCallback` only the adapters (and `modules_to_save`) are trained, without it every parameter that is
@@ -117,50 +106,31 @@ class PeraCausalLM(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.source = PretrainedSource(pretrained, gguf_file, revision, trust_remote_code)
-        self.dtype_name = one_of("dtype", dtype, get_args(Dtype))
+        self.set_source(PretrainedSource(pretrained, gguf_file, revision, trust_remote_code), dtype, attn_implementation)
         self.quantization = one_of("quantization", quantization, (None, *QUANTIZATIONS))
         if self.quantization is not None:
             check_quantization(self.quantization)
-        self.attn_implementation = attn_implementation
         self.gradient_checkpointing = gradient_checkpointing
-        self.optimizer_name = one_of("optimizer", optimizer, get_args(OptimizerName))
-        self.learning_rate = positive("learning_rate", learning_rate)
-        self.b_lr_factor = positive("b_lr_factor", b_lr_factor)
-        self.h_lr_factor = positive("h_lr_factor", h_lr_factor)
-        self.weight_decay = between("weight_decay", weight_decay, 0, math.inf)
-        self.warmup_ratio = between("warmup_ratio", warmup_ratio, 0, 1)
-        self.schedule = one_of("schedule", schedule, get_args(Schedule))
+        self.set_optimization(
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            b_lr_factor=b_lr_factor,
+            h_lr_factor=h_lr_factor,
+            weight_decay=weight_decay,
+            warmup_ratio=warmup_ratio,
+            schedule=schedule,
+        )
         self.generate_in_validation = generate_in_validation
         self.generate_in_test = generate_in_test
         self.max_new_tokens = count("max_new_tokens", max_new_tokens, least=1)
         self.printed_samples = count("printed_samples", printed_samples, least=0)
-        self.model: PreTrainedModel | None = None
         # Under ModelParallelStrategy, until the model is sharded.
         self._parallel: ParallelBuild | None = None
         self.val_metrics = AnswerMetrics()
         self.test_metrics = AnswerMetrics()
-        self._tokenizer: PreTrainedTokenizerBase | None = None
         self._samples: list[GenerationSample] = []
         # Found out when a fit starts: whether the loss can do without the whole logits.
         self._chunks_loss = False
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer, with a pad token; loaded on first use, which may be before the model is built."""
-        if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.source)
-        return self._tokenizer
-
-    @property
-    def adapter_root(self) -> PreTrainedModel | None:
-        """The module that adapters are put into and adapter files are named relative to; None before it is built."""
-        return self.model
-
-    @property
-    def base_model_name(self) -> str:
-        """What adapter files name as their base: `pretrained`, or `pretrained/gguf_file`."""
-        return self.source.name
 
     @override
     def configure_model(self) -> None:
@@ -211,22 +181,13 @@ class PeraCausalLM(LightningModule):
     @override
     def on_fit_start(self) -> None:
         """Put the model in train mode, and say so when it is trained without an adapter."""
-        model = self._built_model()
         with self.trainer.precision_plugin.forward_context():
-            self._chunks_loss = ends_in_frozen_head(model)
-        # from_pretrained returns eval mode and Lightning keeps what it finds: without this, dropout and gradient
-        # checkpointing would be off throughout.
-        model.train()
-        if not any(True for _ in adapted_layers(model)):
-            trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-            rank_zero_info(
-                f"No PERA adapter in the model: fine-tuning {trained:,} parameters of {self.base_model_name} "
-                "themselves. Add PeraCallback to the trainer's callbacks to train an adapter instead."
-            )
+            self._chunks_loss = ends_in_frozen_head(self.built_model())
+        super().on_fit_start()
 
     @override
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        model = self._built_model()
+        model = self.built_model()
         # Somebody may unfreeze or hook the head in the middle of a run.
         chunks = self._chunks_loss and has_frozen_head(model)
         loss = chunked_answer_loss(model, batch) if chunks else answer_loss(*answer_logits(model, batch))
@@ -244,7 +205,7 @@ class PeraCausalLM(LightningModule):
     @override
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> list[str]:
         prompts, _ = split_prompts(batch)
-        return generate_answers(self._built_model(), self.tokenizer, prompts, self.max_new_tokens)
+        return generate_answers(self.built_model(), self.tokenizer, prompts, self.max_new_tokens)
 
     @override
     def on_validation_epoch_start(self) -> None:
@@ -262,27 +223,8 @@ class PeraCausalLM(LightningModule):
     def on_test_epoch_end(self) -> None:
         self._print_samples("Test")
 
-    @override
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The chosen AdamW with the groups of `parameter_groups` and the schedule of `warmup_schedule`."""
-        groups = parameter_groups(
-            self.named_parameters(),
-            learning_rate=self.learning_rate,
-            b_lr_factor=self.b_lr_factor,
-            h_lr_factor=self.h_lr_factor,
-            weight_decay=self.weight_decay,
-        )
-        optimizer = make_optimizer(self.optimizer_name, groups, self.learning_rate)
-        scheduler = warmup_schedule(
-            optimizer,
-            schedule=self.schedule,
-            warmup_ratio=self.warmup_ratio,
-            total_steps=self.trainer.estimated_stepping_batches,
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
     def _evaluate(self, stage: str, metrics: AnswerMetrics, batch: dict[str, Tensor], *, generate: bool) -> None:
-        logits, targets = answer_logits(self._built_model(), batch)
+        logits, targets = answer_logits(self.built_model(), batch)
         labelled = targets != IGNORE_INDEX
         # One row of the labelled positions alone: a softmax over the vocabulary is what the metrics cost.
         logits, targets = logits[labelled].unsqueeze(0), targets[labelled].unsqueeze(0)
@@ -294,7 +236,7 @@ class PeraCausalLM(LightningModule):
         self.log(f"{stage}_perplexity", metrics.perplexity)
         self.log(f"{stage}_token_accuracy", metrics.token_accuracy)
         if generate:
-            samples = generate_samples(self._built_model(), self.tokenizer, batch, self.max_new_tokens)
+            samples = generate_samples(self.built_model(), self.tokenizer, batch, self.max_new_tokens)
             # Not the module's device, which FSDPStrategy leaves at what it was.
             matches = [float(sample.matches) for sample in samples]
             metrics.exact_match.update(torch.tensor(matches, device=batch["input_ids"].device))
@@ -307,13 +249,3 @@ class PeraCausalLM(LightningModule):
             # The console that RichProgressBar draws on, so that the table does not tear the bar.
             title = f"{stage_name} samples at step {self.trainer.global_step}"
             rich.get_console().print(sample_table(samples, title))
-
-    def _built_model(self) -> PreTrainedModel:
-        if self.model is None:
-            raise InjectionError(
-                "The language model is not loaded yet.",
-                got="a PeraCausalLM that no trainer has set up",
-                expected="a model, built by configure_model",
-                fix="run it with a Trainer, or call configure_model() first",
-            )
-        return self.model

@@ -66,7 +66,7 @@ class PretrainedSource:
         if self.gguf_file is not None:
             _check_gguf_packages()
 
-    def _options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         """The keyword arguments that every `from_pretrained` of this source gets."""
         options: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
         if self.revision is not None:
@@ -86,9 +86,9 @@ def load_tokenizer(source: PretrainedSource) -> PreTrainedTokenizerBase:
 
     source.check()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.pretrained, **source._options())
-    except _loading_errors() as error:
-        raise _cannot_load("tokenizer", source, error) from error
+        tokenizer = AutoTokenizer.from_pretrained(source.pretrained, **source.options())
+    except loading_errors() as error:
+        raise cannot_load("tokenizer", source, error) from error
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ConfigError(
@@ -130,7 +130,7 @@ def load_causal_lm(
     source.check()
     if quantization is not None:
         check_quantization(quantization)
-    options = source._options()
+    options = source.options()
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     if source.gguf_file is not None:
@@ -144,8 +144,8 @@ def load_causal_lm(
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.pretrained, dtype=dtype, output_loading_info=True, **options
         )
-    except _loading_errors() as error:
-        raise _cannot_load("causal language model", source, error) from error
+    except loading_errors() as error:
+        raise cannot_load("causal language model", source, error) from error
     model, loading = loaded
     if missing := sorted(loading["missing_keys"]):
         # transformers fills these with random numbers and only warns; frozen under an adapter they stay random.
@@ -185,9 +185,9 @@ def load_config(source: PretrainedSource) -> PreTrainedConfig:
 
     source.check()
     try:
-        return AutoConfig.from_pretrained(source.pretrained, **source._options())
-    except _loading_errors() as error:
-        raise _cannot_load("config", source, error) from error
+        return AutoConfig.from_pretrained(source.pretrained, **source.options())
+    except loading_errors() as error:
+        raise cannot_load("config", source, error) from error
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -294,14 +294,15 @@ def _dense_gguf() -> dict[str, Any]:
     return {"quantization_config": transformers.GgufConfig(dequantize=True)}
 
 
-def _loading_errors() -> tuple[type[Exception], ...]:
+def loading_errors() -> tuple[type[Exception], ...]:
     """What `from_pretrained` raises for a source that is missing, damaged or of another kind."""
     from safetensors import SafetensorError
 
     return OSError, ValueError, ImportError, SafetensorError
 
 
-def _cannot_load(what: str, source: PretrainedSource, error: Exception) -> ConfigError:
+def cannot_load(what: str, source: PretrainedSource, error: Exception) -> ConfigError:
+    """The error of a source from which transformers could not load `what`."""
     if Path(source.pretrained).is_dir():
         expected = f"a folder from which transformers can load a {what}"
         fix = "do what the reason says; else check that the folder is complete and holds a model of this kind"
