@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from pera_lightning.integration.adapter_pictures import AdapterPictures
     from pera_lightning.integration.callback import PeraCallback
     from pera_lightning.integration.causal_lm import PeraCausalLM
-    from pera_lightning.integration.data import CommonsenseDataModule, InstructionDataModule
+    from pera_lightning.integration.data import CommonsenseDataModule, GlueDataModule, InstructionDataModule
     from pera_lightning.integration.merged_model import export_merged
+    from pera_lightning.integration.sequence_classifier import PeraSequenceClassifier
     from pera_lightning.layers.tensor_parallel import parallelize_adapted
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ __all__ = [
     "AdapterPictures",
     "AdapterSet",
     "CommonsenseDataModule",
+    "GlueDataModule",
     "InjectionReport",
     "InstructionDataModule",
     "PeraCallback",
@@ -38,6 +40,7 @@ __all__ = [
     "PeraConfig",
     "PeraError",
     "PeraLinear",
+    "PeraSequenceClassifier",
     "adapter_disabled",
     "adapter_state_dict",
     "export_lora",
@@ -60,6 +63,8 @@ _LATE = {
     "PeraCallback": "pera_lightning.integration.callback",
     "PeraCausalLM": "pera_lightning.integration.causal_lm",
     "CommonsenseDataModule": "pera_lightning.integration.data",
+    "PeraSequenceClassifier": "pera_lightning.integration.sequence_classifier",
+    "GlueDataModule": "pera_lightning.integration.data",
     "InstructionDataModule": "pera_lightning.integration.data",
     "export_merged": "pera_lightning.integration.merged_model",
     "parallelize_adapted": "pera_lightning.layers.tensor_parallel",

@@ -1,9 +1,12 @@
-"""Which part of a LightningModule the names in an adapter folder are relative to."""
+"""What a LightningModule says about its adapter: where its names begin, and what is trained whole beside it."""
 
 from __future__ import annotations
 
+import dataclasses
+
 from torch import nn
 
+from pera_lightning.config import PeraConfig
 from pera_lightning.injection import adapter_layers, marked_modules
 
 
@@ -24,6 +27,18 @@ def adapter_root(module: nn.Module) -> nn.Module:
         if is_pretrained and wanted == _adapter_modules(part):
             return part
     return module
+
+
+def with_own_modules(config: PeraConfig, module: nn.Module) -> PeraConfig:
+    """The options with the names that the module lists in an attribute `modules_to_save`: a head of its task.
+
+    Args:
+        config: The adapter's options.
+        module: The module, after its model was built.
+    """
+    listed = getattr(module, "modules_to_save", None) or ()
+    own = [name for name in listed if name not in config.modules_to_save]
+    return dataclasses.replace(config, modules_to_save=(*config.modules_to_save, *own)) if own else config
 
 
 def prefix_of(module: nn.Module, part: nn.Module) -> str:

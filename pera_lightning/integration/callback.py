@@ -19,7 +19,7 @@ from pera_lightning.config import ALL_LINEAR, Bias, Init, PeraConfig, Terms
 from pera_lightning.errors import ConfigError
 from pera_lightning.injection import InjectionReport, adapted_layers, freeze_base
 from pera_lightning.integration import fsdp
-from pera_lightning.integration.adapter_root import adapter_root
+from pera_lightning.integration.adapter_root import adapter_root, with_own_modules
 from pera_lightning.integration.conflicting_callbacks import refuse_conflicting_callbacks
 from pera_lightning.integration.deepspeed import keep_adapter_alone
 from pera_lightning.integration.exact_resume import ExactResume
@@ -66,7 +66,7 @@ class PeraCallback(Callback):
         target_modules: "all-linear" (every linear layer but the output head), a list of name suffixes (embeddings
             too), or one regular expression for whole names of linear layers.
         exclude_modules: Layers to leave alone, by the same rules; a container leaves out all within.
-        modules_to_save: Name suffixes of modules that are trained and saved whole, for example a new head.
+        modules_to_save: Name suffixes of modules trained and saved whole, e.g. a new head; besides the module's own.
         bias: Which biases are trained and saved too: "none", those of "adapted" layers, or "all".
         trainable_tokens: Tokens whose rows of an embedding (and of a head tied to it) are trained and saved: ids, or
             name suffix of an embedding or output head -> ids.
@@ -164,6 +164,7 @@ class PeraCallback(Callback):
     def _inject(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         fsdp.refuse_unfit_module(trainer, pl_module)
         layers = [layer for _, layer in adapted_layers(pl_module)]
+        self.config = with_own_modules(self.config, pl_module)
         if not layers:
             refuse_lost_adapters(self.report)
             self.report = start_adapters(trainer, pl_module, self.config, self.init_from)

@@ -106,7 +106,9 @@ class PeraCausalLM(PretrainedModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.set_source(PretrainedSource(pretrained, gguf_file, revision, trust_remote_code), dtype, attn_implementation)
+        self.set_source(
+            PretrainedSource(pretrained, gguf_file, revision, trust_remote_code), dtype, attn_implementation
+        )
         self.quantization = one_of("quantization", quantization, (None, *QUANTIZATIONS))
         if self.quantization is not None:
             check_quantization(self.quantization)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from pera_lightning.errors import ConfigError
 from pera_lightning.integration.data.collate import PaddingCollator, collate_packs
 from pera_lightning.integration.data.conversations import OnBadRow, RowFormat
+from pera_lightning.integration.data.module_parts import distributed_processes, find_tokenizer
 from pera_lightning.integration.data.options import check_at_least_one, contradiction
 from pera_lightning.integration.data.packing import PackedDataset
 from pera_lightning.integration.data.prompts import ChatEncoder
 from pera_lightning.integration.data.sampling import LengthGroupedSampler
 from pera_lightning.integration.data.splits import Split, SplitSources
 from pera_lightning.integration.data.tokenised import TokenisedSplit, tokenise_split
+from pera_lightning.integration.quiet import ignore_warning
 
 Batch = dict[str, Tensor]
 
@@ -141,7 +141,7 @@ class InstructionDataModule(LightningDataModule):
             ConfigError: If there is no tokenizer, its template cannot be used, or a split has no data.
             DataError: If a file is missing, empty or damaged, or holds a bad row that is not to be skipped.
         """
-        self._use_tokenizer(self._find_tokenizer())
+        self._use_tokenizer(find_tokenizer(self, self._given_tokenizer))
         missing = [split for split in self._splits_of(stage) if split not in self._splits]
         for split, rows in self.sources.read(missing).items():
             assert self._encoder is not None  # _use_tokenizer made it
@@ -151,12 +151,12 @@ class InstructionDataModule(LightningDataModule):
             self._report(split)
         if self.num_workers == 0:
             # For rows that are already tokenised workers only cost.
-            _ignore_warning(".*does not have many workers")
+            ignore_warning(".*does not have many workers")
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches or packs of the train split, in an order that depends on seed and epoch alone."""
         examples = self._splits["train"].examples
-        processes = self._processes()
+        processes = distributed_processes(self)
         if self.group_by_length:
             sampler: DistributedSampler[Any] = LengthGroupedSampler(
                 examples.lengths, self.batch_size, seed=self.seed, **processes
@@ -171,7 +171,7 @@ class InstructionDataModule(LightningDataModule):
         """Padded batches of the val split in the order of the file; no loader if there is no such split."""
         if "val" in self._splits:
             return self._eval_dataloader("val")
-        _ignore_warning("Total length of `list` across ranks is zero")
+        ignore_warning("Total length of `list` across ranks is zero")
         return []
 
     def test_dataloader(self) -> DataLoader[Batch]:
@@ -186,24 +186,6 @@ class InstructionDataModule(LightningDataModule):
         if stage == "fit":
             return ["train", "val"] if self.sources.has("val") else ["train"]
         return ["val"] if stage == "validate" else ["test"]
-
-    def _find_tokenizer(self) -> Any:
-        if isinstance(self._given_tokenizer, str | os.PathLike):
-            from transformers import AutoTokenizer
-
-            self._given_tokenizer = AutoTokenizer.from_pretrained(self._given_tokenizer)
-        if self._given_tokenizer is not None:
-            return self._given_tokenizer
-        module = self.trainer.lightning_module if self.trainer is not None else None
-        tokenizer = getattr(module, "tokenizer", None)
-        if tokenizer is None:
-            raise ConfigError(
-                "InstructionDataModule has no tokenizer.",
-                got="no trainer" if module is None else f"a {type(module).__name__} without the attribute tokenizer",
-                expected="a tokenizer of transformers",
-                fix="set tokenizer to its name or folder, or train a module that has one, such as PeraCausalLM",
-            )
-        return tokenizer
 
     def _use_tokenizer(self, tokenizer: Any) -> None:
         if tokenizer is self._tokenizer:
@@ -223,11 +205,6 @@ class InstructionDataModule(LightningDataModule):
     def _report(self, split: Split) -> None:
         packs = f", {len(self._packs):,} packs" if split == "train" and self._packs is not None else ""
         rank_zero_info(f"{split}: {self._splits[split].summary}{packs}")
-
-    def _processes(self) -> dict[str, Any]:
-        # Not the world size: under tensor parallelism some processes share their data.
-        kwargs = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
-        return kwargs or {"num_replicas": 1, "rank": 0}
 
     def _eval_dataloader(self, split: Split) -> DataLoader[Batch]:
         return self._dataloader(self._splits[split].examples, self.eval_batch_size, sampler=None)
@@ -262,11 +239,6 @@ class InstructionDataModule(LightningDataModule):
                 f"max_length {self.max_length} and pack_length {self.pack_length}",
                 "a pack_length of at least max_length",
             )
-
-
-def _ignore_warning(message: str) -> None:
-    """Keeps quiet a warning that Lightning gives about a loader after this module has handed it over."""
-    warnings.filterwarnings("ignore", message=message)
 
 
 def _paths(files: str | list[str] | None) -> list[Path]:

@@ -1,0 +1,48 @@
+"""What the data modules need of the Trainer that runs them."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+
+from pera_lightning.errors import ConfigError
+
+
+def find_tokenizer(data: LightningDataModule, given: Any) -> Any:
+    """The tokenizer that a data module was given, as an object or by name, or that of the module being run.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if isinstance(given, str | os.PathLike):
+        return _named_tokenizer(os.fspath(given))
+    if given is not None:
+        return given
+    module = data.trainer.lightning_module if data.trainer is not None else None
+    tokenizer = getattr(module, "tokenizer", None)
+    if tokenizer is None:
+        raise ConfigError(
+            f"{type(data).__name__} has no tokenizer.",
+            got="no trainer" if module is None else f"a {type(module).__name__} without the attribute tokenizer",
+            expected="a tokenizer of transformers",
+            fix="set tokenizer to its name or folder, or train a module that has one, such as PeraCausalLM",
+        )
+    return tokenizer
+
+
+@cache
+def _named_tokenizer(name: str) -> Any:
+    """Once for each name: a data module keeps the rows that it has tokenised while its tokenizer is the same."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(name)
+
+
+def distributed_processes(data: LightningDataModule) -> dict[str, Any]:
+    """The arguments `num_replicas` and `rank` of a `DistributedSampler`."""
+    # Not the world size: under tensor parallelism some processes share their data.
+    kwargs = data.trainer.distributed_sampler_kwargs if data.trainer is not None else None
+    return kwargs or {"num_replicas": 1, "rank": 0}
