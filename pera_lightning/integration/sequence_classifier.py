@@ -105,6 +105,8 @@ class PeraSequenceClassifier(PretrainedModule):
                 fix="use strategy: ddp",
             )
         self.num_labels = number = self._agreed_labels()
+        # For load_from_checkpoint, which has no data module to ask.
+        self.hparams["num_labels"] = number
         if self.model is not None:
             return
         self.model, self.modules_to_save = load_classifier(

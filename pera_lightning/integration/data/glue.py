@@ -11,14 +11,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-from pera_lightning.integration.data.glue_files import GlueRow, split_in_halves
-from pera_lightning.integration.data.glue_sources import (
-    HUB_DATASET,
-    check_task,
-    labels_of,
-    training_rows,
-    validation_rows,
-)
+from pera_lightning.integration.data.glue_files import GlueRow, check_task, split_in_halves
+from pera_lightning.integration.data.glue_sources import HUB_DATASET, labels_of, training_rows, validation_rows
 from pera_lightning.integration.data.module_parts import distributed_processes, find_tokenizer
 from pera_lightning.integration.data.options import check_at_least_one
 from pera_lightning.integration.data.splits import Split

@@ -51,6 +51,12 @@ class GlueRow:
     label: float
 
 
+def check_task(task: str) -> None:
+    """Raise a ConfigError unless this is a key of `GLUE_TASKS`."""
+    if task not in GLUE_TASKS:
+        raise ConfigError("This GLUE task is not known.", got=task, expected=sorted(GLUE_TASKS), fix="Choose a task.")
+
+
 def read_glue_file(path: Path, task: str) -> list[GlueRow]:
     """Read a labelled file of a task.
 
@@ -65,8 +71,7 @@ def read_glue_file(path: Path, task: str) -> list[GlueRow]:
         ConfigError: If there is no such task.
         DataError: If the file is missing or empty, or a line cannot be used.
     """
-    if task not in GLUE_TASKS:
-        raise ConfigError("This GLUE task is not known.", got=task, expected=sorted(GLUE_TASKS), fix="Choose a task.")
+    check_task(task)
     spec = GLUE_TASKS[task]
     if not path.is_file():
         raise DataError("A GLUE file is missing.", got=path, expected="a file", fix="Check the folder and the task.")

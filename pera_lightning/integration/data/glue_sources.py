@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pera_lightning.errors import ConfigError, DataError
+from pera_lightning.errors import DataError
 from pera_lightning.integration.data.glue_files import GLUE_TASKS, GlueRow, read_glue_file
 from pera_lightning.integration.data.rows import load_hub_dataset
 
@@ -21,17 +21,6 @@ _HUB_TEXTS: dict[str, tuple[str, ...]] = {
     "mnli": ("premise", "hypothesis"),
     "qqp": ("question1", "question2"),
 }
-
-
-def check_task(task: str) -> None:
-    """Raise a ConfigError unless this is one of `GLUE_TASKS`."""
-    if task not in GLUE_TASKS:
-        raise ConfigError(
-            "This GLUE task is not known.",
-            got=repr(task),
-            expected=f"one of {', '.join(GLUE_TASKS)}",
-            fix="set task to one of them",
-        )
 
 
 def labels_of(task: str) -> int:
