@@ -17,8 +17,11 @@ from pera_lightning.injection import adapted_layers, saved_modules
 from pera_lightning.integration.data import GlueDataModule
 from tests.support.classifiers import save_encoder, write_task
 
-# Lightning's remark about fits without validation.
-pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no:UserWarning")
+# Lightning's remarks about fits without validation, and about a resumed run in another folder.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -88,18 +91,18 @@ def test_the_folder_of_the_adapter_holds_the_head_for_the_plain_model(tmp_path: 
     assert torch.equal(plain.eval()(input_ids=ids).logits, module.model.eval()(input_ids=ids).logits)
 
 
-def test_a_resumed_run_equals_one_long_run(tmp_path: Path, folder: str, cola: str) -> None:
+def test_a_resumed_run_equals_one_long_run(tmp_path: Path, cola: str) -> None:
+    folder = save_encoder(tmp_path / "bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+
     def fit(epochs: int, name: str, **options: Any) -> pl.Trainer:
         pl.seed_everything(1, verbose=False)
         module = PeraSequenceClassifier(folder, learning_rate=0.01, schedule="constant")
-        trainer = make_trainer(tmp_path / name, max_epochs=epochs)
+        trainer = make_trainer(tmp_path / name, max_epochs=epochs, enable_checkpointing=True)
         trainer.fit(module, GlueDataModule("cola", cola, batch_size=8), **options)
         return trainer
 
     whole = fit(2, "whole")
-    half = fit(1, "half")
-    file = tmp_path / "half.ckpt"
-    half.save_checkpoint(file)
+    file = fit(1, "half").checkpoint_callback.best_model_path
     checkpoint = torch.load(file, weights_only=True)
     assert all(".pera_" in key or ".classifier." in key for key in checkpoint["state_dict"])
     resumed = fit(2, "resumed", ckpt_path=file, weights_only=True)
@@ -147,7 +150,7 @@ def _matthews(predicted: Tensor, target: Tensor, classes: int) -> float:
 
 
 def test_regression_on_pairs(tmp_path: Path, folder: str, stsb: str) -> None:
-    module = PeraSequenceClassifier(folder, learning_rate=0.003)
+    module = PeraSequenceClassifier(folder, learning_rate=0.02)
     trainer = make_trainer(tmp_path, max_epochs=8)
     data = GlueDataModule("stsb", stsb, batch_size=4)
     trainer.fit(module, data)

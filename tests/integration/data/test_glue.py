@@ -14,9 +14,7 @@ from pera_lightning.integration.data.glue_files import GLUE_TASKS, read_glue_fil
 from tests.support.classifiers import write_task
 from tests.support.pretrained import character_tokenizer
 
-ENTAILMENT = (
-    "index\tsentence1\tsentence2\tgold_label\n0\taa\tb\tneutral\n1\ta\tbb\tcontradiction\n2\ta\tb\tentailment\n"
-)
+MNLI = "sentence1\tsentence2\tgold_label\naa\tb\tneutral\na\tbb\tcontradiction\na\tb\tentailment\n"
 
 
 @pytest.fixture
