@@ -263,4 +263,6 @@ def test_a_misspelt_key_is_named(config: Path) -> None:
 
 def test_help() -> None:
     assert "--cards" in run("estimate", "--help")
-    assert "generate, chat, evaluate, diff, estimate, consolidate, export, push" in " ".join(run("--help").split())
+    assert "generate, chat, evaluate, diff, inspect, estimate, consolidate, export, push" in " ".join(
+        run("--help").split()
+    )
