@@ -203,7 +203,7 @@ class PeraCallback(Callback):
         if self.report is not None:
             rank_zero_info(str(self.report))
         self._trained = False
-        self._exact_resume.on_fit_start()
+        self._exact_resume.on_fit_start(trainer)
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

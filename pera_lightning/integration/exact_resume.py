@@ -29,8 +29,9 @@ class ExactResume:
 
     These are the random states, gradients accumulated so far, and where in the loops the run stood.
 
-    The iterator of a shuffling DataLoader draws its seed when it is made. After the end of an epoch the next one is
-    made between `on_fit_start` and `on_train_start`; in the middle of an epoch it had been made long before the
+    The iterator of a DataLoader draws seeds when it is made. After the end of an epoch the next one is made between
+    `on_fit_start` and `on_train_start`, or before both if `configure_optimizers` asks for the number of steps, and is
+    then made anew with the states that belong to it; in the middle of an epoch it had been made long before the
     checkpoint, so there the states come back in `on_train_start`, before the next batch is fetched. Lightning itself
     warns of a DataLoader that cannot go on in the middle of an epoch.
     """
@@ -46,6 +47,7 @@ class ExactResume:
         self._loader_states: list[dict[str, Any]] | None = None
         self._owes_validation = False
         self._fit_started = False
+        self._iterates_early = False
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -73,9 +75,10 @@ class ExactResume:
         if self._fit_started:
             self._restore_random_states()
 
-    def on_fit_start(self) -> None:
+    def on_fit_start(self, trainer: pl.Trainer) -> None:
         """Restore before the Trainer makes the iterator over the training data."""
         self._fit_started = True
+        self._iterates_early = trainer.fit_loop._data_fetcher is not None
         self._restore_random_states()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -83,7 +86,7 @@ class ExactResume:
         within_epoch = trainer.fit_loop.epoch_loop.batch_progress.current.ready > 0
         if self._loader_states is not None:
             warn_of_limits(trainer, within_epoch=False)
-            begin_epoch(trainer, self._loader_states, self._restore_random_states)
+            begin_epoch(trainer, self._loader_states, self._restore_random_states, again=self._iterates_early)
         elif self._resumes and within_epoch:
             warn_of_limits(trainer, within_epoch=True)
             self._restore_random_states()

@@ -101,18 +101,22 @@ def _reset(counts: dict[str, int]) -> None:
     counts.update(dict.fromkeys(counts, 0))
 
 
-def begin_epoch(trainer: pl.Trainer, states: list[dict[str, Any]], restore_random_states: Callable[[], None]) -> None:
+def begin_epoch(
+    trainer: pl.Trainer, states: list[dict[str, Any]], restore_random_states: Callable[[], None], *, again: bool
+) -> None:
     """Begin the first epoch of a run that resumes behind a finished one; called in `on_train_start`.
 
     Args:
         trainer: The Trainer, whose iterator over the training data is made already.
         states: What `begin_next_epoch` returned.
         restore_random_states: Called before the iterator is made anew, which draws random numbers.
+        again: Whether the iterator was made with other random states, so that a new one is needed in any case.
     """
     # With max_steps, Lightning takes every resumed epoch for one that had begun.
     trainer.fit_loop.epoch_loop.restarting = False
     if states:
         _load(stateful_loaders(trainer), states)
+    if states or again:
         restart_iterator(trainer, restore_random_states)
 
 

@@ -93,6 +93,20 @@ def test_after_a_finished_epoch(tmp_path: Path, loader: Any, saving: str, length
     assert min(rest.losses) == (1, 0)
 
 
+class AsksForSteps(Noisy):
+    """As modules with a schedule do; Lightning makes the iterator over the data for that, before `on_fit_start`."""
+
+    def configure_optimizers(self) -> Any:
+        assert self.trainer.estimated_stepping_batches == 3 * BATCHES
+        return super().configure_optimizers()
+
+
+@pytest.mark.parametrize("saving", FINISHED_EPOCH)
+def test_where_the_iterator_is_made_early(tmp_path: Path, saving: str) -> None:
+    modules = AsksForSteps(DataLoader), AsksForSteps(DataLoader)
+    check_same(tmp_path, "step=6", modules, saving=FINISHED_EPOCH[saving], max_epochs=3)
+
+
 class WithDistributedSampler(Noisy):
     """Its sampler takes a state when it is first asked for a row."""
 
