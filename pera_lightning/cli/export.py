@@ -75,7 +75,7 @@ def export(
     from pera_lightning.integration.pretrained import load_config
 
     # What is wrong is said before the base is loaded.
-    _refuse_idle(to, check, rank, max_error, into, rows)
+    _refuse_idle(to, check, rank, max_error, into, rows, base_dtype)
     manifest = read_manifest(Path(adapter) / CONFIG_FILE)
     if to == "merged":
         print(export_merged(adapter, out, base=base, gguf_file=gguf_file, dtype=dtype, into=into, compare=check))
@@ -108,7 +108,9 @@ def export(
     print(how_to_load(report, Path(out), base or manifest.base_model or "BASE"))
 
 
-def _refuse_idle(to: str, check: bool, rank: int | None, max_error: float | None, into: str, rows: str | None) -> None:
+def _refuse_idle(
+    to: str, check: bool, rank: int | None, max_error: float | None, into: str, rows: str | None, base_dtype: str
+) -> None:
     """Refuse options that would do nothing."""
     lora = to not in ("merged", "gguf")
     for option, given, place, holds in (
@@ -116,6 +118,7 @@ def _refuse_idle(to: str, check: bool, rank: int | None, max_error: float | None
         ("--max_error", max_error is not None, "a LoRA", lora),
         ("--into", into != "auto", "--to merged", to == "merged"),
         ("--rows", rows is not None, "the comparison of a LoRA", check and lora),
+        ("--base_dtype", base_dtype != "float32", "the comparison of a LoRA", check and lora),
     ):
         if given and not holds:
             raise ConfigError(

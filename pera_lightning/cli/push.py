@@ -31,6 +31,7 @@ def push(folder: str, repo: str, private: bool = True, dry_run: bool = False, me
         message: Of the commit.
     """
     files = _files(Path(folder))
+    _check_name(repo)
     for path in files:
         print(f"{path.name}  {path.stat().st_size:,} bytes")
     if dry_run:
@@ -50,6 +51,24 @@ def push(folder: str, repo: str, private: bool = True, dry_run: bool = False, me
             expected="a repository user/name that you may write to, and a network",
             fix="log in with `hf auth login`, and check the name",
         ) from error
+
+
+def _check_name(repo: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+        reason = None if "/" in repo else "no user or organisation before a /"
+    except HFValidationError as error:
+        reason = str(error)
+    if reason is not None:
+        raise ConfigError(
+            "The hub has no repositories of such a name.",
+            got=f"{repo!r}: {reason}",
+            expected="user/name",
+            fix="correct --repo",
+        )
 
 
 def _files(folder: Path) -> list[Path]:

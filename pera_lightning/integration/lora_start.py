@@ -71,7 +71,8 @@ def _refuse_other_options(options: PeraConfig, rank: int | None, lora: PeraConfi
                 "With init_from this option is the LoRA's.",
                 got=f"{field.name}={given!r}",
                 expected=f"{own!r}, as the LoRA in {init_from} has it, or nothing",
-                fix=f"leave {field.name} out; only {', '.join(_OPEN)} are open",
+                fix=f"leave {field.name} out, or if a config file has it, set it to its default "
+                f"({getattr(default, field.name)!r}); only {', '.join(_OPEN)} are open",
             )
 
 

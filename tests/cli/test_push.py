@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub.errors import HFValidationError
 
 from pera_lightning import PeraConfig, export_lora, inject_adapter, save_adapter
 from tests.cli.test_main import run
@@ -77,13 +76,20 @@ def test_the_calls_are_those_of_huggingface_hub(folder: Path, monkeypatch: pytes
     assert {"README.md", "export_report.json"} <= set(calls[1][1]["allow_patterns"])
 
 
-@pytest.mark.parametrize("error", [HFValidationError("Repo id must"), ConnectionError("no network")])
+@pytest.mark.parametrize("repo", ["mine", "a b/c", "a/b/c"])
+def test_names_that_the_hub_does_not_have(folder: Path, repo: str) -> None:
+    printed = run("push", "--folder", "lora", "--repo", repo, "--dry_run", "true", folder=folder, ok=False)
+    assert "no repositories of such a name" in printed
+    assert repr(repo) in printed
+
+
+@pytest.mark.parametrize("error", [OSError("not yours"), RuntimeError("no network")])
 def test_what_the_hub_refuses(folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr(Hub, "create_repo", refuse)
-    printed = run("push", "--folder", "lora", "--repo", "me mine", folder=folder, ok=False)
+    printed = run("push", "--folder", "lora", "--repo", "me/mine", folder=folder, ok=False)
     assert "The hub did not take the upload" in printed
     assert str(error) in printed
 
