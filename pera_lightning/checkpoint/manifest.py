@@ -200,11 +200,13 @@ def read_manifest(path: Path) -> Manifest:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
+        # A fit writes its adapter into a folder of this name beside its checkpoints.
+        inside = path.parent / "adapter"
         raise AdapterFileError(
             "The adapter's config is missing.",
             got=f"no file {path}",
             expected="a folder written by save_adapter",
-            fix="check the path, or save the adapter again",
+            fix=f"name {inside}" if (inside / path.name).is_file() else "check the path, or save the adapter again",
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise AdapterFileError(

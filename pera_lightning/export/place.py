@@ -32,7 +32,7 @@ def check_place(folder: Path, to: str) -> None:
         "The export would mix with other files.",
         got=f"{folder}, which is not empty" + (f" but an export to {_form_in(folder)!r}" if _form_in(folder) else ""),
         expected="a new or empty folder, or an earlier export of the same form",
-        fix="name another, or delete it",
+        fix="name another",
     )
 
 
@@ -46,7 +46,7 @@ def check_new(folder: Path) -> None:
         "A merged model needs a folder of its own.",
         got=f"{folder}, which is not empty",
         expected="a new or empty folder",
-        fix="name another, or delete it",
+        fix="name another",
     )
 
 
