@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pera_lightning.cli.estimate import _parse_fit
+from pera_lightning.cli.parsed_fit import parse_fit
 from tests.cli.test_main import run
 from tests.conftest import ROOT
 from tests.support.commonsense import write_commonsense
@@ -69,14 +69,16 @@ def test_all_recipes_are_tested() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_parses(name: str) -> None:
-    parsed = _parse_fit(["--config", str(FOLDER / f"{name}.yaml")])
+    parsed = parse_fit("estimate", ["--config", str(FOLDER / f"{name}.yaml")])
     assert parsed.data.init_args.batch_size == 16
     assert parsed.trainer.max_epochs == 3
 
 
 @pytest.mark.parametrize(("name", "override"), [(name, key) for name in MODELS for key in OVERRIDES])
 def test_overrides_parse(name: str, override: str) -> None:
-    parsed = _parse_fit(["--config", str(FOLDER / f"{name}.yaml"), "--config", str(FOLDER / f"{override}.yaml")])
+    parsed = parse_fit(
+        "estimate", ["--config", str(FOLDER / f"{name}.yaml"), "--config", str(FOLDER / f"{override}.yaml")]
+    )
     for key, value in OVERRIDES[override].items():
         assert parsed.pera[key] == value
     assert parsed.pera.rank == 16

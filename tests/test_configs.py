@@ -13,9 +13,9 @@ import yaml
 from safetensors.torch import load_file
 
 from pera_lightning.analysis.memory import GB, needed
-from pera_lightning.cli.estimate import _parse_fit
 from pera_lightning.cli.fit_on_meta import FitOnMeta
 from pera_lightning.cli.fit_options import FitOptions
+from pera_lightning.cli.parsed_fit import parse_fit
 from tests.cli.test_main import run
 from tests.conftest import ROOT
 from tests.support.classifiers import save_encoder, write_task
@@ -131,7 +131,9 @@ def base_of(path: Path) -> str:
 def true_fit(path: Path, folder: Path, **changes: Any) -> FitOnMeta:
     """The fit of a config with its own model's architecture."""
     (folder / "config.json").write_text(json.dumps({**ARCHITECTURES[base_of(path)], **changes}))
-    return FitOnMeta(FitOptions.of(_parse_fit(["--config", str(path), "--model.init_args.pretrained", str(folder)])))
+    return FitOnMeta(
+        FitOptions.of(parse_fit("estimate", ["--config", str(path), "--model.init_args.pretrained", str(folder)]))
+    )
 
 
 @pytest.fixture
@@ -159,7 +161,7 @@ def tiny(tmp_path: Path) -> Callable[[str], str]:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=identify)
 def test_parses(path: Path) -> None:
-    parsed = _parse_fit(["--config", str(path)])
+    parsed = parse_fit("estimate", ["--config", str(path)])
     assert parsed.model.class_path.endswith("PeraCausalLM")
     assert parsed.data.class_path.endswith(("InstructionDataModule", "CommonsenseDataModule"))
 

@@ -21,7 +21,7 @@ from lightning.pytorch.strategies import (
 from torch import nn
 
 from pera_lightning import PeraCallback, PeraCausalLM
-from pera_lightning.cli.estimate import _parse_fit
+from pera_lightning.cli.parsed_fit import parse_fit
 from pera_lightning.errors import ConfigError
 from pera_lightning.integration.fsdp2 import FSDP2Strategy
 from tests.conftest import ROOT
@@ -72,7 +72,7 @@ def test_every_strategy_is_known_here() -> None:
 def test_goes_with_every_recipe(path: Path) -> None:
     chosen = read(path)["trainer"]
     for recipe in CONFIGS:
-        parsed = _parse_fit(["--config", str(recipe), "--config", str(path)])
+        parsed = parse_fit("estimate", ["--config", str(recipe), "--config", str(path)])
         assert imported(parsed.trainer.strategy.class_path) is KINDS[path.stem]
         assert {name: parsed.trainer[name] for name in ("accelerator", "devices")} == {
             "accelerator": chosen["accelerator"],

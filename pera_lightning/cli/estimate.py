@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pera_lightning.analysis.memory import CONTEXT, GB, SLACK, Growth, HeldMemory, needed
-from pera_lightning.errors import ConfigError
 
 if TYPE_CHECKING:
-    from jsonargparse import Namespace
     from rich.table import Table
 
     from pera_lightning.cli.fit_on_meta import FitOnMeta
@@ -36,10 +32,10 @@ def estimate(words: Sequence[str]) -> None:
 
     from pera_lightning.cli.fit_on_meta import FitOnMeta
     from pera_lightning.cli.fit_options import FitOptions
+    from pera_lightning.cli.parsed_fit import parse_fit
 
     arguments, rest = _parser().parse_known_args(words)
-    _check_configs(rest)
-    fit = FitOnMeta(FitOptions.of(_parse_fit(rest)))
+    fit = FitOnMeta(FitOptions.of(parse_fit("estimate", rest)))
     console = rich.get_console()
     with console.status("Counting; about a minute ..."):
         growths = {checkpointing: _growths(fit, checkpointing) for checkpointing in (True, False)}
@@ -68,57 +64,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--cards", nargs="+", type=float, default=list(CARDS), metavar="GB", help="memory of cards")
     return parser
-
-
-def _check_configs(words: Sequence[str]) -> None:
-    following = [after for word, after in itertools.pairwise(words) if word in ("--config", "-c")]
-    paths = [Path(path) for path in [*following, *(word[9:] for word in words if word.startswith("--config="))]]
-    if not paths:
-        raise ConfigError(
-            "estimate needs to know which fit.",
-            got="no --config",
-            expected="a YAML file as `fit` takes it",
-            fix="python -m pera_lightning estimate --config configs/quickstart.yaml",
-        )
-    for path in paths:
-        if not path.is_file():
-            raise ConfigError(
-                "The config cannot be read.",
-                got=f"{path} (from {Path.cwd()}), which is no file",
-                expected="a YAML file as `fit` takes it",
-                fix="correct the path",
-            )
-
-
-def _parse_fit(words: Sequence[str]) -> Namespace:
-    """The options of `fit`, parsed as `fit` parses them; nothing is made of them."""
-    import lightning.pytorch as pl
-    from lightning.pytorch.cli import LightningArgumentParser
-
-    from pera_lightning.cli.trainer import PeraCLI
-
-    class ParsedFit(PeraCLI):
-        def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-            self.config = parser.parse_args(args)
-
-        def _set_seed(self) -> None: ...
-
-        def before_instantiate_classes(self) -> None: ...
-
-        def instantiate_classes(self) -> None: ...
-
-        def _run_subcommand(self, subcommand: str) -> None: ...
-
-    parsed = ParsedFit(
-        pl.LightningModule,
-        pl.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        parser_kwargs={"prog": "pera_lightning estimate"},
-        args=["fit", *words],
-    )
-    return parsed.config.fit
 
 
 def _growths(fit: FitOnMeta, checkpointing: bool) -> _Growths:

@@ -51,6 +51,12 @@ def _estimate(words: list[str]) -> None:
     estimate(words)
 
 
+def _compare(words: list[str]) -> None:
+    from pera_lightning.cli.compare import compare
+
+    compare(words)
+
+
 def _function(name: str, *, positional: bool = False) -> Callable[[list[str]], None]:
     """The command of a function that is called like its module; its docstring is the help."""
 
@@ -65,6 +71,7 @@ def _function(name: str, *, positional: bool = False) -> Callable[[list[str]], N
 
 TOOLS: dict[str, Callable[[list[str]], None]] = {
     "chat": _function("chat"),
+    "compare": _compare,
     "consolidate": _function("consolidate"),
     "diff": _function("diff", positional=True),
     "estimate": _estimate,

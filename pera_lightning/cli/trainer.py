@@ -27,8 +27,8 @@ from pera_lightning.integration.sequence_classifier import PeraSequenceClassifie
 
 DESCRIPTION = "Fine-tune with PERA adapters on PyTorch Lightning."
 EPILOG = (
-    "Tools without a Trainer: `python -m pera_lightning TOOL --help`, with TOOL one of generate, chat, evaluate, diff, "
-    "inspect, estimate, consolidate, export, push. "
+    "Tools without a Trainer: `python -m pera_lightning TOOL --help`, with TOOL one of generate, chat, evaluate, "
+    "compare, diff, inspect, estimate, consolidate, export, push. "
     "Options of the adapter are under `pera`; any LightningModule and LightningDataModule can be named by class_path."
 )
 
@@ -116,9 +116,15 @@ class PeraCLI(LightningCLI):
                 rank_zero_info(f"Loss curve written to {picture}")
 
 
-def run_trainer() -> None:
-    """Run `fit`, `validate`, `test` or `predict`, as the command line of this process says."""
-    PeraCLI(
+def make_cli(kind: type[PeraCLI], words: list[str] | None = None, prog: str = "pera_lightning") -> PeraCLI:
+    """Run `fit`, `validate`, `test` or `predict`.
+
+    Args:
+        kind: The command line's class.
+        words: The words of the command line; by default those of this process.
+        prog: Its name in help and messages.
+    """
+    return kind(
         pl.LightningModule,
         pl.LightningDataModule,
         subclass_mode_model=True,
@@ -127,5 +133,11 @@ def run_trainer() -> None:
         auto_configure_optimizers=False,
         save_config_callback=SaveFitConfig,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"description": DESCRIPTION, "epilog": EPILOG, "prog": "pera_lightning"},
+        parser_kwargs={"description": DESCRIPTION, "epilog": EPILOG, "prog": prog},
+        args=words,
     )
+
+
+def run_trainer() -> None:
+    """Run `fit`, `validate`, `test` or `predict`, as the command line of this process says."""
+    make_cli(PeraCLI)

@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader
 
 from pera_lightning import PeraCallback
 from pera_lightning.analysis.memory import CONTEXT, GB, SLACK
-from pera_lightning.cli.estimate import _parse_fit, estimate
+from pera_lightning.cli.estimate import estimate
 from pera_lightning.cli.fit_on_meta import FitOnMeta
 from pera_lightning.cli.fit_options import FitOptions
+from pera_lightning.cli.parsed_fit import parse_fit
 from pera_lightning.errors import ConfigError
 from pera_lightning.integration.causal_lm import PeraCausalLM
 from tests.analysis.test_memory import measured
@@ -54,7 +55,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(config: Path, *words: str) -> FitOptions:
-    return FitOptions.of(_parse_fit(["--config", str(config), *words]))
+    return FitOptions.of(parse_fit("estimate", ["--config", str(config), *words]))
 
 
 def megabytes(printed: str) -> dict[str, float]:

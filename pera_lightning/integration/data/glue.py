@@ -15,6 +15,7 @@ from pera_lightning.integration.data.glue_files import GlueRow, check_task, spli
 from pera_lightning.integration.data.glue_sources import HUB_DATASET, labels_of, training_rows, validation_rows
 from pera_lightning.integration.data.module_parts import distributed_processes, find_tokenizer
 from pera_lightning.integration.data.options import check_at_least_one
+from pera_lightning.integration.data.sampling import LengthGroupedSampler
 from pera_lightning.integration.data.splits import Split
 from pera_lightning.integration.quiet import ignore_warning
 
@@ -40,6 +41,7 @@ class GlueDataModule(LightningDataModule):
         max_length: Most tokens of a row; the longer of two sentences is cut first.
         batch_size: Rows of a training step on each device.
         eval_batch_size: Rows of a validation, test or prediction step; by default batch_size.
+        group_by_length: Make training batches of rows of similar length, which are padded less.
         max_train_rows: Use only so many training rows, drawn at random by `seed`.
         seed: Decides the training rows drawn and their order in every epoch.
         split_seed: Decides the halves of the validation set.
@@ -58,6 +60,7 @@ class GlueDataModule(LightningDataModule):
         max_length: int = 128,
         batch_size: int = 32,
         eval_batch_size: int | None = None,
+        group_by_length: bool = False,
         max_train_rows: int | None = None,
         seed: int = 0,
         split_seed: int = 0,
@@ -70,6 +73,7 @@ class GlueDataModule(LightningDataModule):
         self.max_length = max_length
         self.batch_size = batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.group_by_length = group_by_length
         self.max_train_rows = max_train_rows
         self.seed = seed
         self.split_seed = split_seed
@@ -120,13 +124,13 @@ class GlueDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of the train split, in an order that depends on seed and epoch alone."""
         rows = self._splits["train"]
-        # Also in a single process: unlike a RandomSampler it gives the order of an epoch after a resume.
-        sampler: DistributedSampler[Any] = DistributedSampler(
-            rows,  # type: ignore[arg-type]
-            shuffle=True,
-            seed=self.seed,
-            **distributed_processes(self),
-        )
+        order = {"seed": self.seed, **distributed_processes(self)}
+        if self.group_by_length:
+            lengths = [len(row["input_ids"]) for row in rows]
+            sampler: DistributedSampler[Any] = LengthGroupedSampler(lengths, self.batch_size, **order)
+        else:
+            # Also in a single process: unlike a RandomSampler it gives the order of an epoch after a resume.
+            sampler = DistributedSampler(rows, shuffle=True, **order)  # type: ignore[arg-type]
         return self._dataloader("train", self.batch_size, sampler)
 
     def val_dataloader(self) -> DataLoader[Batch]:

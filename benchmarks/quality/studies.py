@@ -1,0 +1,99 @@
+"""The comparisons of the study: each is one call of `python -m pera_lightning compare`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pera_lightning.cli.compare import METHODS, Plan
+
+RUNS = Path("runs/quality")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A task at a rank, and the methods that are compared on it.
+
+    Attributes:
+        name: Its name, and that of its files.
+        task: The task as a reader knows it.
+        rank: Rank of all methods.
+        config: The config of the fit.
+        data: The option that names the data and the folder inside of the one given to the script.
+        options: Overrides of the config.
+        metric: What is selected by and reported.
+        mode: Which is better.
+        learning_rates: Tried by every method.
+        methods: Names of `compare`'s methods, or name -> options.
+        seeds: Seeds at the best learning rate.
+        tuning_seeds: How many of them try every learning rate.
+    """
+
+    name: str
+    task: str
+    rank: int
+    config: str
+    data: tuple[str, str]
+    options: str
+    metric: str
+    mode: Literal["min", "max"]
+    learning_rates: tuple[float, ...]
+    methods: dict[str, str]
+    seeds: tuple[int, ...]
+    tuning_seeds: int
+
+    def plan(self, data: Path, workers: int) -> Plan:
+        """The comparison, on the data in a folder."""
+        option, folder = self.data
+        words = f"--config {self.config} --pera.rank {self.rank} {self.options}"
+        return Plan(
+            words=(*words.split(), f"--{option}", str(data / folder)),
+            methods=self.methods,
+            learning_rates=self.learning_rates,
+            seeds=self.seeds,
+            tuning_seeds=self.tuning_seeds,
+            metric=self.metric,
+            mode=self.mode,
+            out=RUNS / self.name,
+            workers=workers,
+        )
+
+
+MAIN = ("lora", "full", "square_auto", "full_auto")
+
+# Rows of training, epochs, and tokens of the longest row.
+GLUE = {
+    "cola": ("CoLA", "matthews", 4000, 2, 64),
+    "stsb": ("STS-B", "spearman", 3200, 1, 64),
+    "sst2": ("SST-2", "accuracy", 4000, 1, 64),
+    "mrpc": ("MRPC", "f1", 1500, 1, 64),
+}
+
+
+def glue(task: str, rank: int, methods: tuple[str, ...] = MAIN) -> Study:
+    """A task of GLUE with MiniLM, at a size that a CPU can do many times."""
+    title, metric, rows, epochs, length = GLUE[task]
+    options = (
+        f"--data.init_args.task {task} --data.init_args.max_train_rows {rows} --data.init_args.max_length {length} "
+        "--data.init_args.batch_size 16 --data.init_args.group_by_length true --pera.dropout 0 "
+        # The last weights count, and validation after training is enough.
+        f"--trainer.max_epochs {epochs} --trainer.check_val_every_n_epoch {epochs + 1} --trainer.callbacks null"
+    )
+    return Study(
+        name=f"{task}_rank_{rank}",
+        task=title,
+        rank=rank,
+        config="configs/glue_minilm_cpu.yaml",
+        data=("data.init_args.folder", f"glue/{title}"),
+        options=options,
+        metric=metric,
+        mode="max",
+        learning_rates=(1e-3, 3e-3, 1e-2),
+        methods={name: METHODS[name] for name in methods},
+        seeds=(0, 1, 2, 3),
+        tuning_seeds=2,
+    )
+
+
+STUDIES = {study.name: study for study in (*(glue(task, 2) for task in GLUE), *(glue("cola", rank) for rank in (1, 8)))}

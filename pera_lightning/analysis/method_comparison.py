@@ -1,0 +1,178 @@
+"""Methods side by side, each at its own best learning rate, from the results of single runs."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """One training of a comparison and what it measured.
+
+    Attributes:
+        method: Name of the method.
+        learning_rate: Its learning rate.
+        seed: Decides the order of the data and every random start; the same for all methods of a pair.
+        selection: The metric on the data to select by (validation); None where training diverged.
+        report: The metric on the data to report (test); None where training diverged.
+        metrics: All metrics of validation and test by the names they were logged under.
+        train_loss: Mean loss of the last tenth of the steps; None where training diverged at once.
+        energy: Norm of the polynomial part of dW over that of the linear one, mean over layers.
+        trainable: Number of trained parameters.
+        steps: Optimizer steps made.
+        step_ms: Median milliseconds of a training step.
+        reason: Why it diverged; empty where it did not.
+    """
+
+    method: str
+    learning_rate: float
+    seed: int
+    selection: float | None
+    report: float | None
+    metrics: dict[str, float]
+    train_loss: float | None
+    energy: float
+    trainable: int
+    steps: int
+    step_ms: float
+    reason: str = ""
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss or a metric was not finite."""
+        return self.selection is None or self.report is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The run as plain types, fit for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class MethodSummary:
+    """What a comparison says about one method.
+
+    Attributes:
+        method: Its name.
+        learning_rate: The best one by the mean selection metric over the tuning seeds; None where all diverged.
+        at_edge: Whether that is the smallest or largest that was tried, so that a better one may lie beyond.
+        reports: Seed -> reported metric, at that learning rate.
+        differences: Seed -> difference of the reported metric from the reference method's, for seeds of both.
+        interval: 95 % bootstrap interval of the mean difference; None with fewer than two seeds.
+        energy: Mean over those runs.
+        trainable: Number of trained parameters.
+        step_ms: Median over those runs.
+        diverged: Runs of this method that diverged, at any learning rate.
+        runs: Runs of this method.
+    """
+
+    method: str
+    learning_rate: float | None
+    at_edge: bool
+    reports: dict[int, float]
+    differences: dict[int, float]
+    interval: tuple[float, float] | None
+    energy: float
+    trainable: int
+    step_ms: float
+    diverged: int
+    runs: int
+
+    @property
+    def mean(self) -> float:
+        """Mean of the reported metric over seeds; NaN where all runs diverged."""
+        return statistics.fmean(self.reports.values()) if self.reports else math.nan
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the reported metric over seeds; NaN for fewer than two."""
+        return statistics.stdev(self.reports.values()) if len(self.reports) > 1 else math.nan
+
+    @property
+    def difference(self) -> float:
+        """Mean paired difference from the reference method; NaN without a common seed."""
+        return statistics.fmean(self.differences.values()) if self.differences else math.nan
+
+
+def best_learning_rate(
+    runs: Iterable[ComparedRun], method: str, tuning_seeds: Sequence[int], mode: Literal["min", "max"]
+) -> float | None:
+    """The learning rate with the best mean selection metric over the tuning seeds.
+
+    A learning rate at which one of them diverged, or is missing, is not chosen.
+    """
+    scores: dict[float, list[float]] = {}
+    for run in runs:
+        if run.method == method and run.seed in tuning_seeds:
+            scores.setdefault(run.learning_rate, []).append(math.nan if run.selection is None else run.selection)
+    sign = 1 if mode == "max" else -1
+    means = {
+        rate: sign * statistics.fmean(found)
+        for rate, found in scores.items()
+        if len(found) == len(tuning_seeds) and not any(map(math.isnan, found))
+    }
+    # Of equals the smaller one: further from diverging.
+    return min(means, key=lambda rate: (-means[rate], rate)) if means else None
+
+
+def summarise(
+    runs: Sequence[ComparedRun], tuning_seeds: Sequence[int], mode: Literal["min", "max"]
+) -> list[MethodSummary]:
+    """A summary for each method, in the order of their first runs; the first method is the reference."""
+    methods = list(dict.fromkeys(run.method for run in runs))
+    chosen = {method: _chosen_runs(runs, method, tuning_seeds, mode) for method in methods}
+    reference = {run.seed: run.report for run in chosen[methods[0]] if run.report is not None} if methods else {}
+    return [_summary(method, runs, chosen[method], reference) for method in methods]
+
+
+def _chosen_runs(
+    runs: Sequence[ComparedRun], method: str, tuning_seeds: Sequence[int], mode: Literal["min", "max"]
+) -> list[ComparedRun]:
+    rate = best_learning_rate(runs, method, tuning_seeds, mode)
+    return [run for run in runs if run.method == method and run.learning_rate == rate]
+
+
+def _summary(
+    method: str, runs: Sequence[ComparedRun], chosen: list[ComparedRun], reference: dict[int, float]
+) -> MethodSummary:
+    own = [run for run in runs if run.method == method]
+    rates = sorted({run.learning_rate for run in own})
+    rate = chosen[0].learning_rate if chosen else None
+    reports = {run.seed: run.report for run in chosen if run.report is not None}
+    differences = {seed: value - reference[seed] for seed, value in reports.items() if seed in reference}
+    return MethodSummary(
+        method=method,
+        learning_rate=rate,
+        at_edge=len(rates) > 1 and rate in (rates[0], rates[-1]),
+        reports=reports,
+        differences=differences,
+        interval=bootstrap_interval(list(differences.values())),
+        energy=statistics.fmean(run.energy for run in chosen) if chosen else math.nan,
+        trainable=own[0].trainable,
+        step_ms=statistics.median(run.step_ms for run in chosen or own),
+        diverged=sum(run.diverged for run in own),
+        runs=len(own),
+    )
+
+
+def bootstrap_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % percentile bootstrap interval of the mean of paired differences.
+
+    With few seeds it is too narrow rather than too wide: 5 differences all above 0 always give one above 0.
+
+    Returns:
+        Its ends, the same for the same values; None for fewer than two.
+    """
+    if len(values) < 2:
+        return None
+    found = torch.tensor(values, dtype=torch.float64)
+    picks = torch.randint(len(values), (RESAMPLES, len(values)), generator=torch.Generator().manual_seed(0))
+    ends = found[picks].mean(dim=1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    return ends[0].item(), ends[1].item()

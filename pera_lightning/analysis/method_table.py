@@ -1,0 +1,105 @@
+"""A comparison of methods as tables, on the screen and in files."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from pera_lightning.analysis.method_comparison import ComparedRun, MethodSummary
+from pera_lightning.checkpoint.atomic import replacing
+
+_PLAIN = (
+    "method",
+    "learning_rate",
+    "seed",
+    "selection",
+    "report",
+    "train_loss",
+    "energy",
+    "trainable",
+    "steps",
+    "step_ms",
+    "reason",
+)
+
+
+def as_table(summaries: Sequence[MethodSummary], metric: str) -> Table:
+    """One row per method; what the columns mean stands in `MethodSummary`."""
+    table = Table(title=f"{metric}, each method at its own best learning rate", caption_justify="left")
+    reference = summaries[0].method
+    table.caption = (
+        f"learning rate: the best on validation (! at an end of the grid: try beyond it). {metric}: on test, mean over "
+        f"seeds and standard deviation. difference: mean over seeds of the difference from {reference} with the same "
+        "seed, and its 95 % bootstrap interval. energy: norm of the polynomial part of dW over that of the linear one."
+    )
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == "method" else "right")
+    for summary in summaries:
+        table.add_row(*map(Text, cells(summary, is_reference=summary.method == reference)))
+    return table
+
+
+HEADINGS = ("method", "learning rate", "test", "difference", "energy", "trainable", "ms a step", "seeds", "diverged")
+
+
+def cells(summary: MethodSummary, *, is_reference: bool) -> tuple[str, ...]:
+    """The cells of a summary under `HEADINGS`."""
+    rate = "all diverged" if summary.learning_rate is None else f"{summary.learning_rate:g}{'!' * summary.at_edge}"
+    spread = "" if math.isnan(summary.spread) else f" ± {summary.spread:.4f}"
+    difference = "-"
+    if not is_reference and summary.differences:
+        difference = f"{summary.difference:+.4f}"
+        if summary.interval is not None:
+            difference += f" [{summary.interval[0]:+.4f}, {summary.interval[1]:+.4f}]"
+    return (
+        summary.method,
+        rate,
+        f"{summary.mean:.4f}{spread}",
+        difference,
+        f"{summary.energy:.2g}",
+        f"{summary.trainable:,}",
+        f"{summary.step_ms:.0f}",
+        str(len(summary.reports)),
+        f"{summary.diverged} of {summary.runs}",
+    )
+
+
+def write_runs(runs: Sequence[ComparedRun], path: Path) -> None:
+    """A CSV file with a row per run, all its numbers in full; metrics that a run lacks are empty."""
+    names = sorted({name for run in runs for name in run.metrics})
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*_PLAIN, *names])
+        for run in runs:
+            writer.writerow([*(getattr(run, name) for name in _PLAIN), *(run.metrics.get(name) for name in names)])
+
+
+def read_runs(path: Path) -> list[ComparedRun]:
+    """The runs of a file that `write_runs` wrote."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [_run(row) for row in csv.DictReader(file)]
+
+
+def _run(row: dict[str, str]) -> ComparedRun:
+    def number(name: str) -> float | None:
+        return float(row[name]) if row[name] else None
+
+    return ComparedRun(
+        method=row["method"],
+        learning_rate=float(row["learning_rate"]),
+        seed=int(row["seed"]),
+        selection=number("selection"),
+        report=number("report"),
+        metrics={name: float(value) for name, value in row.items() if name not in _PLAIN and value},
+        train_loss=number("train_loss"),
+        energy=float(row["energy"]),
+        trainable=int(row["trainable"]),
+        steps=int(row["steps"]),
+        step_ms=float(row["step_ms"]),
+        reason=row["reason"],
+    )

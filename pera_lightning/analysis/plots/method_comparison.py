@@ -1,0 +1,65 @@
+"""Learning-rate curves of methods, and how far each is from the reference method."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pera_lightning.analysis.method_comparison import ComparedRun, MethodSummary
+from pera_lightning.analysis.plots.figure import new_figure
+
+
+def plot_methods(
+    runs: Sequence[ComparedRun], summaries: Sequence[MethodSummary], metric: str, title: str = ""
+) -> Figure:
+    """Left the selection metric against the learning rate, right the paired differences of the reported metric.
+
+    Left: a dot for each run, a line through the means over seeds, a ring around the chosen learning rate, crosses at
+    the lower edge for runs that diverged. Right: a dot for each seed, a bar for the mean and its 95 % interval.
+    """
+    figure = new_figure(11.0, 1.6 + max(2.4, 0.45 * len(summaries)))
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    figure.suptitle(title or f"{metric}: methods at equal data and seeds")
+    for number, summary in enumerate(summaries):
+        _draw_curve(left, [run for run in runs if run.method == summary.method], summary, f"C{number}")
+    left.set_xscale("log")
+    left.set_xlabel("learning rate")
+    left.set_ylabel(f"{metric}, validation half")
+    left.grid(alpha=0.3)
+    left.legend(fontsize="small")
+    _draw_differences(right, summaries, metric)
+    return figure
+
+
+def _draw_curve(axes: Axes, runs: Sequence[ComparedRun], summary: MethodSummary, colour: str) -> None:
+    finished = [(run.learning_rate, run.selection) for run in runs if run.selection is not None]
+    rates = sorted({rate for rate, _ in finished})
+    means = [statistics.fmean(value for at, value in finished if at == rate) for rate in rates]
+    axes.plot(rates, means, color=colour, label=summary.method, linewidth=1.4)
+    axes.plot(*zip(*finished, strict=True), ".", color=colour, alpha=0.5, markersize=4) if finished else None
+    diverged = [run.learning_rate for run in runs if run.diverged]
+    # In the axes' own height: a diverged run has no value.
+    axes.plot(diverged, [0.02] * len(diverged), "x", color=colour, transform=axes.get_xaxis_transform(), clip_on=False)
+    if summary.learning_rate in rates:
+        best = means[rates.index(summary.learning_rate)]
+        axes.plot([summary.learning_rate], [best], "o", color=colour, fillstyle="none", markersize=9)
+
+
+def _draw_differences(axes: Axes, summaries: Sequence[MethodSummary], metric: str) -> None:
+    reference, others = summaries[0], summaries[1:]
+    axes.axvline(0, color="black", linewidth=0.8)
+    for place, summary in enumerate(others):
+        colour = f"C{place + 1}"
+        found = list(summary.differences.values())
+        axes.plot(found, [place + 0.18] * len(found), ".", color=colour, alpha=0.6)
+        if summary.interval is not None:
+            axes.plot(summary.interval, [place, place], color=colour, linewidth=3, solid_capstyle="butt")
+        if found:
+            axes.plot([summary.difference], [place], "d", color=colour)
+    axes.set_yticks(range(len(others)), [summary.method for summary in others])
+    axes.set_ylim(len(others) - 0.5, -0.5)
+    axes.set_xlabel(f"{metric} on the test half, difference from {reference.method}")
+    axes.grid(alpha=0.3, axis="x")

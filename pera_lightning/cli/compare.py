@@ -1,0 +1,285 @@
+"""`compare`: methods side by side on a user's own fit, each at its own best learning rate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pera_lightning.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pera_lightning.analysis.method_comparison import ComparedRun
+    from pera_lightning.cli.compare_run import Cell
+
+METHODS = {
+    "lora": "--pera.order 1",
+    "square": "--pera.order 2 --pera.terms square --pera.coefficient_scale 1.0",
+    "cross": "--pera.order 2 --pera.terms cross --pera.coefficient_scale 1.0",
+    "full": "--pera.order 2 --pera.terms full --pera.coefficient_scale 1.0",
+    "order_3": "--pera.order 3 --pera.terms full --pera.coefficient_scale 1.0",
+    "full_auto": "--pera.order 2 --pera.terms full --pera.coefficient_scale auto",
+    "square_auto": "--pera.order 2 --pera.terms square --pera.coefficient_scale auto",
+    "order_3_auto": "--pera.order 3 --pera.terms full --pera.coefficient_scale auto",
+}
+"""Methods by name, as options of `fit`."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared.
+
+    Attributes:
+        words: `--config` and overrides, as `fit` takes them.
+        methods: Name -> further overrides. The first one is the reference.
+        learning_rates: Learning rates that every method tries.
+        seeds: Seeds of the runs at the best learning rate.
+        tuning_seeds: How many of them, from the first, try every learning rate; the best is chosen by these.
+        metric: Metric to select by in validation and to report in test, without its stage: "loss", "accuracy", ...
+        mode: Whether less or more of it is better.
+        out: Folder of the comparison. Runs that it holds already are not made again.
+        learning_rate_option: The option of `fit` that is the learning rate.
+        workers: Runs made at a time, each in a process of its own.
+    """
+
+    words: tuple[str, ...]
+    methods: dict[str, str]
+    learning_rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    tuning_seeds: int
+    metric: str
+    mode: Literal["min", "max"]
+    out: Path
+    learning_rate_option: str = "model.init_args.learning_rate"
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        for name, values in (("learning_rates", self.learning_rates), ("seeds", self.seeds)):
+            if not values or len(set(values)) < len(values):
+                raise ConfigError(
+                    f"{name} are tried one after the other.",
+                    got=str(list(values)),
+                    expected="one or more, each once",
+                    fix="leave out what is there twice",
+                )
+        if not 1 <= self.tuning_seeds <= len(self.seeds):
+            raise ConfigError(
+                "tuning_seeds says how many of the seeds try every learning rate.",
+                got=f"{self.tuning_seeds} of {len(self.seeds)} seeds",
+                expected=f"a number from 1 to {len(self.seeds)}",
+                fix="leave it out: then all of them do",
+            )
+
+    @property
+    def tuning(self) -> tuple[int, ...]:
+        """The seeds that the learning rate is chosen by."""
+        return self.seeds[: self.tuning_seeds]
+
+
+def compare(words: Sequence[str]) -> None:
+    """Run a comparison and print and draw what it found.
+
+    Args:
+        words: Options of `compare`, and `--config` and overrides as `fit` takes them.
+
+    Raises:
+        ConfigError: An option, the config or an override is wrong, or `--out` holds another comparison.
+    """
+    from rich import get_console
+
+    arguments, rest = _parser().parse_known_args(words)
+    plan = Plan(
+        words=tuple(rest),
+        methods=dict(map(_method, arguments.methods)),
+        learning_rates=tuple(arguments.learning_rates),
+        seeds=tuple(arguments.seeds),
+        tuning_seeds=len(arguments.seeds) if arguments.tuning_seeds is None else arguments.tuning_seeds,
+        metric=arguments.metric,
+        mode=arguments.mode or ("min" if arguments.metric in ("loss", "perplexity") else "max"),
+        out=Path(arguments.out),
+        learning_rate_option=arguments.learning_rate_option,
+        workers=arguments.workers,
+    )
+    run_comparison(plan)
+    from pera_lightning.analysis.method_comparison import summarise
+    from pera_lightning.analysis.method_table import as_table, read_runs
+
+    runs = read_runs(plan.out / "runs.csv")
+    get_console().print(as_table(summarise(runs, plan.tuning, plan.mode), f"test {plan.metric}"))
+    print(f"{plan.out / 'runs.csv'}\n{plan.out / 'comparison.png'}")
+
+
+def run_comparison(plan: Plan) -> list[ComparedRun]:
+    """Make the runs of a comparison that are not there yet, and write runs.csv and comparison.png.
+
+    First every method tries every learning rate with the tuning seeds, then its best one with the other seeds.
+
+    Raises:
+        ConfigError: The config or an override is wrong, or `plan.out` holds another comparison.
+    """
+    from pera_lightning.analysis.method_comparison import best_learning_rate, summarise
+    from pera_lightning.analysis.method_table import write_runs
+    from pera_lightning.analysis.plots.figure import save_figure
+    from pera_lightning.analysis.plots.method_comparison import plot_methods
+
+    cell = _cells(plan)
+    tuned = [
+        cell(method, rate, seed) for method in plan.methods for rate in plan.learning_rates for seed in plan.tuning
+    ]
+    runs = _run_all(tuned, plan.workers, "each learning rate")
+    best = {method: best_learning_rate(runs, method, plan.tuning, plan.mode) for method in plan.methods}
+    others = plan.seeds[plan.tuning_seeds :]
+    final = [cell(method, rate, seed) for method, rate in best.items() if rate is not None for seed in others]
+    runs += _run_all(final, plan.workers, "the best, other seeds")
+    write_runs(runs, plan.out / "runs.csv")
+    save_figure(plot_methods(runs, summarise(runs, plan.tuning, plan.mode), plan.metric), plan.out / "comparison.png")
+    return runs
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pera_lightning compare",
+        usage="%(prog)s --config CONFIG [--config CONFIG ...] [options] [any option of fit]",
+        description="Train a fit with several methods, learning rates and seeds, and compare the methods, each at the "
+        "learning rate that is best on the validation data, on the test data. Methods share the order of the data and "
+        "the seeds. Can be interrupted: the same command goes on with the runs that are missing.",
+        epilog="Methods: " + "; ".join(f"{name}: {words}" for name, words in METHODS.items()),
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=["lora", "square", "cross", "full"],
+        metavar="METHOD",
+        help='names, or "name=options of fit", e.g. "h100=--pera.coefficient_scale 100"; the first is the reference '
+        "(default: lora square cross full)",
+    )
+    parser.add_argument("--learning_rates", nargs="+", type=float, required=True, metavar="RATE")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="default: 0 1 2")
+    parser.add_argument(
+        "--tuning_seeds",
+        type=int,
+        metavar="N",
+        help="only the first N seeds try every learning rate, the others the best one (default: all)",
+    )
+    parser.add_argument("--metric", default="loss", help="logged as val_METRIC and test_METRIC (default: loss)")
+    parser.add_argument("--mode", choices=["min", "max"], help="which is better (default: min for a loss, else max)")
+    parser.add_argument("--out", default="runs/compare", help="folder of the comparison (default: runs/compare)")
+    parser.add_argument(
+        "--learning_rate_option",
+        default="model.init_args.learning_rate",
+        metavar="OPTION",
+        help="the option of fit that is the learning rate (default: model.init_args.learning_rate)",
+    )
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
+    return parser
+
+
+def _method(text: str) -> tuple[str, str]:
+    name, _, words = text.partition("=")
+    if not words and name not in METHODS:
+        raise ConfigError(
+            "There is no method of that name.",
+            got=repr(text),
+            expected=", ".join(METHODS),
+            fix='use one of them, or "name=options of fit"',
+        )
+    if not re.fullmatch(r"[\w.+-]+", name):
+        raise ConfigError(
+            "The name of a method becomes the name of a folder.",
+            got=repr(name),
+            expected="letters, digits, _ . + -",
+            fix="name it without blanks and other signs",
+        )
+    return name, words or METHODS[name]
+
+
+def _cells(plan: Plan) -> Callable[[str, float, int], Cell]:
+    """What makes the cells of a plan, after a look at the config of each method."""
+    from pera_lightning.cli.compare_run import Cell
+    from pera_lightning.cli.parsed_fit import parse_fit
+
+    parsed = {
+        method: parse_fit("compare", [*plan.words, *words.split()]).as_dict() for method, words in plan.methods.items()
+    }
+    _keep_settings(plan, parsed)
+    first = next(iter(parsed.values()))
+    takes_seed = "seed" in ((first.get("data") or {}).get("init_args") or {})
+
+    def cell(method: str, learning_rate: float, seed: int) -> Cell:
+        folder = plan.out / "runs" / method / f"lr_{learning_rate:g}" / f"seed_{seed}"
+        words = [
+            *(*plan.words, *plan.methods[method].split()),
+            *(f"--{plan.learning_rate_option}", str(learning_rate)),
+            *("--seed_everything", str(seed)),
+            *(("--data.init_args.seed", str(seed)) if takes_seed else ()),
+            *("--pera.adapter_dir", str(folder / "adapter")),
+        ]
+        return Cell(method, learning_rate, seed, tuple(words), plan.metric, folder)
+
+    return cell
+
+
+def _keep_settings(plan: Plan, parsed: dict[str, Any]) -> None:
+    """Write the settings of the methods into the folder, or refuse other ones than are there."""
+    from pera_lightning.checkpoint.atomic import replacing
+
+    path = plan.out / "settings.json"
+    # As JSON holds them: tuples are lists there.
+    settings = json.loads(json.dumps({"metric": plan.metric, "methods": parsed}, default=str))
+    if path.is_file():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        differing = [name for name, value in settings["methods"].items() if stored["methods"].get(name, value) != value]
+        if differing or stored["metric"] != plan.metric:
+            raise ConfigError(
+                f"{plan.out} holds a comparison with other settings.",
+                got=f"other options for {', '.join(differing)}" if differing else f"the metric {stored['metric']}",
+                expected="the settings of the runs that are there",
+                fix="name another folder with --out, or set what the comparison there had (settings.json)",
+            )
+        settings["methods"] = stored["methods"] | settings["methods"]
+    plan.out.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+
+
+def _run_all(cells: Sequence[Cell], workers: int, title: str) -> list[ComparedRun]:
+    """The results of all cells in their order, those that are missing made first."""
+    from rich.progress import track
+
+    missing = [cell for cell in cells if cell.result() is None]
+    if missing:
+        # Even a single worker: a run leaves hooks, warnings and memory behind.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(workers, len(missing)), mp_context=context, max_tasks_per_child=8) as pool:
+            futures = [pool.submit(_run, cell) for cell in missing]
+            try:
+                for future in track(as_completed(futures), title, total=len(futures)):
+                    _say(future.result())
+            finally:
+                _cancel(futures)
+    return [found for cell in cells if (found := cell.result()) is not None]
+
+
+def _run(cell: Cell) -> ComparedRun:
+    from pera_lightning.cli.compare_run import run_cell
+
+    return run_cell(cell)
+
+
+def _say(run: ComparedRun) -> None:
+    from rich import get_console
+
+    values = "diverged" if run.diverged else f"validation {run.selection:.4f}, test {run.report:.4f}"
+    get_console().print(f"{run.method}, learning rate {run.learning_rate:g}, seed {run.seed}: {values}")
+
+
+def _cancel(futures: Iterable[Future[ComparedRun]]) -> None:
+    for future in futures:
+        future.cancel()

@@ -1,0 +1,200 @@
+"""One training of a comparison, as `fit` runs it, and its result."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import CSVLogger
+from typing_extensions import override
+
+from pera_lightning.analysis import mean_energy
+from pera_lightning.analysis.method_comparison import ComparedRun
+from pera_lightning.checkpoint.atomic import replacing
+from pera_lightning.cli.trainer import PeraCLI, make_cli
+from pera_lightning.errors import ConfigError, TrainingError
+
+RESULT = "run.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run of a comparison that is to be made.
+
+    Attributes:
+        method: Name of the method.
+        learning_rate: Its learning rate.
+        seed: Its seed.
+        words: Everything that `fit` is called with.
+        metric: The metric, without its stage.
+        folder: Where its logs, its adapter and its result go.
+    """
+
+    method: str
+    learning_rate: float
+    seed: int
+    words: tuple[str, ...]
+    metric: str
+    folder: Path
+
+    def result(self) -> ComparedRun | None:
+        """The result of an earlier call; None where there is none."""
+        path = self.folder / RESULT
+        return ComparedRun(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def run_cell(cell: Cell) -> ComparedRun:
+    """Train, validate and test in this process, and write the result into the cell's folder.
+
+    What would be printed goes to log.txt beside it.
+
+    Raises:
+        ConfigError: Validation or test logs no such metric.
+        PeraError: Anything that `fit` refuses; a loss that is not finite is a result, not an error.
+    """
+    from transformers.utils.logging import set_verbosity_error
+
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    # These write to the screen they found when they were imported.
+    set_verbosity_error()
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with (
+        (cell.folder / "log.txt").open("w", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        found = _measure(cell)
+    with replacing(cell.folder / RESULT) as temporary:
+        temporary.write_text(json.dumps(found.to_dict(), indent=1), encoding="utf-8")
+    return found
+
+
+def _measure(cell: Cell) -> ComparedRun:
+    record = _Record()
+    metrics: dict[str, float] = {}
+    reason = ""
+    try:
+        fit = make_cli(_compared_fit(cell.folder, record), ["fit", *cell.words])
+        trainer, best = fit.trainer, _best_checkpoint(fit.trainer)
+        for evaluate in (trainer.validate, trainer.test):
+            evaluate(fit.model, datamodule=fit.datamodule, ckpt_path=best, verbose=False, weights_only=True)
+            metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+    except TrainingError as error:
+        if "not finite" not in str(error):
+            raise
+        reason = str(error)
+    values = [None if reason else _value(metrics, f"{stage}_{cell.metric}") for stage in ("val", "test")]
+    if not reason and None in values:
+        reason = f"{cell.metric} is not finite"
+    return ComparedRun(
+        method=cell.method,
+        learning_rate=cell.learning_rate,
+        seed=cell.seed,
+        selection=values[0],
+        report=values[1],
+        metrics={name: value for name, value in metrics.items() if name.startswith(("val_", "test_"))},
+        train_loss=record.last_losses(),
+        energy=record.energy,
+        trainable=record.trainable,
+        steps=len(record.losses),
+        step_ms=1000 * statistics.median(record.seconds) if record.seconds else math.nan,
+        reason=reason,
+    )
+
+
+def _value(metrics: dict[str, float], name: str) -> float | None:
+    if name not in metrics:
+        stage, _, metric = name.partition("_")
+        offered = sorted(found.removeprefix(f"{stage}_") for found in metrics if found.startswith(f"{stage}_"))
+        raise ConfigError(
+            "The model does not log the metric to compare by.",
+            got=f"metric {metric!r}, and no {name} among what was logged",
+            expected=", ".join(offered) or f"a LightningModule that logs {name}",
+            fix="name another with --metric",
+        )
+    return metrics[name] if math.isfinite(metrics[name]) else None
+
+
+class _Record(Callback):
+    """What a run leaves besides its metrics."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.seconds: list[float] = []
+        self.energy = 0.0
+        self.trainable = 0
+        self._started = 0.0
+
+    def last_losses(self) -> float | None:
+        """Mean loss of the last tenth of the steps."""
+        last = [loss for loss in self.losses[-max(1, len(self.losses) // 10) :] if math.isfinite(loss)]
+        return statistics.fmean(last) if last else None
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.trainable = sum(value.numel() for value in pl_module.parameters() if value.requires_grad)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._started = time.perf_counter()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Asking for the loss waits for the GPU, so that the time is the step's.
+        self.losses.append(float(outputs["loss"]) * trainer.accumulate_grad_batches)
+        self.seconds.append(time.perf_counter() - self._started)
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.energy = mean_energy(pl_module)
+
+
+def _compared_fit(folder: Path, record: _Record) -> type[PeraCLI]:
+    """The command line of a run whose files all go into `folder`, whatever its config says."""
+
+    class ComparedFit(PeraCLI):
+        @override
+        def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+            self.config = parser.parse_args(args)
+
+        @override
+        def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+            options = self._get(self.config_init, "trainer")
+            chosen = options.get("callbacks") or []
+            callbacks = chosen if isinstance(chosen, list) else [chosen]
+            # A checkpoint that is the best of something decides the result; others would only take space.
+            kept = [callback for callback in callbacks if _is_best(callback) or not isinstance(callback, Checkpoint)]
+            for callback in kept:
+                if isinstance(callback, ModelCheckpoint):
+                    callback.dirpath = str(folder / "checkpoints")
+            options["callbacks"] = [*kept, record]
+            options["logger"] = CSVLogger(folder, name="", version="")
+            options["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in kept)
+            options["enable_progress_bar"] = options["enable_model_summary"] = False
+            return super().instantiate_trainer(**kwargs)
+
+    return ComparedFit
+
+
+def _is_best(callback: Callback) -> bool:
+    return isinstance(callback, ModelCheckpoint) and callback.monitor is not None
+
+
+def _best_checkpoint(trainer: pl.Trainer) -> str | None:
+    found = next((callback for callback in trainer.checkpoint_callbacks if _is_best(callback)), None)
+    return (getattr(found, "best_model_path", "") or None) if found is not None else None
