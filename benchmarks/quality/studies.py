@@ -24,6 +24,7 @@ class Study:
         options: Overrides of the config.
         metric: What is selected by and reported.
         mode: Which is better.
+        also: A further metric to report, at the same learning rates.
         learning_rates: Tried by every method.
         methods: Names of `compare`'s methods, or name -> options.
         seeds: Seeds at the best learning rate.
@@ -38,6 +39,7 @@ class Study:
     options: str
     metric: str
     mode: Literal["min", "max"]
+    also: str
     learning_rates: tuple[float, ...]
     methods: dict[str, str]
     seeds: tuple[int, ...]
@@ -62,12 +64,13 @@ class Study:
 
 MAIN = ("lora", "full", "square_auto", "full_auto")
 
-# Rows of training, epochs, and tokens of the longest row.
+# Title, further metric that is reported, rows of training, epochs, and tokens of the longest row.
 GLUE = {
-    "cola": ("CoLA", "matthews", 4000, 2, 64),
     "stsb": ("STS-B", "spearman", 3200, 1, 64),
     "sst2": ("SST-2", "accuracy", 4000, 1, 64),
-    "mrpc": ("MRPC", "f1", 1500, 1, 64),
+    "qnli": ("QNLI", "accuracy", 2900, 1, 64),
+    "mrpc": ("MRPC", "f1", 3200, 1, 64),
+    "cola": ("CoLA", "matthews", 4000, 3, 64),
 }
 
 
@@ -87,13 +90,15 @@ def glue(task: str, rank: int, methods: tuple[str, ...] = MAIN) -> Study:
         config="configs/glue_minilm_cpu.yaml",
         data=("data.init_args.folder", f"glue/{title}"),
         options=options,
-        metric=metric,
-        mode="max",
-        learning_rates=(1e-3, 3e-3, 1e-2),
+        # Of halves of some hundred rows the loss says more than the share of right answers.
+        metric="loss",
+        mode="min",
+        also=metric,
+        learning_rates=(3e-3, 1e-2, 3e-2),
         methods={name: METHODS[name] for name in methods},
         seeds=(0, 1, 2, 3),
         tuning_seeds=2,
     )
 
 
-STUDIES = {study.name: study for study in (*(glue(task, 2) for task in GLUE), *(glue("cola", rank) for rank in (1, 8)))}
+STUDIES = {study.name: study for study in (*(glue(task, 2) for task in GLUE), *(glue("stsb", rank) for rank in (1, 8)))}

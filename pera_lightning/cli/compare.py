@@ -6,8 +6,9 @@ import argparse
 import json
 import multiprocessing
 import re
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -45,7 +46,7 @@ class Plan:
         mode: Whether less or more of it is better.
         out: Folder of the comparison. Runs that it holds already are not made again.
         learning_rate_option: The option of `fit` that is the learning rate.
-        workers: Runs made at a time, each in a process of its own.
+        workers: Runs made at a time: one in this process, or several in processes of their own.
     """
 
     words: tuple[str, ...]
@@ -204,10 +205,14 @@ def _cells(plan: Plan) -> Callable[[str, float, int], Cell]:
     """What makes the cells of a plan, after a look at the config of each method."""
     from pera_lightning.cli.compare_run import Cell
     from pera_lightning.cli.parsed_fit import parse_fit
+    from pera_lightning.integration.callback import PeraCallback
 
     parsed = {
         method: parse_fit("compare", [*plan.words, *words.split()]).as_dict() for method, words in plan.methods.items()
     }
+    for options in parsed.values():
+        # Its checks; the model and the data are checked by the first run.
+        PeraCallback(**options["pera"])
     _keep_settings(plan, parsed)
     first = next(iter(parsed.values()))
     takes_seed = "seed" in ((first.get("data") or {}).get("init_args") or {})
@@ -251,35 +256,34 @@ def _keep_settings(plan: Plan, parsed: dict[str, Any]) -> None:
 
 def _run_all(cells: Sequence[Cell], workers: int, title: str) -> list[ComparedRun]:
     """The results of all cells in their order, those that are missing made first."""
+    from rich.console import Console
     from rich.progress import track
 
     missing = [cell for cell in cells if cell.result() is None]
     if missing:
-        # Even a single worker: a run leaves hooks, warnings and memory behind.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers, len(missing)), mp_context=context, max_tasks_per_child=8) as pool:
-            futures = [pool.submit(_run, cell) for cell in missing]
-            try:
-                for future in track(as_completed(futures), title, total=len(futures)):
-                    _say(future.result())
-            finally:
-                _cancel(futures)
+        # Bound to the screen: what a run in this process prints is kept in a file.
+        console = Console(file=sys.stdout)
+        made = _made_here(missing) if workers == 1 else _made_by_workers(missing, workers)
+        for run in track(made, title, total=len(missing), console=console):
+            values = "diverged" if run.diverged else f"validation {run.selection:.4f}, test {run.report:.4f}"
+            console.print(f"{run.method}, learning rate {run.learning_rate:g}, seed {run.seed}: {values}")
     return [found for cell in cells if (found := cell.result()) is not None]
 
 
-def _run(cell: Cell) -> ComparedRun:
+def _made_here(cells: Sequence[Cell]) -> Iterator[ComparedRun]:
     from pera_lightning.cli.compare_run import run_cell
 
-    return run_cell(cell)
+    return map(run_cell, cells)
 
 
-def _say(run: ComparedRun) -> None:
-    from rich import get_console
+def _made_by_workers(cells: Sequence[Cell], workers: int) -> Iterator[ComparedRun]:
+    from pera_lightning.cli.compare_run import run_cell
 
-    values = "diverged" if run.diverged else f"validation {run.selection:.4f}, test {run.report:.4f}"
-    get_console().print(f"{run.method}, learning rate {run.learning_rate:g}, seed {run.seed}: {values}")
-
-
-def _cancel(futures: Iterable[Future[ComparedRun]]) -> None:
-    for future in futures:
-        future.cancel()
+    # Forked processes could not use a GPU that this one has touched.
+    with ProcessPoolExecutor(min(workers, len(cells)), mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(run_cell, cell) for cell in cells]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import math
+import shutil
 import statistics
 import time
 from dataclasses import dataclass
@@ -65,6 +66,9 @@ def run_cell(cell: Cell) -> ComparedRun:
     from transformers.utils.logging import set_verbosity_error
 
     cell.folder.mkdir(parents=True, exist_ok=True)
+    for left in ("logs", "checkpoints"):
+        # Of a run that was interrupted.
+        shutil.rmtree(cell.folder / left, ignore_errors=True)
     # These write to the screen they found when they were imported.
     set_verbosity_error()
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -183,7 +187,7 @@ def _compared_fit(folder: Path, record: _Record) -> type[PeraCLI]:
                 if isinstance(callback, ModelCheckpoint):
                     callback.dirpath = str(folder / "checkpoints")
             options["callbacks"] = [*kept, record]
-            options["logger"] = CSVLogger(folder, name="", version="")
+            options["logger"] = CSVLogger(folder, name="logs", version="")
             options["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in kept)
             options["enable_progress_bar"] = options["enable_model_summary"] = False
             return super().instantiate_trainer(**kwargs)

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
-from pera_lightning.cli.comparison import as_table, comparison, write_comparison
+from pera_lightning.cli.base_comparison import as_table, comparison, write_comparison
 from pera_lightning.injection import adapter_disabled
 
 # Not used here, but with the classes imported the command line accepts and offers their short names.

@@ -27,7 +27,7 @@ def plot_methods(
         _draw_curve(left, [run for run in runs if run.method == summary.method], summary, f"C{number}")
     left.set_xscale("log")
     left.set_xlabel("learning rate")
-    left.set_ylabel(f"{metric}, validation half")
+    left.set_ylabel(f"{metric} in validation")
     left.grid(alpha=0.3)
     left.legend(fontsize="small")
     _draw_differences(right, summaries, metric)
@@ -39,10 +39,13 @@ def _draw_curve(axes: Axes, runs: Sequence[ComparedRun], summary: MethodSummary,
     rates = sorted({rate for rate, _ in finished})
     means = [statistics.fmean(value for at, value in finished if at == rate) for rate in rates]
     axes.plot(rates, means, color=colour, label=summary.method, linewidth=1.4)
-    axes.plot(*zip(*finished, strict=True), ".", color=colour, alpha=0.5, markersize=4) if finished else None
+    axes.plot([rate for rate, _ in finished], [value for _, value in finished], ".", color=colour, alpha=0.5)
     diverged = [run.learning_rate for run in runs if run.diverged]
-    # In the axes' own height: a diverged run has no value.
-    axes.plot(diverged, [0.02] * len(diverged), "x", color=colour, transform=axes.get_xaxis_transform(), clip_on=False)
+    if diverged:
+        # In the axes' own height: a diverged run has no value.
+        height = [0.02] * len(diverged)
+        label = f"{summary.method}, diverged"
+        axes.plot(diverged, height, "x", color=colour, transform=axes.get_xaxis_transform(), label=label)
     if summary.learning_rate in rates:
         best = means[rates.index(summary.learning_rate)]
         axes.plot([summary.learning_rate], [best], "o", color=colour, fillstyle="none", markersize=9)
@@ -60,6 +63,6 @@ def _draw_differences(axes: Axes, summaries: Sequence[MethodSummary], metric: st
         if found:
             axes.plot([summary.difference], [place], "d", color=colour)
     axes.set_yticks(range(len(others)), [summary.method for summary in others])
-    axes.set_ylim(len(others) - 0.5, -0.5)
-    axes.set_xlabel(f"{metric} on the test half, difference from {reference.method}")
+    axes.set_ylim(max(1, len(others)) - 0.5, -0.5)
+    axes.set_xlabel(f"{metric} in test, difference from {reference.method}")
     axes.grid(alpha=0.3, axis="x")

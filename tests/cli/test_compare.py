@@ -1,0 +1,171 @@
+"""`compare`: methods x learning rates x seeds of a small fit, resumed, and refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pera_lightning.analysis.method_table import read_runs
+from pera_lightning.cli.compare import METHODS, _method
+from pera_lightning.cli.compare_run import Cell, run_cell
+from pera_lightning.errors import ConfigError, DataError
+from tests.cli.test_main import run
+from tests.support.classifiers import save_encoder, write_task
+
+RATES = ("--learning_rates", "1e-3", "1e-2")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny encoder, a task and the config of a fit."""
+    folder = tmp_path_factory.mktemp("compare")
+    save_encoder(folder / "model")
+    write_task(folder / "cola", "cola", 24)
+    config = {
+        "seed_everything": 0,
+        "trainer": {
+            "accelerator": "cpu",
+            "max_epochs": 2,
+            "log_every_n_steps": 1,
+            "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "elsewhere"}},
+            "callbacks": [
+                {"class_path": "ModelCheckpoint", "init_args": {"monitor": "val_loss", "dirpath": "elsewhere"}}
+            ],
+        },
+        "pera": {"rank": 2, "adapter_dir": "elsewhere"},
+        "model": {"class_path": "PeraSequenceClassifier", "init_args": {"pretrained": "model"}},
+        "data": {
+            "class_path": "GlueDataModule",
+            "init_args": {"task": "cola", "folder": "cola", "batch_size": 8, "max_train_rows": 16},
+        },
+    }
+    (folder / "fit.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def compare(project: Path, *words: object, ok: bool = True) -> str:
+    return run("compare", "--config", "fit.yaml", *words, folder=project, ok=ok)
+
+
+@pytest.fixture(scope="module")
+def compared(project: Path) -> str:
+    words = ("--methods", "lora", "h30=--pera.coefficient_scale 30", *RATES, "--seeds", 0, 1, "--tuning_seeds", 1)
+    return compare(project, *words, "--metric", "accuracy", "--out", "out")
+
+
+def test_every_rate_with_the_tuning_seeds_and_the_best_with_the_others(project: Path, compared: str) -> None:
+    runs = read_runs(project / "out" / "runs.csv")
+    made = {(run.method, run.learning_rate, run.seed) for run in runs}
+    tuned = {(method, rate, 0) for method in ("lora", "h30") for rate in (1e-3, 1e-2)}
+    assert tuned < made
+    assert len(made) == len(runs) == 6
+    for method in ("lora", "h30"):
+        tried = {run.learning_rate: run.selection for run in runs if run.method == method and run.seed == 0}
+        [(rate, _)] = [(rate, seed) for name, rate, seed in made - tuned if name == method]
+        assert tried[rate] == max(filter(None, tried.values()))
+    assert "test accuracy, each method at its own best learning rate" in compared
+    assert (project / "out" / "comparison.png").stat().st_size > 10_000
+
+
+def test_files_of_the_config_are_left_alone(project: Path, compared: str) -> None:
+    found = {path.name for path in (project / "out/runs/lora/lr_0.01/seed_0").iterdir()}
+    assert found == {"adapter", "checkpoints", "logs", "log.txt", "run.json"}
+    assert not (project / "elsewhere").exists()
+
+
+def test_runs_measure_what_a_fit_measures(project: Path, compared: str) -> None:
+    runs = {(run.method, run.learning_rate, run.seed): run for run in read_runs(project / "out" / "runs.csv")}
+    lora, other = runs["lora", 1e-2, 0], runs["h30", 1e-2, 0]
+    assert lora.steps == other.steps == 4
+    assert lora.energy == 0 < other.energy
+    # Three products of two components in each of the layers.
+    layers = len(
+        json.loads((project / "out/runs/h30/lr_0.01/seed_0/adapter/adapter_config.json").read_text())["layers"]
+    )
+    assert other.trainable - lora.trainable == 3 * layers > 0
+    assert lora.metrics["test_accuracy"] == lora.report
+    words = ("--pera.order", 1, "--model.init_args.learning_rate", "1e-2", "--trainer.logger", "false")
+    run("fit", "--config", "fit.yaml", *words, "--pera.adapter_dir", "alone", folder=project)
+    alone = (project / "alone/adapter_model.safetensors").read_bytes()
+    assert alone == (project / "out/runs/lora/lr_0.01/seed_0/adapter/adapter_model.safetensors").read_bytes()
+
+
+def test_goes_on_with_the_runs_that_are_missing(project: Path, compared: str) -> None:
+    paths = sorted((project / "out").rglob("run.json"))
+    before = {path: (path.stat().st_mtime_ns, json.loads(path.read_text())) for path in paths}
+    lost = paths[0]
+    lost.unlink()
+    words = ("--methods", "lora", "h30=--pera.coefficient_scale 30", *RATES, "--seeds", 0, 1, "--tuning_seeds", 1)
+    printed = compare(project, *words, "--metric", "accuracy", "--out", "out")
+    assert printed.count("validation 0.") == 1
+    for path, (time, values) in before.items():
+        again = json.loads(path.read_text())
+        assert (path.stat().st_mtime_ns != time) == (path == lost)
+        # The same run gives the same numbers, but for its time.
+        assert again | {"step_ms": 0} == values | {"step_ms": 0}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((*RATES, "--methods", "loras"), "no method of that name"),
+        ((*RATES, "--methods", "a b=--pera.order 1"), "becomes the name of a folder"),
+        ((*RATES, "--seeds", 1, 1), "each once"),
+        ((*RATES, "--seeds", 1, "--tuning_seeds", 2), "a number from 1 to 1"),
+        ((*RATES, "--out", "out", "--metric", "accuracy", "--pera.rank", 3), "with other settings"),
+        ((*RATES, "--out", "out", "--metric", "f1", "--methods", "cross"), "the metric accuracy"),
+        ((*RATES, "--out", "new", "--pera.rank", 0), "rank"),
+        ((*RATES, "--out", "new", "--pera.rnk", 2), "rnk"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_runs(
+    project: Path, compared: str, words: tuple[object, ...], message: str
+) -> None:
+    assert message in compare(project, *words, ok=False)
+    assert not (project / "new" / "runs").exists()
+
+
+def cell(project: Path, folder: Path, *words: str, metric: str = "accuracy") -> Cell:
+    return Cell("lora", 1e-3, 0, ("--config", "fit.yaml", *words), metric, folder)
+
+
+@pytest.fixture
+def inside(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(project)
+    return project
+
+
+def test_a_run_that_diverged_is_a_result(inside: Path, tmp_path: Path) -> None:
+    words = ("--model.init_args.learning_rate", "1e30", "--model.init_args.schedule", "constant")
+    found = run_cell(cell(inside, tmp_path, *words))
+    assert found.diverged
+    assert "not finite" in found.reason
+    assert found.selection is found.report is None
+    assert json.loads((tmp_path / "run.json").read_text())["reason"] == found.reason
+
+
+def test_an_unknown_metric_is_refused_with_those_there_are(inside: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="accuracy, f1, loss, matthews"):
+        run_cell(cell(inside, tmp_path, metric="bleu"))
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_methods_are_options_of_a_fit() -> None:
+    assert _method("full") == ("full", METHODS["full"])
+    assert _method("h=--pera.coefficient_scale 3") == ("h", "--pera.coefficient_scale 3")
+
+
+def test_what_else_goes_wrong_is_no_result(inside: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere"):
+        run_cell(cell(inside, tmp_path, "--data.init_args.folder", "nowhere"))
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_workers_are_processes_of_their_own(project: Path) -> None:
+    words = ("--methods", "lora", "--learning_rates", "1e-3", "--seeds", 0, 1, "--workers", 2, "--out", "parallel")
+    printed = compare(project, *words)
+    assert "test loss, each method at its own best learning rate" in printed
+    assert [run.seed for run in read_runs(project / "parallel" / "runs.csv")] == [0, 1]
