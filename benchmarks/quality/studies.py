@@ -18,6 +18,7 @@ class Study:
     Attributes:
         name: Its name, and that of its files.
         task: The task as a reader knows it.
+        about: Model, data and length of the training, for a reader.
         rank: Rank of all methods.
         config: The config of the fit.
         data: The option that names the data and the folder inside of the one given to the script.
@@ -33,6 +34,7 @@ class Study:
 
     name: str
     task: str
+    about: str
     rank: int
     config: str
     data: tuple[str, str]
@@ -45,8 +47,8 @@ class Study:
     seeds: tuple[int, ...]
     tuning_seeds: int
 
-    def plan(self, data: Path, workers: int) -> Plan:
-        """The comparison, on the data in a folder."""
+    def plan(self, data: Path, workers: int, out: Path | None = None) -> Plan:
+        """The comparison, on the data in a folder; its runs go to `out`, by default a folder under `RUNS`."""
         option, folder = self.data
         words = f"--config {self.config} --pera.rank {self.rank} {self.options}"
         return Plan(
@@ -57,7 +59,7 @@ class Study:
             tuning_seeds=self.tuning_seeds,
             metric=self.metric,
             mode=self.mode,
-            out=RUNS / self.name,
+            out=RUNS / self.name if out is None else out,
             workers=workers,
         )
 
@@ -86,6 +88,7 @@ def glue(task: str, rank: int, methods: tuple[str, ...] = MAIN) -> Study:
     return Study(
         name=f"{task}_rank_{rank}",
         task=title,
+        about=f"MiniLM-L6, every linear layer adapted, {rows:,} training rows, {epochs} epochs of batches of 16.",
         rank=rank,
         config="configs/glue_minilm_cpu.yaml",
         data=("data.init_args.folder", f"glue/{title}"),
@@ -94,7 +97,7 @@ def glue(task: str, rank: int, methods: tuple[str, ...] = MAIN) -> Study:
         metric="loss",
         mode="min",
         also=metric,
-        learning_rates=(3e-3, 1e-2, 3e-2),
+        learning_rates=(3e-4, 1e-3, 3e-3),
         methods={name: METHODS[name] for name in methods},
         seeds=(0, 1, 2, 3),
         tuning_seeds=2,

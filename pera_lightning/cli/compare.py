@@ -129,7 +129,7 @@ def run_comparison(plan: Plan) -> list[ComparedRun]:
     from pera_lightning.analysis.plots.figure import save_figure
     from pera_lightning.analysis.plots.method_comparison import plot_methods
 
-    cell = _cells(plan)
+    cell = make_cells(plan)
     tuned = [
         cell(method, rate, seed) for method in plan.methods for rate in plan.learning_rates for seed in plan.tuning
     ]
@@ -201,7 +201,7 @@ def _method(text: str) -> tuple[str, str]:
     return name, words or METHODS[name]
 
 
-def _cells(plan: Plan) -> Callable[[str, float, int], Cell]:
+def make_cells(plan: Plan) -> Callable[[str, float, int], Cell]:
     """What makes the cells of a plan, after a look at the config of each method."""
     from pera_lightning.cli.compare_run import Cell
     from pera_lightning.cli.parsed_fit import parse_fit
