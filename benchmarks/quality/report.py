@@ -28,10 +28,10 @@ Every row is made by `python -m benchmarks.quality run STUDY --data FOLDER` (the
 share the rank, the rows and their order, the number of steps and every random start of the same seed. Each tries the
 same learning rates with the first {tuning} seeds, and is reported at its own best with all seeds. The learning rate is
 chosen by the loss on one half of GLUE's validation set; the other half is reported and seen once. *Difference* is the
-mean over seeds of the difference from LoRA with the same seed, with its 95 % bootstrap interval over seeds: it knows how
-seeds differ, not how other test rows would, and with four seeds it is rather too narrow. `!` marks a best learning rate
-at an end of the grid. *Energy* is the norm of the polynomial part of dW over that of the linear part, mean over layers.
-Step times are not here: runs shared a machine; docs/cost.md has them.
+mean over seeds of the difference from LoRA with the same seed, with its 95 % bootstrap interval over seeds: it knows
+how seeds differ, not how other test rows would, and with four seeds it is rather too narrow. `!` marks a best learning
+rate at an end of the grid. *Energy* is the norm of the polynomial part of dW over that of the linear part, mean over
+layers. Step times are not here: runs shared a machine; docs/cost.md has them.
 
 Methods: `lora` (order 1); `full`, the paper's form; `square_auto` and `full_auto`: only squares, or squares and cross
 terms, with `coefficient_scale: auto`, which makes the products as large as the factors' own entries at the start.
@@ -52,7 +52,8 @@ def write_page(folder: Path) -> list[Path]:
         runs = read_runs(RESULTS / f"{study.name}.csv")
         picture = folder / f"results_{study.name}.png"
         title = f"{study.task}, rank {study.rank}"
-        save_figure(plot_methods(runs, _summaries(study, runs), study.metric, title), picture)
+        names = f"val_{study.metric}", f"test_{study.metric}"
+        save_figure(plot_methods(runs, _summaries(study, runs), *names, title), picture)
         written.append(picture)
         parts.append(_section(study, runs, picture.name))
     _draw_overview(done, written[1])

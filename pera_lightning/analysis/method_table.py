@@ -28,12 +28,12 @@ _PLAIN = (
 )
 
 
-def as_table(summaries: Sequence[MethodSummary], metric: str) -> Table:
+def as_table(summaries: Sequence[MethodSummary], report: str) -> Table:
     """One row per method; what the columns mean stands in `MethodSummary`."""
-    table = Table(title=f"{metric}, each method at its own best learning rate", caption_justify="left")
+    table = Table(title=f"{report}, each method at its own best learning rate", caption_justify="left")
     reference = summaries[0].method
     table.caption = (
-        f"learning rate: the best on validation (! at an end of the grid: try beyond it). {metric}: on test, mean over "
+        f"learning rate: the best in validation (! at an end of the grid: try beyond it). test: {report}, mean over "
         f"seeds and standard deviation. difference: mean over seeds of the difference from {reference} with the same "
         "seed, and its 95 % bootstrap interval. energy: norm of the polynomial part of dW over that of the linear one."
     )

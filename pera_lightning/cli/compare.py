@@ -42,8 +42,9 @@ class Plan:
         learning_rates: Learning rates that every method tries.
         seeds: Seeds of the runs at the best learning rate.
         tuning_seeds: How many of them, from the first, try every learning rate; the best is chosen by these.
-        metric: Metric to select by in validation and to report in test, without its stage: "loss", "accuracy", ...
-        mode: Whether less or more of it is better.
+        selection: Name of the metric to select by, logged in validation.
+        report: Name of the metric to report, logged in test.
+        mode: Whether less or more of them is better.
         out: Folder of the comparison. Runs that it holds already are not made again.
         learning_rate_option: The option of `fit` that is the learning rate.
         workers: Runs made at a time: one in this process, or several in processes of their own.
@@ -54,7 +55,8 @@ class Plan:
     learning_rates: tuple[float, ...]
     seeds: tuple[int, ...]
     tuning_seeds: int
-    metric: str
+    selection: str
+    report: str
     mode: Literal["min", "max"]
     out: Path
     learning_rate_option: str = "model.init_args.learning_rate"
@@ -95,14 +97,16 @@ def compare(words: Sequence[str]) -> None:
     from rich import get_console
 
     arguments, rest = _parser().parse_known_args(words)
+    selection, report = _metrics(arguments.metric)
     plan = Plan(
         words=tuple(rest),
         methods=dict(map(_method, arguments.methods)),
         learning_rates=tuple(arguments.learning_rates),
         seeds=tuple(arguments.seeds),
         tuning_seeds=len(arguments.seeds) if arguments.tuning_seeds is None else arguments.tuning_seeds,
-        metric=arguments.metric,
-        mode=arguments.mode or ("min" if arguments.metric in ("loss", "perplexity") else "max"),
+        selection=selection,
+        report=report,
+        mode=arguments.mode or ("min" if report.endswith(("loss", "perplexity")) else "max"),
         out=Path(arguments.out),
         learning_rate_option=arguments.learning_rate_option,
         workers=arguments.workers,
@@ -112,7 +116,7 @@ def compare(words: Sequence[str]) -> None:
     from pera_lightning.analysis.method_table import as_table, read_runs
 
     runs = read_runs(plan.out / "runs.csv")
-    get_console().print(as_table(summarise(runs, plan.tuning, plan.mode), f"test {plan.metric}"))
+    get_console().print(as_table(summarise(runs, plan.tuning, plan.mode), plan.report))
     print(f"{plan.out / 'runs.csv'}\n{plan.out / 'comparison.png'}")
 
 
@@ -139,7 +143,8 @@ def run_comparison(plan: Plan) -> list[ComparedRun]:
     final = [cell(method, rate, seed) for method, rate in best.items() if rate is not None for seed in others]
     runs += _run_all(final, plan.workers, "the best, other seeds")
     write_runs(runs, plan.out / "runs.csv")
-    save_figure(plot_methods(runs, summarise(runs, plan.tuning, plan.mode), plan.metric), plan.out / "comparison.png")
+    figure = plot_methods(runs, summarise(runs, plan.tuning, plan.mode), plan.selection, plan.report)
+    save_figure(figure, plan.out / "comparison.png")
     return runs
 
 
@@ -169,7 +174,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="only the first N seeds try every learning rate, the others the best one (default: all)",
     )
-    parser.add_argument("--metric", default="loss", help="logged as val_METRIC and test_METRIC (default: loss)")
+    parser.add_argument(
+        "--metric",
+        nargs="+",
+        default=["loss"],
+        help="logged as val_METRIC and test_METRIC, or the two names it is logged under (default: loss)",
+    )
     parser.add_argument("--mode", choices=["min", "max"], help="which is better (default: min for a loss, else max)")
     parser.add_argument("--out", default="runs/compare", help="folder of the comparison (default: runs/compare)")
     parser.add_argument(
@@ -180,6 +190,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
     return parser
+
+
+def _metrics(names: Sequence[str]) -> tuple[str, str]:
+    """The names under which the metric is logged in validation and in test."""
+    if len(names) > 2:
+        raise ConfigError(
+            "One metric is compared by.",
+            got=" ".join(names),
+            expected="its name, or its two names in validation and in test",
+            fix="--metric accuracy, or --metric val/acc test/acc",
+        )
+    return (names[0], names[1]) if len(names) == 2 else (f"val_{names[0]}", f"test_{names[0]}")
 
 
 def _method(text: str) -> tuple[str, str]:
@@ -213,6 +235,7 @@ def make_cells(plan: Plan) -> Callable[[str, float, int], Cell]:
     for options in parsed.values():
         # Its checks; the model and the data are checked by the first run.
         PeraCallback(**options["pera"])
+        _refuse_several_processes(options["trainer"])
     _keep_settings(plan, parsed)
     first = next(iter(parsed.values()))
     takes_seed = "seed" in ((first.get("data") or {}).get("init_args") or {})
@@ -222,13 +245,23 @@ def make_cells(plan: Plan) -> Callable[[str, float, int], Cell]:
         words = [
             *(*plan.words, *plan.methods[method].split()),
             *(f"--{plan.learning_rate_option}", str(learning_rate)),
-            *("--seed_everything", str(seed)),
+            *("--seed_everything", str(seed), "--trainer.devices", "1"),
             *(("--data.init_args.seed", str(seed)) if takes_seed else ()),
             *("--pera.adapter_dir", str(folder / "adapter")),
         ]
-        return Cell(method, learning_rate, seed, tuple(words), plan.metric, folder)
+        return Cell(method, learning_rate, seed, tuple(words), plan.selection, plan.report, folder)
 
     return cell
+
+
+def _refuse_several_processes(trainer: dict[str, Any]) -> None:
+    if trainer["num_nodes"] > 1 or str(trainer["devices"]) not in ("auto", "1"):
+        raise ConfigError(
+            "A run of a comparison is made by one process.",
+            got=f"trainer.devices: {trainer['devices']}, trainer.num_nodes: {trainer['num_nodes']}",
+            expected="one device",
+            fix="--trainer.devices 1 --trainer.num_nodes 1, and --workers for several runs at a time",
+        )
 
 
 def _keep_settings(plan: Plan, parsed: dict[str, Any]) -> None:
@@ -237,14 +270,18 @@ def _keep_settings(plan: Plan, parsed: dict[str, Any]) -> None:
 
     path = plan.out / "settings.json"
     # As JSON holds them: tuples are lists there.
-    settings = json.loads(json.dumps({"metric": plan.metric, "methods": parsed}, default=str))
+    chosen = {"selection": plan.selection, "report": plan.report}
+    settings = json.loads(json.dumps({**chosen, "methods": parsed}, default=str))
     if path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
-        differing = [name for name, value in settings["methods"].items() if stored["methods"].get(name, value) != value]
-        if differing or stored["metric"] != plan.metric:
+        differing = [name for name in chosen if stored[name] != settings[name]]
+        differing += [
+            name for name, value in settings["methods"].items() if stored["methods"].get(name, value) != value
+        ]
+        if differing:
             raise ConfigError(
                 f"{plan.out} holds a comparison with other settings.",
-                got=f"other options for {', '.join(differing)}" if differing else f"the metric {stored['metric']}",
+                got=f"others for {', '.join(differing)}",
                 expected="the settings of the runs that are there",
                 fix="name another folder with --out, or set what the comparison there had (settings.json)",
             )

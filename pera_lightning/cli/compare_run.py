@@ -37,7 +37,8 @@ class Cell:
         learning_rate: Its learning rate.
         seed: Its seed.
         words: Everything that `fit` is called with.
-        metric: The metric, without its stage.
+        selection: Name of the metric to select by, logged in validation.
+        report: Name of the metric to report, logged in test.
         folder: Where its logs, its adapter and its result go.
     """
 
@@ -45,7 +46,8 @@ class Cell:
     learning_rate: float
     seed: int
     words: tuple[str, ...]
-    metric: str
+    selection: str
+    report: str
     folder: Path
 
     def result(self) -> ComparedRun | None:
@@ -92,22 +94,23 @@ def _measure(cell: Cell) -> ComparedRun:
         fit = make_cli(_compared_fit(cell.folder, record), ["fit", *cell.words])
         trainer, best = fit.trainer, _best_checkpoint(fit.trainer)
         for evaluate in (trainer.validate, trainer.test):
-            evaluate(fit.model, datamodule=fit.datamodule, ckpt_path=best, verbose=False, weights_only=True)
+            evaluate(fit.model, datamodule=fit.datamodule, ckpt_path=best, verbose=False)
+            # Lightning forgets those of the fit, and of the other stage.
             metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
     except TrainingError as error:
         if "not finite" not in str(error):
             raise
         reason = str(error)
-    values = [None if reason else _value(metrics, f"{stage}_{cell.metric}") for stage in ("val", "test")]
+    values = [None if reason else _value(metrics, name) for name in (cell.selection, cell.report)]
     if not reason and None in values:
-        reason = f"{cell.metric} is not finite"
+        reason = f"{cell.selection if values[0] is None else cell.report} is not finite"
     return ComparedRun(
         method=cell.method,
         learning_rate=cell.learning_rate,
         seed=cell.seed,
         selection=values[0],
         report=values[1],
-        metrics={name: value for name, value in metrics.items() if name.startswith(("val_", "test_"))},
+        metrics=metrics,
         train_loss=record.last_losses(),
         energy=record.energy,
         trainable=record.trainable,
@@ -119,13 +122,11 @@ def _measure(cell: Cell) -> ComparedRun:
 
 def _value(metrics: dict[str, float], name: str) -> float | None:
     if name not in metrics:
-        stage, _, metric = name.partition("_")
-        offered = sorted(found.removeprefix(f"{stage}_") for found in metrics if found.startswith(f"{stage}_"))
         raise ConfigError(
             "The model does not log the metric to compare by.",
-            got=f"metric {metric!r}, and no {name} among what was logged",
-            expected=", ".join(offered) or f"a LightningModule that logs {name}",
-            fix="name another with --metric",
+            got=f"no {name} in validation and test",
+            expected=", ".join(sorted(metrics)) or f"a LightningModule that logs {name}",
+            fix="name one that is logged with --metric: loss for val_loss and test_loss, or both names",
         )
     return metrics[name] if math.isfinite(metrics[name]) else None
 

@@ -36,7 +36,7 @@ def run_of(method: str, rate: float, seed: int, selection: float | None, report:
 
 def printed(runs: list[ComparedRun], tuning_seeds: tuple[int, ...]) -> str:
     file = io.StringIO()
-    Console(width=200, file=file).print(as_table(summarise(runs, tuning_seeds, "max"), "test accuracy"))
+    Console(width=200, file=file).print(as_table(summarise(runs, tuning_seeds, "max"), "test_accuracy"))
     return file.getvalue()
 
 
@@ -129,7 +129,7 @@ def test_the_picture_shows_every_run_and_marks_what_diverged() -> None:
     runs = [run_of("lora", rate, seed, 0.5 + rate) for rate in (1e-3, 1e-2) for seed in (0, 1)]
     runs += [run_of("full", 1e-3, seed, 0.7, 0.9) for seed in (0, 1)]
     runs += [run_of("full", 1e-2, 0, None), run_of("wild", 1e-2, 0, None)]
-    figure = plot_methods(runs, summarise(runs, (0, 1), "max"), "accuracy")
+    figure = plot_methods(runs, summarise(runs, (0, 1), "max"), "val_accuracy", "test_accuracy")
     curves, differences = figure.axes
     crosses = [line for line in curves.lines if line.get_marker() == "x"]
     assert [list(line.get_xdata()) for line in crosses] == [[1e-2], [1e-2]]

@@ -66,7 +66,7 @@ def test_every_rate_with_the_tuning_seeds_and_the_best_with_the_others(project: 
         tried = {run.learning_rate: run.selection for run in runs if run.method == method and run.seed == 0}
         [(rate, _)] = [(rate, seed) for name, rate, seed in made - tuned if name == method]
         assert tried[rate] == max(filter(None, tried.values()))
-    assert "test accuracy, each method at its own best learning rate" in compared
+    assert "test_accuracy, each method at its own best learning rate" in compared
     assert (project / "out" / "comparison.png").stat().st_size > 10_000
 
 
@@ -116,7 +116,9 @@ def test_goes_on_with_the_runs_that_are_missing(project: Path, compared: str) ->
         ((*RATES, "--seeds", 1, 1), "each once"),
         ((*RATES, "--seeds", 1, "--tuning_seeds", 2), "a number from 1 to 1"),
         ((*RATES, "--out", "out", "--metric", "accuracy", "--pera.rank", 3), "with other settings"),
-        ((*RATES, "--out", "out", "--metric", "f1", "--methods", "cross"), "the metric accuracy"),
+        ((*RATES, "--out", "out", "--metric", "f1", "--methods", "cross"), "others for selection, report"),
+        ((*RATES, "--metric", "f1", "loss", "accuracy"), "One metric is compared by"),
+        ((*RATES, "--out", "new", "--trainer.devices", 2), "made by one process"),
         ((*RATES, "--out", "new", "--pera.rank", 0), "rank"),
         ((*RATES, "--out", "new", "--pera.rnk", 2), "rnk"),
     ],
@@ -128,8 +130,8 @@ def test_wrong_options_are_refused_before_anything_runs(
     assert not (project / "new" / "runs").exists()
 
 
-def cell(project: Path, folder: Path, *words: str, metric: str = "accuracy") -> Cell:
-    return Cell("lora", 1e-3, 0, ("--config", "fit.yaml", *words), metric, folder)
+def cell(project: Path, folder: Path, *words: str, report: str = "test_accuracy") -> Cell:
+    return Cell("lora", 1e-3, 0, ("--config", "fit.yaml", *words), "val_accuracy", report, folder)
 
 
 @pytest.fixture
@@ -148,8 +150,8 @@ def test_a_run_that_diverged_is_a_result(inside: Path, tmp_path: Path) -> None:
 
 
 def test_an_unknown_metric_is_refused_with_those_there_are(inside: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="accuracy, f1, loss, matthews"):
-        run_cell(cell(inside, tmp_path, metric="bleu"))
+    with pytest.raises(ConfigError, match="test_accuracy, test_f1, test_loss, test_matthews, val_accuracy"):
+        run_cell(cell(inside, tmp_path, report="test_bleu"))
     assert not (tmp_path / "run.json").exists()
 
 
@@ -166,6 +168,7 @@ def test_what_else_goes_wrong_is_no_result(inside: Path, tmp_path: Path) -> None
 
 def test_workers_are_processes_of_their_own(project: Path) -> None:
     words = ("--methods", "lora", "--learning_rates", "1e-3", "--seeds", 0, 1, "--workers", 2, "--out", "parallel")
+    words = (*words, "--metric", "val_loss", "test_loss")
     printed = compare(project, *words)
-    assert "test loss, each method at its own best learning rate" in printed
+    assert "test_loss, each method at its own best learning rate" in printed
     assert [run.seed for run in read_runs(project / "parallel" / "runs.csv")] == [0, 1]

@@ -13,24 +13,35 @@ from pera_lightning.analysis.plots.figure import new_figure
 
 
 def plot_methods(
-    runs: Sequence[ComparedRun], summaries: Sequence[MethodSummary], metric: str, title: str = ""
+    runs: Sequence[ComparedRun],
+    summaries: Sequence[MethodSummary],
+    selection: str,
+    report: str,
+    title: str = "Methods at equal data and seeds",
 ) -> Figure:
     """Left the selection metric against the learning rate, right the paired differences of the reported metric.
 
     Left: a dot for each run, a line through the means over seeds, a ring around the chosen learning rate, crosses at
     the lower edge for runs that diverged. Right: a dot for each seed, a bar for the mean and its 95 % interval.
+
+    Args:
+        runs: All runs.
+        summaries: The methods, the reference first.
+        selection: Name of the selection metric.
+        report: Name of the reported metric.
+        title: Above the picture.
     """
     figure = new_figure(11.0, 1.6 + max(2.4, 0.45 * len(summaries)))
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    figure.suptitle(title or f"{metric}: methods at equal data and seeds")
+    figure.suptitle(title)
     for number, summary in enumerate(summaries):
         _draw_curve(left, [run for run in runs if run.method == summary.method], summary, f"C{number}")
     left.set_xscale("log")
     left.set_xlabel("learning rate")
-    left.set_ylabel(f"{metric} in validation")
+    left.set_ylabel(selection)
     left.grid(alpha=0.3)
     left.legend(fontsize="small")
-    _draw_differences(right, summaries, metric)
+    _draw_differences(right, summaries, report)
     return figure
 
 
@@ -51,7 +62,7 @@ def _draw_curve(axes: Axes, runs: Sequence[ComparedRun], summary: MethodSummary,
         axes.plot([summary.learning_rate], [best], "o", color=colour, fillstyle="none", markersize=9)
 
 
-def _draw_differences(axes: Axes, summaries: Sequence[MethodSummary], metric: str) -> None:
+def _draw_differences(axes: Axes, summaries: Sequence[MethodSummary], report: str) -> None:
     reference, others = summaries[0], summaries[1:]
     axes.axvline(0, color="black", linewidth=0.8)
     for place, summary in enumerate(others):
@@ -64,5 +75,5 @@ def _draw_differences(axes: Axes, summaries: Sequence[MethodSummary], metric: st
             axes.plot([summary.difference], [place], "d", color=colour)
     axes.set_yticks(range(len(others)), [summary.method for summary in others])
     axes.set_ylim(max(1, len(others)) - 0.5, -0.5)
-    axes.set_xlabel(f"{metric} in test, difference from {reference.method}")
+    axes.set_xlabel(f"{report}, difference from {reference.method}")
     axes.grid(alpha=0.3, axis="x")

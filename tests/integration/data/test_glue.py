@@ -88,6 +88,20 @@ def test_the_order_depends_on_seed_and_epoch_alone(tmp_path: Path, tokenizer: An
     assert order(1, seed=1) != order(1)
 
 
+def test_grouped_batches_hold_similar_lengths(tmp_path: Path, tokenizer: Any) -> None:
+    folder = write_task(tmp_path / "t", "cola", 42)
+
+    def lengths(grouped: bool) -> list[set[int]]:
+        data = GlueDataModule("cola", folder, tokenizer=tokenizer, batch_size=6, group_by_length=grouped)
+        data.setup("fit")
+        return [set(batch["attention_mask"].sum(dim=1).tolist()) for batch in data.train_dataloader()]
+
+    # Six rows of each of seven lengths.
+    assert all(len(found) == 1 for found in lengths(True))
+    assert len(lengths(True)) == len(lengths(False)) == 7
+    assert any(len(found) > 1 for found in lengths(False))
+
+
 def test_fewer_training_rows_are_drawn_from_the_whole_file(tmp_path: Path, tokenizer: Any) -> None:
     folder = write_task(tmp_path / "t", "cola", 40)
 
