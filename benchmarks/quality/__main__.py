@@ -24,8 +24,8 @@ from benchmarks.quality.report import RESULTS, write_page
 from benchmarks.quality.studies import RUNS, STUDIES
 from pera_lightning.analysis.method_comparison import ComparedRun
 from pera_lightning.analysis.method_table import read_runs
-from pera_lightning.cli.compare import make_cells, run_comparison
 from pera_lightning.cli.compare_run import run_cell
+from pera_lightning.cli.comparison import make_cells, run_comparison
 
 CHECKED = ("stsb_rank_2", "full_auto"), ("sst2_rank_2", "lora"), ("stsb_rank_1", "full")
 """Study and method; of each the chosen learning rate's first seed is made again."""

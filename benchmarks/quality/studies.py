@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pera_lightning.cli.compare import METHODS, Plan
+from pera_lightning.cli.compare import METHODS
+from pera_lightning.cli.comparison import Plan
 
 RUNS = Path("runs/quality")
 

@@ -1,0 +1,202 @@
+"""A comparison: which runs it has, making those that are missing, and what it writes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pera_lightning.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pera_lightning.analysis.method_comparison import ComparedRun
+    from pera_lightning.cli.compare_run import Cell
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared.
+
+    Attributes:
+        words: `--config` and overrides, as `fit` takes them.
+        methods: Name -> further overrides. The first one is the reference.
+        learning_rates: Learning rates that every method tries.
+        seeds: Seeds of the runs at the best learning rate.
+        tuning_seeds: How many of them, from the first, try every learning rate; the best is chosen by these.
+        selection: Name of the metric to select by, logged in validation.
+        report: Name of the metric to report, logged in test.
+        mode: Whether less or more of them is better.
+        out: Folder of the comparison. Runs that it holds already are not made again.
+        learning_rate_option: The option of `fit` that is the learning rate.
+        workers: Runs made at a time: one in this process, or several in processes of their own.
+    """
+
+    words: tuple[str, ...]
+    methods: dict[str, str]
+    learning_rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    tuning_seeds: int
+    selection: str
+    report: str
+    mode: Literal["min", "max"]
+    out: Path
+    learning_rate_option: str = "model.init_args.learning_rate"
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        for name, values in (("learning_rates", self.learning_rates), ("seeds", self.seeds)):
+            if not values or len(set(values)) < len(values):
+                raise ConfigError(
+                    f"{name} are tried one after the other.",
+                    got=str(list(values)),
+                    expected="one or more, each once",
+                    fix="leave out what is there twice",
+                )
+        if not 1 <= self.tuning_seeds <= len(self.seeds):
+            raise ConfigError(
+                "tuning_seeds says how many of the seeds try every learning rate.",
+                got=f"{self.tuning_seeds} of {len(self.seeds)} seeds",
+                expected=f"a number from 1 to {len(self.seeds)}",
+                fix="leave it out: then all of them do",
+            )
+
+    @property
+    def tuning(self) -> tuple[int, ...]:
+        """The seeds that the learning rate is chosen by."""
+        return self.seeds[: self.tuning_seeds]
+
+
+def run_comparison(plan: Plan) -> list[ComparedRun]:
+    """Make the runs of a comparison that are not there yet, and write runs.csv and comparison.png.
+
+    First every method tries every learning rate with the tuning seeds, then its best one with the other seeds.
+
+    Raises:
+        ConfigError: The config or an override is wrong, or `plan.out` holds another comparison.
+    """
+    from pera_lightning.analysis.method_comparison import best_learning_rate, summarise
+    from pera_lightning.analysis.method_table import write_runs
+    from pera_lightning.analysis.plots.figure import save_figure
+    from pera_lightning.analysis.plots.method_comparison import plot_methods
+
+    cell = make_cells(plan)
+    tuned = [
+        cell(method, rate, seed) for method in plan.methods for rate in plan.learning_rates for seed in plan.tuning
+    ]
+    runs = _run_all(tuned, plan.workers, "each learning rate")
+    best = {method: best_learning_rate(runs, method, plan.tuning, plan.mode) for method in plan.methods}
+    others = plan.seeds[plan.tuning_seeds :]
+    final = [cell(method, rate, seed) for method, rate in best.items() if rate is not None for seed in others]
+    runs += _run_all(final, plan.workers, "the best, other seeds")
+    write_runs(runs, plan.out / "runs.csv")
+    figure = plot_methods(runs, summarise(runs, plan.tuning, plan.mode), plan.selection, plan.report)
+    save_figure(figure, plan.out / "comparison.png")
+    return runs
+
+
+def make_cells(plan: Plan) -> Callable[[str, float, int], Cell]:
+    """What makes the cells of a plan, after a look at the config of each method."""
+    from pera_lightning.cli.compare_run import Cell
+    from pera_lightning.cli.parsed_fit import parse_fit
+    from pera_lightning.integration.callback import PeraCallback
+
+    parsed = {
+        method: parse_fit("compare", [*plan.words, *words.split()]).as_dict() for method, words in plan.methods.items()
+    }
+    for options in parsed.values():
+        # Its checks; the model and the data are checked by the first run.
+        PeraCallback(**options["pera"])
+        _refuse_several_processes(options["trainer"])
+    _keep_settings(plan, parsed)
+    first = next(iter(parsed.values()))
+    takes_seed = "seed" in ((first.get("data") or {}).get("init_args") or {})
+
+    def cell(method: str, learning_rate: float, seed: int) -> Cell:
+        folder = plan.out / "runs" / method / f"lr_{learning_rate:g}" / f"seed_{seed}"
+        words = [
+            *(*plan.words, *plan.methods[method].split()),
+            *(f"--{plan.learning_rate_option}", str(learning_rate)),
+            *("--seed_everything", str(seed), "--trainer.devices", "1"),
+            *(("--data.init_args.seed", str(seed)) if takes_seed else ()),
+            *("--pera.adapter_dir", str(folder / "adapter")),
+        ]
+        return Cell(method, learning_rate, seed, tuple(words), plan.selection, plan.report, folder)
+
+    return cell
+
+
+def _refuse_several_processes(trainer: dict[str, Any]) -> None:
+    if trainer["num_nodes"] > 1 or str(trainer["devices"]) not in ("auto", "1"):
+        raise ConfigError(
+            "A run of a comparison is made by one process.",
+            got=f"trainer.devices: {trainer['devices']}, trainer.num_nodes: {trainer['num_nodes']}",
+            expected="one device",
+            fix="--trainer.devices 1 --trainer.num_nodes 1, and --workers for several runs at a time",
+        )
+
+
+def _keep_settings(plan: Plan, parsed: dict[str, Any]) -> None:
+    """Write the settings of the methods into the folder, or refuse other ones than are there."""
+    from pera_lightning.checkpoint.atomic import replacing
+
+    path = plan.out / "settings.json"
+    # As JSON holds them: tuples are lists there.
+    chosen = {"selection": plan.selection, "report": plan.report}
+    settings = json.loads(json.dumps({**chosen, "methods": parsed}, default=str))
+    if path.is_file():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        differing = [name for name in chosen if stored[name] != settings[name]]
+        differing += [
+            name for name, value in settings["methods"].items() if stored["methods"].get(name, value) != value
+        ]
+        if differing:
+            raise ConfigError(
+                f"{plan.out} holds a comparison with other settings.",
+                got=f"others for {', '.join(differing)}",
+                expected="the settings of the runs that are there",
+                fix="name another folder with --out, or set what the comparison there had (settings.json)",
+            )
+        settings["methods"] = stored["methods"] | settings["methods"]
+    plan.out.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+
+
+def _run_all(cells: Sequence[Cell], workers: int, title: str) -> list[ComparedRun]:
+    """The results of all cells in their order, those that are missing made first."""
+    from rich.console import Console
+    from rich.progress import track
+
+    missing = [cell for cell in cells if cell.result() is None]
+    if missing:
+        # Bound to the screen: what a run in this process prints is kept in a file.
+        console = Console(file=sys.stdout)
+        made = _made_here(missing) if workers == 1 else _made_by_workers(missing, workers)
+        for run in track(made, title, total=len(missing), console=console):
+            values = "diverged" if run.diverged else f"validation {run.selection:.4f}, test {run.report:.4f}"
+            console.print(f"{run.method}, learning rate {run.learning_rate:g}, seed {run.seed}: {values}")
+    return [found for cell in cells if (found := cell.result()) is not None]
+
+
+def _made_here(cells: Sequence[Cell]) -> Iterator[ComparedRun]:
+    from pera_lightning.cli.compare_run import run_cell
+
+    return map(run_cell, cells)
+
+
+def _made_by_workers(cells: Sequence[Cell], workers: int) -> Iterator[ComparedRun]:
+    from pera_lightning.cli.compare_run import run_cell
+
+    # Forked processes could not use a GPU that this one has touched.
+    with ProcessPoolExecutor(min(workers, len(cells)), mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(run_cell, cell) for cell in cells]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
