@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from pera_lightning.integration.data.glue_files import GLUE_TASKS
 from tests.support.pretrained import character_tokenizer, save_pretrained
 from tests.support.transformers_models import transformers_model
 
@@ -21,19 +22,29 @@ def save_encoder(folder: Path, kind: str = "BertForSequenceClassification", **op
 
 
 def write_task(folder: Path, task: str, rows: int) -> str:
-    """Write `train.tsv` and `dev.tsv`: CoLA's label says which letter a sentence repeats, STS-B's score how often."""
+    """Write the training and the validation file of a task, in GLUE's own format; returns the folder.
+
+    CoLA's label says which letter a sentence repeats, STS-B's score how often; in other tasks every label has a letter.
+    """
     folder.mkdir()
-    for name in ("train", "dev"):
-        lines = [_line(task, number) for number in range(rows)]
-        text = STSB_HEADER + "".join(lines) if task == "stsb" else "".join(lines)
+    for name in ("train", "dev_matched" if task == "mnli" else "dev"):
+        text = _header(task) + "".join(_line(task, number) for number in range(rows))
         (folder / f"{name}.tsv").write_text(text, encoding="utf-8")
     return str(folder)
 
 
-STSB_HEADER = "index\tsentence1\tsentence2\tscore\n"
+def _header(task: str) -> str:
+    spec = GLUE_TASKS[task]
+    return "" if spec.header else "\t".join(("index", *spec.texts, spec.label)) + "\n"
 
 
 def _line(task: str, number: int) -> str:
     if task == "stsb":
         return f"{number}\t{'a' * (1 + number % 5)}\t{'b' * (1 + number % 3)}\t{number % 5}.5\n"
-    return f"source\t{number % 2}\t\t{'ab'[number % 2] * (1 + number % 7)}\n"
+    if task == "cola":
+        return f"source\t{number % 2}\t\t{'ab'[number % 2] * (1 + number % 7)}\n"
+    spec = GLUE_TASKS[task]
+    labels = list(spec.labels or ())
+    kind = number % len(labels)
+    texts = ["abc"[kind] * (1 + (number + place) % 7) for place in range(len(spec.texts))]
+    return "\t".join((str(number), *texts, labels[kind])) + "\n"
