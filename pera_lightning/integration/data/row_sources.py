@@ -33,6 +33,18 @@ def as_paths(files: str | list[str] | None) -> list[Path]:
     return [Path(file) for file in ([files] if isinstance(files, str | os.PathLike) else files)]
 
 
+def no_data(split: Split, hub_splits: list[str] | None, fix: str) -> ConfigError:
+    """Returns the error of a split that has no source."""
+    return ConfigError(
+        f"There is no data for the {split} split.",
+        got=f"neither {split}_files nor dataset"
+        if hub_splits is None
+        else f"a data set with the splits {', '.join(hub_splits)}",
+        expected=f"rows to {'train on' if split == 'train' else 'evaluate'}",
+        fix=fix,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class RowSources:
     """The sources of every split.
@@ -81,14 +93,7 @@ class RowSources:
             DataError: If a file is missing or of an unknown kind.
         """
         if not self.has(split):
-            raise ConfigError(
-                f"There is no data for the {split} split.",
-                got=f"a data set with the splits {', '.join(self._hub_dataset)}"
-                if self.dataset is not None
-                else f"neither {split}_files nor dataset",
-                expected=f"rows to {'train on' if split == 'train' else 'evaluate'}",
-                fix=self._fix_missing(split),
-            )
+            raise no_data(split, self.hub_splits, fix=f"set {split}_files")
         for path in self.files[split]:
             check_file(path, self.endings)
 
@@ -100,8 +105,10 @@ class RowSources:
             name = f"{self.dataset} ({_HUB_SPLITS[split]})"
             yield name, dataset_rows(name, self._hub_dataset[_HUB_SPLITS[split]])
 
-    def _fix_missing(self, split: Split) -> str:
-        return f"set {split}_files"
+    @property
+    def hub_splits(self) -> list[str] | None:
+        """The splits of the data set of the hub; None without one."""
+        return None if self.dataset is None else list(self._hub_dataset)
 
     @cached_property
     def _hub_dataset(self) -> Mapping[str, Iterable[Mapping[str, Any]]]:

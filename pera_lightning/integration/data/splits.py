@@ -16,7 +16,7 @@ from pera_lightning.integration.data.conversations import (
     read_conversations,
 )
 from pera_lightning.integration.data.options import check_at_least_one, check_choice, contradiction
-from pera_lightning.integration.data.row_sources import RowSources, Split
+from pera_lightning.integration.data.row_sources import RowSources, Split, no_data
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,8 @@ class SplitSources(RowSources):
 
     def check(self, split: Split) -> None:
         """Checks that the split, or the train split it is held out of, has a source; see `RowSources`."""
+        if split == "val" and not self.has(split):
+            raise no_data(split, self.hub_splits, fix="set val_files, or val_split to hold out train rows")
         super().check("train" if split == "val" and self._holds_out else split)
 
     def read(self, splits: Collection[Split]) -> dict[Split, SplitRows]:
@@ -101,9 +103,6 @@ class SplitSources(RowSources):
     @property
     def _parts_train(self) -> bool:
         return self._holds_out or self.fraction < 1
-
-    def _fix_missing(self, split: Split) -> str:
-        return super()._fix_missing(split) + (", or val_split to hold out train rows" if split == "val" else "")
 
     def _read_parted(self) -> dict[Split, SplitRows]:
         """Reads the train rows and parts them; both parts keep the order of the file."""
