@@ -258,6 +258,13 @@ def test_a_missing_file_lists_near_names(files: dict[str, str]) -> None:
         module(train_files=files["train_files"].replace("train", "trian"))
 
 
+def test_no_file_is_read_before_all_are_found(files: dict[str, str]) -> None:
+    Path(files["train_files"]).write_bytes(b"\xff")
+    Path(files["val_files"]).unlink()
+    with pytest.raises(DataError, match=r"val\.txt does not exist"):
+        module(**files)
+
+
 def test_bad_rows_are_skipped_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = write_rows(tmp_path / "a.jsonl", {"text": "one"}, {"text": ""}, {"body": ""}, {"text": "two"})
     data = module("test", test_files=rows, on_bad_row="skip")
