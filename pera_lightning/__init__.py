@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from pera_lightning.integration.adapter_pictures import AdapterPictures
     from pera_lightning.integration.callback import PeraCallback
     from pera_lightning.integration.causal_lm import PeraCausalLM
-    from pera_lightning.integration.data import CommonsenseDataModule, GlueDataModule, InstructionDataModule
+    from pera_lightning.integration.data import (
+        CommonsenseDataModule,
+        GlueDataModule,
+        InstructionDataModule,
+        TextDataModule,
+    )
     from pera_lightning.integration.merged_model import export_merged
     from pera_lightning.integration.sequence_classifier import PeraSequenceClassifier
     from pera_lightning.layers.tensor_parallel import parallelize_adapted
@@ -41,6 +46,7 @@ __all__ = [
     "PeraError",
     "PeraLinear",
     "PeraSequenceClassifier",
+    "TextDataModule",
     "adapter_disabled",
     "adapter_state_dict",
     "export_lora",
@@ -66,6 +72,7 @@ _LATE = {
     "PeraSequenceClassifier": "pera_lightning.integration.sequence_classifier",
     "GlueDataModule": "pera_lightning.integration.data",
     "InstructionDataModule": "pera_lightning.integration.data",
+    "TextDataModule": "pera_lightning.integration.data",
     "export_merged": "pera_lightning.integration.merged_model",
     "parallelize_adapted": "pera_lightning.layers.tensor_parallel",
 }

@@ -23,6 +23,7 @@ from tests.support.pretrained import save_pretrained
 
 GLUE_CONFIG = ROOT / "configs" / "glue_minilm_cpu.yaml"
 CONFIGS = sorted({*(ROOT / "configs").glob("*.yaml")} - {GLUE_CONFIG})
+TEXT_CONFIG = ROOT / "configs" / "text_smollm2_cpu.yaml"
 GPU_CONFIGS = [path for path in CONFIGS if "gb_" in path.name]
 
 LLAMA = {
@@ -163,7 +164,7 @@ def tiny(tmp_path: Path) -> Callable[[str], str]:
 def test_parses(path: Path) -> None:
     parsed = parse_fit("estimate", ["--config", str(path)])
     assert parsed.model.class_path.endswith("PeraCausalLM")
-    assert parsed.data.class_path.endswith(("InstructionDataModule", "CommonsenseDataModule"))
+    assert parsed.data.class_path.endswith(("InstructionDataModule", "CommonsenseDataModule", "TextDataModule"))
 
 
 def test_each_model_has_a_config() -> None:
@@ -209,6 +210,28 @@ def test_fits_on_the_card_it_is_named_after(path: Path, tmp_path: Path) -> None:
     assert max(training, validation) < card - 0.5
     text = path.read_text(encoding="utf-8")
     assert f"training {training:.1f} GB, validation {validation:.1f} GB" in " ".join(text.replace("#", "").split())
+
+
+def test_the_text_config_fits_and_tests_on_files_in_its_places(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_pretrained(tmp_path / "models" / "smollm2-135m-instruct")
+    (tmp_path / "data" / "text").mkdir(parents=True)
+    for name, lines in (("train", 40), ("val", 9), ("test", 9)):
+        text = "".join(f"{line} green bottles hanging on the wall\n" for line in range(lines, 0, -1))
+        (tmp_path / "data" / "text" / f"{name}.txt").write_text(text)
+    words = ["--config", TEXT_CONFIG, "--trainer.enable_progress_bar", "false"]
+    # The first twenty layers are left out there, which are all of a tiny model's.
+    words += ["--pera.exclude_modules", "[]"]
+    run("fit", *words, folder=tmp_path)
+    fit = tmp_path / "runs" / "text_smollm2_cpu" / "fit"
+    assert (fit / "adapter" / "adapter_model.safetensors").is_file()
+    printed = run(
+        *("test", *words, "--compare_base", "true", "--ckpt_path", fit / "checkpoints" / "best.ckpt"),
+        *("--trainer.logger.init_args.version", "test"),
+        folder=tmp_path,
+    )
+    assert "test_perplexity" in printed
+    assert (fit.parent / "test" / "comparison.csv").is_file()
 
 
 def test_the_glue_config_fits_and_tests_on_a_folder_of_the_command_line(tmp_path: Path) -> None:

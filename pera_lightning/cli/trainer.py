@@ -21,7 +21,12 @@ from pera_lightning.injection import adapter_disabled
 from pera_lightning.integration.adapter_pictures import AdapterPictures  # noqa: F401
 from pera_lightning.integration.callback import PeraCallback
 from pera_lightning.integration.causal_lm import PeraCausalLM  # noqa: F401
-from pera_lightning.integration.data import CommonsenseDataModule, GlueDataModule, InstructionDataModule  # noqa: F401
+from pera_lightning.integration.data import (  # noqa: F401
+    CommonsenseDataModule,
+    GlueDataModule,
+    InstructionDataModule,
+    TextDataModule,
+)
 from pera_lightning.integration.fsdp2 import FSDP2Strategy  # noqa: F401
 from pera_lightning.integration.sequence_classifier import PeraSequenceClassifier  # noqa: F401
 

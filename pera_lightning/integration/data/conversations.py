@@ -26,7 +26,7 @@ _REQUIRED_FIELDS: dict[RowFormat, tuple[str, ...]] = {
     "alpaca": ("instruction", "output"),
 }
 _ROWS_TO_DETECT = 20
-_FIX_ROW = "correct the row, or set on_bad_row: skip to leave such rows out"
+FIX_ROW = "correct the row, or set on_bad_row: skip to leave such rows out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +187,7 @@ def _bad_field(where: str, owner: Mapping[str, Any], name: str, expected: str) -
         got = "an empty string"
     else:
         got = f"{type(owner[name]).__name__} {shorten(repr(owner[name]))}"
-    return DataError(f"{where}, field {name!r}: cannot be used.", got=got, expected=expected, fix=_FIX_ROW)
+    return DataError(f"{where}, field {name!r}: cannot be used.", got=got, expected=expected, fix=FIX_ROW)
 
 
 _CONVERTERS: dict[str, Callable[[Row], list[Message]]] = {

@@ -15,8 +15,8 @@ from pera_lightning.integration.data.glue_files import GlueRow, check_task, spli
 from pera_lightning.integration.data.glue_sources import HUB_DATASET, labels_of, training_rows, validation_rows
 from pera_lightning.integration.data.module_parts import distributed_processes, find_tokenizer
 from pera_lightning.integration.data.options import check_at_least_one
+from pera_lightning.integration.data.row_sources import Split
 from pera_lightning.integration.data.sampling import LengthGroupedSampler
-from pera_lightning.integration.data.splits import Split
 from pera_lightning.integration.quiet import ignore_warning
 
 Batch = dict[str, Tensor]

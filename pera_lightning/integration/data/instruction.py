@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +16,9 @@ from pera_lightning.integration.data.module_parts import distributed_processes, 
 from pera_lightning.integration.data.options import check_at_least_one, contradiction
 from pera_lightning.integration.data.packing import PackedDataset
 from pera_lightning.integration.data.prompts import ChatEncoder
+from pera_lightning.integration.data.row_sources import Split, as_paths
 from pera_lightning.integration.data.sampling import LengthGroupedSampler
-from pera_lightning.integration.data.splits import Split, SplitSources
+from pera_lightning.integration.data.splits import SplitSources
 from pera_lightning.integration.data.tokenised import TokenisedSplit, tokenise_split
 from pera_lightning.integration.quiet import ignore_warning
 
@@ -97,7 +96,7 @@ class InstructionDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.sources = SplitSources(
-            files={"train": _paths(train_files), "val": _paths(val_files), "test": _paths(test_files)},
+            files={"train": as_paths(train_files), "val": as_paths(val_files), "test": as_paths(test_files)},
             dataset=dataset,
             dataset_config=dataset_config,
             val_split=val_split,
@@ -127,8 +126,7 @@ class InstructionDataModule(LightningDataModule):
     @property
     def train_source(self) -> str:
         """What it trains on, for model cards: names only, not where files lie on this machine."""
-        sources = self.sources
-        return sources.dataset or ", ".join(path.name for path in sources.files["train"])
+        return self.sources.train_name
 
     def prepare_data(self) -> None:
         """Downloads the data set of the hub, on one process of each node."""
@@ -239,9 +237,3 @@ class InstructionDataModule(LightningDataModule):
                 f"max_length {self.max_length} and pack_length {self.pack_length}",
                 "a pack_length of at least max_length",
             )
-
-
-def _paths(files: str | list[str] | None) -> list[Path]:
-    if files is None:
-        return []
-    return [Path(file) for file in ([files] if isinstance(files, str | os.PathLike) else files)]

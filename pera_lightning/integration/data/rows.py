@@ -1,4 +1,4 @@
-"""Rows of data files (JSON, JSON Lines, CSV, parquet) and hub data sets, each with the place it came from.
+"""Rows of data files (JSON, JSON Lines, CSV, parquet, text) and hub data sets, each with the place it came from.
 
 JSON and CSV are parsed here rather than by `datasets`, because an error message should name the line.
 """
@@ -9,12 +9,15 @@ import csv
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pera_lightning.errors import DataError
+
+ROW_ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
+TEXT_ENDINGS = (".txt", *ROW_ENDINGS)
 
 _SEPARATOR = re.compile(r"[\s,]*")
 _JSON_LAYOUTS = "an array of objects, or one object per line"
@@ -38,8 +41,8 @@ class Row:
 ParsedRow = Row | DataError
 
 
-def check_file(path: Path) -> None:
-    """Checks that a data file exists and has a known ending.
+def check_file(path: Path, endings: Sequence[str]) -> None:
+    """Checks that a data file exists and has one of the endings.
 
     Raises:
         DataError: If it does not; the message lists near names.
@@ -48,25 +51,29 @@ def check_file(path: Path) -> None:
         raise DataError(
             f"The data file {path} does not exist.",
             got="a folder" if path.is_dir() else "no such file",
-            expected=f"a file ending in {', '.join(_READERS)}",
-            fix=_near_names(path),
+            expected=f"a file ending in {', '.join(endings)}",
+            fix=_near_names(path, endings),
         )
-    if path.suffix.lower() not in _READERS:
+    if path.suffix.lower() not in endings:
         raise DataError(
             f"The data file {path} is of an unknown kind.",
             got=f"the ending {path.suffix!r}",
-            expected=f"one of {', '.join(_READERS)}",
+            expected=f"one of {', '.join(endings)}",
             fix="convert the file to JSON Lines (one object per line) and name it .jsonl",
         )
 
 
-def read_rows(path: Path) -> Iterator[ParsedRow]:
+def read_rows(path: Path, endings: Sequence[str] = ROW_ENDINGS) -> Iterator[ParsedRow]:
     """Reads the rows of one file lazily; a row that cannot be parsed comes as a `DataError`.
+
+    Args:
+        path: The file.
+        endings: Those it may have. A text file is one row with the field `text`.
 
     Raises:
         DataError: If the file is missing or damaged as a whole (encoding, JSON array, CSV quoting, parquet).
     """
-    check_file(path)
+    check_file(path, endings)
     return _READERS[path.suffix.lower()](path)
 
 
@@ -127,7 +134,7 @@ def _parse_json_line(where: str, line: str) -> ParsedRow:
 
 
 def _read_json(path: Path) -> Iterator[ParsedRow]:
-    text = "".join(line for _, line in _decoded_lines(path))
+    text = _decoded(path)
     if not text.lstrip().startswith("["):
         # Many tools write one object per line into a file that they call .json.
         yield from _read_jsonl(path)
@@ -230,6 +237,14 @@ def _read_parquet(path: Path) -> Iterator[ParsedRow]:
     return dataset_rows(str(path), table)
 
 
+def _read_txt(path: Path) -> Iterator[ParsedRow]:
+    yield Row(str(path), {"text": _decoded(path)})
+
+
+def _decoded(path: Path) -> str:
+    return "".join(line for _, line in _decoded_lines(path))
+
+
 def _decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yields (number, line) with the line end kept; a byte order mark is dropped."""
     with path.open("rb") as file:
@@ -245,10 +260,10 @@ def _decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
                 ) from error
 
 
-def _near_names(path: Path) -> str:
+def _near_names(path: Path, endings: Sequence[str]) -> str:
     if not path.parent.is_dir():
         return f"the folder {path.parent} does not exist either: correct the path"
-    siblings = sorted(entry.name for entry in path.parent.iterdir() if entry.suffix.lower() in _READERS)
+    siblings = sorted(entry.name for entry in path.parent.iterdir() if entry.suffix.lower() in endings)
     near = difflib.get_close_matches(path.name, siblings, n=3, cutoff=0.4) or siblings[:3]
     if not near:
         return f"correct the path ({path.parent} holds no data file)"
@@ -260,4 +275,5 @@ _READERS: dict[str, Callable[[Path], Iterator[ParsedRow]]] = {
     ".json": _read_json,
     ".csv": _read_csv,
     ".parquet": _read_parquet,
+    ".txt": _read_txt,
 }

@@ -1,13 +1,10 @@
-"""Where the rows of the train, val and test splits come from."""
+"""The conversations of the train, val and test splits, and the train rows held out for validation."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
 
 import torch
 
@@ -15,22 +12,11 @@ from pera_lightning.errors import ConfigError, DataError
 from pera_lightning.integration.data.conversations import (
     BadRows,
     Conversation,
-    OnBadRow,
     RowFormat,
     read_conversations,
 )
 from pera_lightning.integration.data.options import check_at_least_one, check_choice, contradiction
-from pera_lightning.integration.data.rows import (
-    ParsedRow,
-    check_file,
-    dataset_rows,
-    load_hub_dataset,
-    read_rows,
-)
-
-Split = Literal["train", "val", "test"]
-
-_HUB_SPLITS: dict[Split, str] = {"train": "train", "val": "validation", "test": "test"}
+from pera_lightning.integration.data.row_sources import RowSources, Split, no_data
 
 
 @dataclass(frozen=True)
@@ -41,17 +27,13 @@ class SplitRows:
     bad_rows: BadRows
 
 
-@dataclass(frozen=True)
-class SplitSources:
+@dataclass(frozen=True, kw_only=True)
+class SplitSources(RowSources):
     """Reads splits from files, or from a data set of the hub.
 
     Args:
-        files: Files of every split.
-        dataset: Hub id or folder to use instead of files.
-        dataset_config: Configuration (subset) of the data set.
         val_split: Share of the train rows held out for validation; 0 holds out none.
         row_format: Format of the rows.
-        on_bad_row: Raise at the first bad row, or skip bad rows.
         limits: Most rows of every split, taken from its beginning; `None` for all.
         seed: Decides which rows are held out, and which are trained on.
         val_rows: Number of train rows held out for validation, instead of val_split.
@@ -61,20 +43,16 @@ class SplitSources:
         ConfigError: If an option has an impossible value, or two contradict each other.
     """
 
-    files: Mapping[Split, list[Path]]
-    dataset: str | None
-    dataset_config: str | None
     val_split: float
     row_format: RowFormat
-    on_bad_row: OnBadRow
     limits: Mapping[Split, int | None]
     seed: int
     val_rows: int = 0
     fraction: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("format", self.row_format, RowFormat)
-        check_choice("on_bad_row", self.on_bad_row, OnBadRow)
         for split, limit in self.limits.items():
             check_at_least_one(f"max_{split}_rows", limit)
         if not 0 <= self.val_split < 1:
@@ -95,19 +73,16 @@ class SplitSources:
             )
         if self.val_split and self.files["val"]:
             raise contradiction("val_files and val_split", "one of the two")
-        if self.dataset is not None and any(self.files.values()):
-            raise contradiction("dataset and files", "either dataset or files")
-
-    def download(self) -> None:
-        """Brings the data set of the hub, if one is used, into the local cache."""
-        if self.dataset is not None:
-            load_hub_dataset(self.dataset, self.dataset_config)
 
     def has(self, split: Split) -> bool:
         """Says whether there is anything to read for the split."""
-        if self.files[split] or (split == "val" and self._holds_out):
-            return True
-        return self.dataset is not None and _HUB_SPLITS[split] in self._hub_dataset
+        return (split == "val" and self._holds_out) or super().has(split)
+
+    def check(self, split: Split) -> None:
+        """Checks that the split, or the train split it is held out of, has a source; see `RowSources`."""
+        if split == "val" and not self.has(split):
+            raise no_data(split, self.hub_splits, fix="set val_files, or val_split to hold out train rows")
+        super().check("train" if split == "val" and self._holds_out else split)
 
     def read(self, splits: Collection[Split]) -> dict[Split, SplitRows]:
         """Reads and checks the rows of some splits; files of other splits need not exist.
@@ -117,7 +92,7 @@ class SplitSources:
             DataError: If a file is missing, damaged or empty, or holds a bad row that is not to be skipped.
         """
         for split in splits:
-            self._check_source(split)
+            self.check(split)
         parted = self._read_parted() if self._parts_train and {"train", "val"} & set(splits) else {}
         return {split: parted.get(split) or self._read(split, self.limits[split]) for split in splits}
 
@@ -128,25 +103,6 @@ class SplitSources:
     @property
     def _parts_train(self) -> bool:
         return self._holds_out or self.fraction < 1
-
-    @cached_property
-    def _hub_dataset(self) -> Mapping[str, Iterable[Mapping[str, Any]]]:
-        assert self.dataset is not None
-        return load_hub_dataset(self.dataset, self.dataset_config)
-
-    def _check_source(self, split: Split) -> None:
-        if not self.has(split):
-            raise ConfigError(
-                f"There is no data for the {split} split.",
-                got=f"a data set with the splits {', '.join(self._hub_dataset)}"
-                if self.dataset is not None
-                else f"neither {split}_files nor dataset",
-                expected=f"rows to {'train on' if split == 'train' else 'evaluate'}",
-                fix=f"set {split}_files" + (", or val_split to hold out train rows" if split == "val" else ""),
-            )
-        source: Split = "train" if split == "val" and self._holds_out else split
-        for path in self.files[source]:
-            check_file(path)
 
     def _read_parted(self) -> dict[Split, SplitRows]:
         """Reads the train rows and parts them; both parts keep the order of the file."""
@@ -172,13 +128,6 @@ class SplitSources:
     def _read(self, split: Split, limit: int | None) -> SplitRows:
         bad_rows = BadRows(self.on_bad_row)
         conversations = itertools.chain.from_iterable(
-            read_conversations(name, rows, self.row_format, bad_rows) for name, rows in self._sources(split)
+            read_conversations(name, rows, self.row_format, bad_rows) for name, rows in self.rows_of(split)
         )
         return SplitRows(list(itertools.islice(conversations, limit)), bad_rows)
-
-    def _sources(self, split: Split) -> Iterator[tuple[str, Iterable[ParsedRow]]]:
-        for path in self.files[split]:
-            yield str(path), read_rows(path)
-        if self.dataset is not None:
-            name = f"{self.dataset} ({_HUB_SPLITS[split]})"
-            yield name, dataset_rows(name, self._hub_dataset[_HUB_SPLITS[split]])

@@ -11,7 +11,8 @@ from rich.progress import track
 from pera_lightning.errors import DataError
 from pera_lightning.integration.data.examples import Example, ExampleDataset
 from pera_lightning.integration.data.prompts import ChatEncoder
-from pera_lightning.integration.data.splits import Split, SplitRows
+from pera_lightning.integration.data.row_sources import Split
+from pera_lightning.integration.data.splits import SplitRows
 
 _ROWS_WORTH_A_PROGRESS_BAR = 5000
 
