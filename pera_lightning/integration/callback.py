@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -41,7 +40,7 @@ from pera_lightning.integration.preflight import Preflight
 from pera_lightning.integration.returned_adapter import ReturnedAdapter
 from pera_lightning.integration.strategy_limits import refuse_impossible_strategy
 from pera_lightning.integration.termination import JointTermination, save_before_termination
-from pera_lightning.integration.trained_adapter import write_trained_adapter
+from pera_lightning.integration.trained_adapter import adapter_folder, announce_replacement, write_trained_adapter
 from pera_lightning.integration.weight_averaging import average_the_adapter_alone
 from pera_lightning.token_ids import TokenIds
 
@@ -202,6 +201,7 @@ class PeraCallback(Callback):
         self._refuse_other_base()
         if self.report is not None:
             rank_zero_info(str(self.report))
+        announce_replacement(adapter_folder(trainer, self.adapter_dir))
         self._trained = False
         self._exact_resume.on_fit_start(trainer)
 
@@ -269,8 +269,7 @@ class PeraCallback(Callback):
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # On every rank: the Trainer's log_dir is a collective call.
-        folder = Path(self.adapter_dir or Path(trainer.log_dir or trainer.default_root_dir) / "adapter")
+        folder = adapter_folder(trainer, self.adapter_dir)
         # A fit that finds nothing left to do leaves the folder of the run that did it alone.
         if self._trained and not getattr(trainer, "fast_dev_run", False):
             write_trained_adapter(trainer, pl_module, folder, self._describe(pl_module))

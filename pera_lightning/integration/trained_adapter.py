@@ -10,12 +10,24 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pera_lightning.checkpoint import Manifest, adapter_state_dict, write_adapter
+from pera_lightning.checkpoint.adapter_files import CONFIG_FILE
 from pera_lightning.errors import AdapterFileError
 from pera_lightning.functional.distributed import whole
 from pera_lightning.injection import clean_name
 from pera_lightning.integration.adapter_root import adapter_root, prefix_of
 from pera_lightning.integration.best_checkpoint import best_checkpoint, tensors_of
 from pera_lightning.integration.run_summary import run_summary
+
+
+def adapter_folder(trainer: pl.Trainer, chosen: str | None) -> Path:
+    """Where the adapter goes at the end of the fit; collective, as the Trainer's `log_dir` is."""
+    return Path(chosen or Path(trainer.log_dir or trainer.default_root_dir) / "adapter")
+
+
+def announce_replacement(folder: Path) -> None:
+    """Say that the adapter of an earlier fit is in the place of this one's, while it can still be moved."""
+    if (folder / CONFIG_FILE).is_file():
+        rank_zero_info(f"PERA: {folder} holds an adapter, which this fit's will replace at its end")
 
 
 def write_trained_adapter(trainer: pl.Trainer, pl_module: pl.LightningModule, folder: Path, manifest: Manifest) -> None:
