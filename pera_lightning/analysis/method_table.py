@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -30,32 +31,39 @@ _PLAIN = (
 
 def as_table(summaries: Sequence[MethodSummary], report: str) -> Table:
     """One row per method; what the columns mean stands in `MethodSummary`."""
-    table = Table(title=f"{report}, each method at its own best learning rate", caption_justify="left")
+    title = f"{report}, each method at its own best learning rate"
+    table = Table(title=title, caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     reference = summaries[0].method
     table.caption = (
-        f"learning rate: the best in validation (! at an end of the grid: try beyond it). test: {report}, mean over "
-        f"seeds and standard deviation. difference: mean over seeds of the difference from {reference} with the same "
-        "seed, and its 95 % bootstrap interval. energy: norm of the polynomial part of dW over that of the linear one."
+        "rate: the best learning rate in validation (! at an end of the grid: try beyond it). test: "
+        f"{report}, mean over seeds and standard deviation. difference: mean over seeds of the difference from "
+        f"{reference} with the same seed, and its 95 % bootstrap interval. energy: norm of the polynomial part of dW "
+        "over that of the linear one."
     )
+    rows = [cells(summary, is_reference=summary.method == reference) for summary in summaries]
     for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading == "method" else "right")
-    for summary in summaries:
-        table.add_row(*map(Text, cells(summary, is_reference=summary.method == reference)))
+        # As wide as the longest word, so that a narrow screen folds the numbers that matter last.
+        width = max(map(len, "\n".join(row[HEADINGS.index(heading)] for row in rows).splitlines()), default=0)
+        table.add_column(heading, justify="left" if heading == "method" else "right", min_width=width)
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table
 
 
-HEADINGS = ("method", "learning rate", "test", "difference", "energy", "trainable", "ms a step", "seeds", "diverged")
+HEADINGS = ("method", "rate", "test", "difference", "energy", "trained", "step ms")
 
 
 def cells(summary: MethodSummary, *, is_reference: bool) -> tuple[str, ...]:
     """The cells of a summary under `HEADINGS`."""
-    rate = "all diverged" if summary.learning_rate is None else f"{summary.learning_rate:g}{'!' * summary.at_edge}"
-    spread = "" if math.isnan(summary.spread) else f" ± {summary.spread:.4f}"
+    rate = "none" if summary.learning_rate is None else f"{summary.learning_rate:g}{'!' * summary.at_edge}"
+    if summary.diverged:
+        rate += f"\n{summary.diverged} of {summary.runs}\ndiverged"
+    spread = "" if math.isnan(summary.spread) else f"\n± {summary.spread:.4f}"
     difference = "-"
     if not is_reference and summary.differences:
         difference = f"{summary.difference:+.4f}"
         if summary.interval is not None:
-            difference += f" [{summary.interval[0]:+.4f}, {summary.interval[1]:+.4f}]"
+            difference += f"\n[{summary.interval[0]:+.4f}, {summary.interval[1]:+.4f}]"
     return (
         summary.method,
         rate,
@@ -64,8 +72,6 @@ def cells(summary: MethodSummary, *, is_reference: bool) -> tuple[str, ...]:
         f"{summary.energy:.2g}",
         f"{summary.trainable:,}",
         f"{summary.step_ms:.0f}",
-        str(len(summary.reports)),
-        f"{summary.diverged} of {summary.runs}",
     )
 
 

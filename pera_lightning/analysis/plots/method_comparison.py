@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -39,6 +39,8 @@ def plot_methods(
     left.set_xscale("log")
     left.set_xlabel("learning rate")
     left.set_ylabel(selection)
+    _widen(left.get_ylim, left.set_ylim, summaries[0].mean)
+    left.ticklabel_format(axis="y", useOffset=False)
     left.grid(alpha=0.3)
     left.legend(fontsize="small")
     _draw_differences(right, summaries, report)
@@ -75,5 +77,15 @@ def _draw_differences(axes: Axes, summaries: Sequence[MethodSummary], report: st
             axes.plot([summary.difference], [place], "d", color=colour)
     axes.set_yticks(range(len(others)), [summary.method for summary in others])
     axes.set_ylim(max(1, len(others)) - 0.5, -0.5)
+    _widen(axes.get_xlim, axes.set_xlim, reference.mean)
+    axes.locator_params(axis="x", nbins=5)
     axes.set_xlabel(f"{report}, difference from {reference.method}")
     axes.grid(alpha=0.3, axis="x")
+
+
+def _widen(get: Callable[[], tuple[float, float]], put: Callable[[float, float], object], reference: float) -> None:
+    """Show no less than 1 % of the reference: methods that differ by rounding should look equal."""
+    low, high = get()
+    missing = 0.01 * abs(reference) - (high - low)
+    if missing > 0:
+        put(low - missing / 2, high + missing / 2)
