@@ -29,12 +29,13 @@ share the rank, the rows and their order, the number of steps and every random s
 same learning rates with the first {tuning} seeds, and is reported at its own best with all seeds. The learning rate is
 chosen by the loss on one half of GLUE's validation set; the other half is reported and seen once. *Difference* is the
 mean over seeds of the difference from LoRA with the same seed, with its 95 % bootstrap interval over seeds: it knows
-how seeds differ, not how other test rows would, and with four seeds it is rather too narrow. `!` marks a best learning
+how seeds differ, not how other test rows would, and with two or three seeds it is too narrow. `!` marks a best learning
 rate at an end of the grid. *Energy* is the norm of the polynomial part of dW over that of the linear part, mean over
 layers. Step times are not here: runs shared a machine; docs/cost.md has them.
 
-Methods: `lora` (order 1); `full`, the paper's form; `square_auto` and `full_auto`: only squares, or squares and cross
-terms, with `coefficient_scale: auto`, which makes the products as large as the factors' own entries at the start.
+Methods: `lora` (order 1); `full`, the paper's form; `normalised`: before every step h is scaled by
+1 / (RMS(A) RMS(B)), with which products are as large as the factors' own entries all along (docs/RESEARCH.md);
+`normalised_h10`: the same with ten times the learning rate for h.
 
 `python -m benchmarks.quality check --data FOLDER` makes three of the runs again and compares; the runs of all studies
 are in `benchmarks/results/quality/`.
@@ -83,18 +84,19 @@ def _section(study: Study, runs: Sequence[ComparedRun], picture: str) -> str:
     ]
     lines = [columns, ["---"] * len(columns)]
     for loss, other in zip(_summaries(study, runs), _also(study, runs), strict=True):
-        lines.append(_row(loss, other, [run for run in runs if run.method == loss.method]))
+        own = [run for run in runs if run.method == loss.method]
+        lines.append(_row(loss, other, own, is_reference=len(lines) == 2))
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     return f"{heading}\n{table}\n\n![Learning rates and differences]({picture})\n"
 
 
-def _row(loss: MethodSummary, other: MethodSummary, runs: Sequence[ComparedRun]) -> list[str]:
+def _row(loss: MethodSummary, other: MethodSummary, runs: Sequence[ComparedRun], is_reference: bool) -> list[str]:
     chosen = [run.train_loss for run in runs if run.learning_rate == loss.learning_rate and run.train_loss is not None]
     return [
         loss.method,
         "all diverged" if loss.learning_rate is None else f"{loss.learning_rate:g}{'!' * loss.at_edge}",
-        *(_mean(loss), _difference(loss)),
-        *(_mean(other), _difference(other)),
+        *(_mean(loss), _difference(loss, is_reference)),
+        *(_mean(other), _difference(other, is_reference)),
         f"{sum(chosen) / len(chosen):.4f}" if chosen else "-",
         f"{loss.energy:.2g}",
         f"{loss.trainable:,}",
@@ -107,8 +109,8 @@ def _mean(summary: MethodSummary) -> str:
     return f"{summary.mean:.4f}{spread}"
 
 
-def _difference(summary: MethodSummary) -> str:
-    if not any(summary.differences.values()):
+def _difference(summary: MethodSummary, is_reference: bool) -> str:
+    if is_reference or not summary.differences:
         return "-"
     interval = "" if summary.interval is None else f" [{summary.interval[0]:+.4f}, {summary.interval[1]:+.4f}]"
     return f"{summary.difference:+.4f}{interval}"

@@ -81,9 +81,15 @@ def run_cell(cell: Cell) -> ComparedRun:
         contextlib.redirect_stderr(log),
     ):
         found = _measure(cell)
+    keep_result(cell, found)
+    return found
+
+
+def keep_result(cell: Cell, found: ComparedRun) -> None:
+    """Write a result to where `Cell.result` finds it."""
+    cell.folder.mkdir(parents=True, exist_ok=True)
     with replacing(cell.folder / RESULT) as temporary:
         temporary.write_text(json.dumps(found.to_dict(), indent=1), encoding="utf-8")
-    return found
 
 
 def _measure(cell: Cell) -> ComparedRun:
