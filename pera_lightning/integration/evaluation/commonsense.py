@@ -50,8 +50,8 @@ def evaluate_commonsense(
 
     "generate" lets the model write and takes the first option that it names (the papers' way). "rank" takes the option
     whose sentence "the correct answer is ..." has the highest log-likelihood, summed over its tokens and its end of
-    turn; of equal ones the first. It needs no sampling and always answers; tokens that the options of a question have in
-    common go through the model once.
+    turn; of equal ones the first. It needs no sampling and always answers; the tokens that all options of a question begin
+    with go through the model once.
 
     Args:
         model: A causal language model on its device. Its train or eval mode is as before afterwards.

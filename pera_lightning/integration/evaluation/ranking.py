@@ -115,9 +115,9 @@ def _batches(groups: Iterator[_Group], batch_size: int) -> Iterator[list[_Group]
 
 
 def _belong_together(groups: Sequence[_Group], batch_size: int) -> bool:
-    """Whether groups fit in a batch, and it costs at most twice what its first pass does.
+    """Whether groups fit in a batch, and joining them adds no more tokens than its first pass has.
 
-    Beginnings that are longer than the shortest are computed for each example beyond it.
+    Longer beginnings than the shortest go through the model once for each example beyond it, and rows are filled up.
     """
     if sum(len(group.examples) for group in groups) > batch_size:
         return False
@@ -157,7 +157,7 @@ def _pass(
     targets: Tensor,
     row_of: Tensor | None = None,
 ) -> Tensor:
-    """Sums the log-probabilities of targets after a pass over `ids`; `row_of` is the row of each, by default its own."""
+    """Sums the log-probabilities of targets after a pass over `ids`, each in its own row or in that of `row_of`."""
     columns = (targets != IGNORE_INDEX).any(dim=0).nonzero().flatten()
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": cache is not None}
     if cache is not None:
