@@ -50,7 +50,7 @@ def evaluate_commonsense(
 
     "generate" lets the model write and takes the first option that it names (the papers' way). "rank" takes the option
     whose sentence "the correct answer is ..." has the highest log-likelihood, summed over its tokens and its end of
-    turn; of equal ones the first. It needs no sampling and always answers; the tokens that all options of a question begin
+    turn; of equal ones the first. It needs no sampling and always answers. Tokens that all options of a question begin
     with go through the model once.
 
     Args:

@@ -92,10 +92,9 @@ def _groups(questions: Sequence[Sequence[Example]], *, sharing: bool) -> Iterato
 
 
 def _common(examples: Sequence[Example]) -> int:
-    """Tokens that all examples begin with, leaving out the last of the shortest: it may predict nothing."""
+    """Tokens that all examples begin with."""
     columns = zip(*(example.input_ids for example in examples), strict=False)
-    same = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
-    return min(same, *(len(example.input_ids) - 1 for example in examples))
+    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def _shared(groups: Sequence[_Group]) -> int:

@@ -56,6 +56,7 @@ SHARING = {
 }
 OTHERS = {
     "mamba": of_type("mamba"),  # a state in place of keys and values, and no `past_key_values`
+    "openai-gpt": of_type("openai-gpt", n_embd=32, n_layer=2, n_head=4),  # takes a cache and leaves it empty
     "recurrent_gemma": of_type("recurrent_gemma", lru_width=32, intermediate_size=96, num_key_value_heads=1),
 }
 
@@ -158,7 +159,7 @@ def test_one_different_token_needs_no_second_pass() -> None:
 
 def test_questions_are_joined_where_it_costs_little() -> None:
     model: Any = tiny_llama()
-    lengths = [40, 21, 20]
+    lengths = [20, 40, 21]
     questions = [[example(list(range(3, 3 + length)), [last, 2]) for last in (50, 51)] for length in lengths]
     with batches_seen(model) as shapes:
         log_likelihoods(model, questions, batch_size=8, pad_id=PAD)
@@ -166,12 +167,20 @@ def test_questions_are_joined_where_it_costs_little() -> None:
     assert shapes == [(1, 40), (2, 1), (2, 20), (4, 2)]
 
 
-def test_models_that_share_nothing_see_whole_rows_in_batches() -> None:
-    model = OTHERS["mamba"]()
-    questions = [[example([7, 8, 9], [last, 2]) for last in (50, 51)] for _ in range(3)]
+def test_questions_are_joined_although_their_answers_are_long() -> None:
+    model: Any = tiny_llama()
+    questions = [[example([start, 5], [last, *range(10, 20)]) for last in (50, 51)] for start in (3, 4)]
     with batches_seen(model) as shapes:
         log_likelihoods(model, questions, batch_size=4, pad_id=PAD)
-    assert shapes == [(4, 4), (2, 4)]
+    assert shapes == [(2, 2), (4, 10)]
+
+
+def test_models_that_share_nothing_see_whole_rows_in_batches() -> None:
+    model = OTHERS["mamba"]()
+    questions = [[example([7] * length, [last, 2]) for last in (50, 51)] for length in (3, 30, 7)]
+    with batches_seen(model) as shapes:
+        log_likelihoods(model, questions, batch_size=4, pad_id=PAD)
+    assert shapes == [(4, 31), (2, 4)]
 
 
 def test_tokens_of_the_commonsense_tasks(tmp_path: Path) -> None:
