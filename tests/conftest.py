@@ -64,7 +64,8 @@ NO_GPU = "needs a CUDA GPU"
 NO_HOSTS = "needs network namespaces (root and iproute2)"
 NO_DEEPSPEED = "needs deepspeed"
 NO_LLAMA_CPP = "needs llama-cpp-python"
-ALLOWED_SKIPS: frozenset[str] = frozenset({NO_GPU, NO_HOSTS, NO_DEEPSPEED, NO_LLAMA_CPP})
+NO_LM_EVAL = "needs lm-eval"
+ALLOWED_SKIPS: frozenset[str] = frozenset({NO_GPU, NO_HOSTS, NO_DEEPSPEED, NO_LLAMA_CPP, NO_LM_EVAL})
 """Reasons for which a test may be skipped under `make test`. What was skipped is listed at the end of every run."""
 
 

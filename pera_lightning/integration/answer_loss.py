@@ -44,11 +44,23 @@ def answer_logits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[
     """
     targets = _targets(batch)
     columns = (targets != IGNORE_INDEX).any(dim=0).nonzero().flatten()
+    return logits_at(model, _inputs(batch), columns), targets[:, columns]
+
+
+def logits_at(model: PreTrainedModel, inputs: Mapping[str, Any], columns: Tensor) -> Tensor:
+    """Run the model and compute logits at some positions only, where it can.
+
+    Args:
+        model: A causal language model.
+        inputs: Keyword arguments of its forward.
+        columns: Indices (C,) of the positions, int64.
+
+    Returns:
+        Logits (B, C, vocabulary) in the model's dtype.
+    """
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        logits = model(**_inputs(batch), logits_to_keep=columns).logits
-    else:
-        logits = model(**_inputs(batch)).logits[:, columns]
-    return logits, targets[:, columns]
+        return model(**inputs, logits_to_keep=columns).logits
+    return model(**inputs).logits[:, columns]
 
 
 def answer_loss(logits: Tensor, targets: Tensor) -> Tensor:

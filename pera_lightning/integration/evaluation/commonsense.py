@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import torch
 
 from pera_lightning.integration.data.commonsense import Template, commonsense_encoder
 from pera_lightning.integration.data.conversations import Conversation
+from pera_lightning.integration.data.examples import Example
 from pera_lightning.integration.data.options import check_at_least_one, check_choice
 from pera_lightning.integration.data.prompts import ChatEncoder
 from pera_lightning.integration.evaluation.extraction import extract_answer
@@ -50,7 +50,8 @@ def evaluate_commonsense(
 
     "generate" lets the model write and takes the first option that it names (the papers' way). "rank" takes the option
     whose sentence "the correct answer is ..." has the highest log-likelihood, summed over its tokens and its end of
-    turn; of equal ones the first. It needs no sampling and always answers.
+    turn; of equal ones the first. It needs no sampling and always answers. Tokens that all options of a question begin
+    with go through the model once.
 
     Args:
         model: A causal language model on its device. Its train or eval mode is as before afterwards.
@@ -95,24 +96,22 @@ def _rank(
     batch_size: int,
     advance: Advance,
 ) -> list[Prediction]:
-    examples = []
-    for question, option in _options(questions):
+    def example(question: Question, option: str) -> Example:
         answer = {"role": "assistant", "content": ANSWER.format(option=option)}
-        examples += encoder.encode(Conversation("evaluation", [*question.messages, answer]))
+        return encoder.encode(Conversation("evaluation", [*question.messages, answer]))[0]
+
+    examples = [[example(question, option) for option in question.options] for question in questions]
     pad_id = encoder.stop_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    scores = iter(log_likelihoods(model, examples, batch_size=batch_size, pad_id=pad_id, advance=advance))
-    predictions = []
-    for question in questions:
-        own = list(itertools.islice(scores, len(question.options)))
-        predictions.append(
-            Prediction(
-                question.messages[-1]["content"],
-                question.answer,
-                question.options[best_option(own)],
-                log_likelihoods=dict(zip(question.options, own, strict=True)),
-            )
+    scores = log_likelihoods(model, examples, batch_size=batch_size, pad_id=pad_id, advance=advance)
+    return [
+        Prediction(
+            question.messages[-1]["content"],
+            question.answer,
+            question.options[best_option(own)],
+            log_likelihoods=dict(zip(question.options, own, strict=True)),
         )
-    return predictions
+        for question, own in zip(questions, scores, strict=True)
+    ]
 
 
 def _generate(
@@ -145,10 +144,6 @@ def _generate(
     ]
 
 
-def _options(questions: Sequence[Question]) -> Iterator[tuple[Question, str]]:
-    return ((question, option) for question in questions for option in question.options)
-
-
 @contextmanager
 def _evaluating(model: PreTrainedModel) -> Iterator[None]:
     training = {module: module.training for module in model.modules()}
@@ -168,7 +163,7 @@ def _bars(questions: Mapping[str, Sequence[Question]], how: How, *, hidden: bool
     with Progress(*columns, disable=hidden) as progress:
 
         def bar(task: str, rows: Sequence[Question]) -> Advance:
-            total = len(list(_options(rows))) if how == "rank" else len(rows)
+            total = sum(len(question.options) for question in rows) if how == "rank" else len(rows)
             identity = progress.add_task(task, total=total)
             return lambda count: progress.advance(identity, count)
 
