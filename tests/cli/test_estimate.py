@@ -17,6 +17,7 @@ from pera_lightning.analysis.memory import CONTEXT, GB, SLACK
 from pera_lightning.cli.estimate import estimate
 from pera_lightning.cli.fit_on_meta import FitOnMeta
 from pera_lightning.cli.fit_options import FitOptions
+from pera_lightning.cli.main import TOOLS
 from pera_lightning.cli.parsed_fit import parse_fit
 from pera_lightning.errors import ConfigError
 from pera_lightning.integration.causal_lm import PeraCausalLM
@@ -264,6 +265,6 @@ def test_a_misspelt_key_is_named(config: Path) -> None:
 
 def test_help() -> None:
     assert "--cards" in run("estimate", "--help")
-    assert "generate, chat, evaluate, diff, inspect, estimate, consolidate, export, push" in " ".join(
-        run("--help").split()
-    )
+    listed = re.search(r"with TOOL one of ([\w, ]+)\.", " ".join(run("--help").split()))
+    assert listed is not None
+    assert sorted(listed[1].split(", ")) == sorted(TOOLS)
