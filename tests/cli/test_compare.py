@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import yaml
 from pera_lightning.analysis.method_table import read_runs
 from pera_lightning.cli.compare import METHODS, _method
 from pera_lightning.cli.compare_run import Cell, run_cell
-from pera_lightning.errors import ConfigError, DataError
+from pera_lightning.errors import ConfigError, DataError, TrainingError
 from tests.cli.test_main import run
 from tests.support.classifiers import save_encoder, write_task
 
@@ -172,3 +173,33 @@ def test_workers_are_processes_of_their_own(project: Path) -> None:
     printed = compare(project, *words)
     assert "test_loss, each method at its own best learning rate" in printed
     assert [run.seed for run in read_runs(project / "parallel" / "runs.csv")] == [0, 1]
+
+
+def test_seeds_decide_the_order_of_the_data_too(project: Path, compared: str) -> None:
+    for path in (project / "out").rglob("config.yaml"):
+        config = yaml.safe_load(path.read_text())
+        seed = int(path.parent.parent.name.removeprefix("seed_"))
+        assert config["seed_everything"] == config["data"]["init_args"]["seed"] == seed
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_the_checkpoint_that_the_config_calls_best_counts(inside: Path, tmp_path: Path, mode: str) -> None:
+    callback = {"class_path": "ModelCheckpoint", "init_args": {"monitor": "val_loss", "mode": mode}}
+    (tmp_path / "best.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}}))
+    found = run_cell(cell(inside, tmp_path, "--config", str(tmp_path / "best.yaml")))
+    with (tmp_path / "logs" / "metrics.csv").open() as file:
+        losses = [float(row["val_loss"]) for row in csv.DictReader(file) if row["val_loss"]]
+    assert len(set(losses)) == 2
+    assert found.metrics["val_loss"] == pytest.approx((min if mode == "min" else max)(losses), rel=1e-6)
+
+
+def test_an_error_of_training_that_is_no_divergence_is_no_result(
+    inside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise TrainingError("A parameter of the frozen base is trained.", got="one", expected="none", fix="freeze it")
+
+    monkeypatch.setattr("pera_lightning.cli.compare_run.make_cli", fails)
+    with pytest.raises(TrainingError, match="frozen base"):
+        run_cell(cell(inside, tmp_path))
+    assert not (tmp_path / "run.json").exists()
