@@ -9,6 +9,7 @@ import math
 import shutil
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,24 +66,47 @@ def run_cell(cell: Cell) -> ComparedRun:
         ConfigError: Validation or test logs no such metric.
         PeraError: Anything that `fit` refuses; a loss that is not finite is a result, not an error.
     """
-    from transformers.utils.logging import set_verbosity_error
-
     cell.folder.mkdir(parents=True, exist_ok=True)
     for left in ("logs", "checkpoints"):
         # Of a run that was interrupted.
         shutil.rmtree(cell.folder / left, ignore_errors=True)
-    # These write to the screen they found when they were imported.
-    set_verbosity_error()
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with (
-        (cell.folder / "log.txt").open("w", encoding="utf-8") as log,
-        contextlib.redirect_stdout(log),
-        contextlib.redirect_stderr(log),
-    ):
-        found = _measure(cell)
+    try:
+        with _written_to(cell.folder / "log.txt"):
+            found = _measure(cell)
+    except SystemExit as stop:
+        raise _refused(cell) from stop
     keep_result(cell, found)
     return found
+
+
+@contextlib.contextmanager
+def _written_to(path: Path) -> Iterator[None]:
+    """Send what is printed to a file, and hush the loggers that write to the screen they found at their import."""
+    from transformers.utils import logging as transformers_logging
+
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels, verbosity = [logger.level for logger in loggers], transformers_logging.get_verbosity()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    try:
+        with path.open("w", encoding="utf-8") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _refused(cell: Cell) -> ConfigError:
+    """What the command line of `fit` wrote before it gave up, which nobody would see in the log."""
+    written = (cell.folder / "log.txt").read_text(encoding="utf-8")
+    return ConfigError(
+        f"`fit` does not take the options of {cell.method}.",
+        got=written[written.rfind("error:") + len("error:") :].strip() or "no message",
+        expected="options that `fit` takes",
+        fix="correct them in the config, in --methods or after the options of compare",
+    )
 
 
 def keep_result(cell: Cell, found: ComparedRun) -> None:

@@ -57,6 +57,13 @@ class Plan:
                     expected="one or more, each once",
                     fix="leave out what is there twice",
                 )
+        if self.workers < 1:
+            raise ConfigError(
+                "workers says how many runs are made at a time.",
+                got=self.workers,
+                expected="a number of 1 or more",
+                fix="leave it out: then it is 1",
+            )
         if not 1 <= self.tuning_seeds <= len(self.seeds):
             raise ConfigError(
                 "tuning_seeds says how many of the seeds try every learning rate.",
@@ -105,8 +112,11 @@ def make_cells(plan: Plan) -> Callable[[str, float, int], Cell]:
     from pera_lightning.cli.parsed_fit import parse_fit
     from pera_lightning.integration.callback import PeraCallback
 
+    # With some learning rate, the same for every plan: a wrong name of the option should not wait for the first run.
+    rate = (f"--{plan.learning_rate_option}", "1.0")
     parsed = {
-        method: parse_fit("compare", [*plan.words, *words.split()]).as_dict() for method, words in plan.methods.items()
+        method: parse_fit("compare", [*plan.words, *words.split(), *rate]).as_dict()
+        for method, words in plan.methods.items()
     }
     for options in parsed.values():
         # Its checks; the model and the data are checked by the first run.

@@ -201,7 +201,7 @@ class PeraCallback(Callback):
         self._refuse_other_base()
         if self.report is not None:
             rank_zero_info(str(self.report))
-        announce_replacement(adapter_folder(trainer, self.adapter_dir))
+        announce_replacement(trainer, self.adapter_dir)
         self._trained = False
         self._exact_resume.on_fit_start(trainer)
 

@@ -24,9 +24,10 @@ def adapter_folder(trainer: pl.Trainer, chosen: str | None) -> Path:
     return Path(chosen or Path(trainer.log_dir or trainer.default_root_dir) / "adapter")
 
 
-def announce_replacement(folder: Path) -> None:
+def announce_replacement(trainer: pl.Trainer, chosen: str | None) -> None:
     """Say that the adapter of an earlier fit is in the place of this one's, while it can still be moved."""
-    if (folder / CONFIG_FILE).is_file():
+    folder = adapter_folder(trainer, chosen)
+    if (folder / CONFIG_FILE).is_file() and not getattr(trainer, "fast_dev_run", False):
         rank_zero_info(f"PERA: {folder} holds an adapter, which this fit's will replace at its end")
 
 

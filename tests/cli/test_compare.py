@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,8 @@ def test_goes_on_with_the_runs_that_are_missing(project: Path, compared: str) ->
         ((*RATES, "--metric", "f1", "loss", "accuracy"), "One metric is compared by"),
         ((*RATES, "--out", "new", "--trainer.devices", 2), "made by one process"),
         ((*RATES, "--out", "new", "--pera.rank", 0), "rank"),
+        ((*RATES, "--out", "new", "--workers", 0), "a number of 1 or more"),
+        ((*RATES, "--out", "new", "--learning_rate_option", "model.lr"), "key='lr'"),
         ((*RATES, "--out", "new", "--pera.rnk", 2), "rnk"),
     ],
 )
@@ -150,9 +153,22 @@ def test_a_run_that_diverged_is_a_result(inside: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run.json").read_text())["reason"] == found.reason
 
 
+def test_a_run_leaves_the_loggers_as_they_were(inside: Path, tmp_path: Path) -> None:
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "transformers")]
+    before = [logger.level for logger in loggers]
+    run_cell(cell(inside, tmp_path))
+    assert [logger.level for logger in loggers] == before
+
+
 def test_an_unknown_metric_is_refused_with_those_there_are(inside: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="test_accuracy, test_f1, test_loss, test_matthews, val_accuracy"):
         run_cell(cell(inside, tmp_path, report="test_bleu"))
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_what_the_command_line_of_a_fit_refuses_is_said(inside: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cubic"):
+        run_cell(cell(inside, tmp_path, "--pera.terms", "cubic"))
     assert not (tmp_path / "run.json").exists()
 
 

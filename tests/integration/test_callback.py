@@ -170,14 +170,15 @@ def test_resuming_from_weights_only_says_so(tmp_path: Path) -> None:
 def test_says_that_the_adapter_of_an_earlier_fit_will_be_replaced(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def said() -> list[str]:
+    def said(**options: Any) -> list[str]:
         caplog.clear()
         with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
-            make_trainer(tmp_path, PeraCallback(rank=2), max_steps=1).fit(Regressor())
+            make_trainer(tmp_path, PeraCallback(rank=2), max_steps=1, **options).fit(Regressor())
         return [record.message for record in caplog.records if "will replace" in record.message]
 
     assert said() == []
     assert said() == [f"PERA: {tmp_path / 'adapter'} holds an adapter, which this fit's will replace at its end"]
+    assert said(fast_dev_run=True) == []
 
 
 def test_logs_one_line_and_the_energy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

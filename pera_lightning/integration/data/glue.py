@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from pera_lightning.integration.data.glue_files import GlueRow, check_task, split_in_halves
 from pera_lightning.integration.data.glue_sources import HUB_DATASET, labels_of, training_rows, validation_rows
-from pera_lightning.integration.data.module_parts import distributed_processes, find_tokenizer
+from pera_lightning.integration.data.module_parts import distributed_processes, find_tokenizer, loader_options
 from pera_lightning.integration.data.options import check_at_least_one
 from pera_lightning.integration.data.row_sources import Split
 from pera_lightning.integration.data.sampling import LengthGroupedSampler
@@ -176,7 +176,5 @@ class GlueDataModule(LightningDataModule):
             batch_size=batch_size,
             sampler=sampler,
             collate_fn=DataCollatorWithPadding(self._tokenizer),
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            **loader_options(self.num_workers),
         )

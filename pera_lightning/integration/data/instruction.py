@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from pera_lightning.integration.data.collate import PaddingCollator, collate_packs
 from pera_lightning.integration.data.conversations import OnBadRow, RowFormat
-from pera_lightning.integration.data.module_parts import distributed_processes, find_tokenizer
+from pera_lightning.integration.data.module_parts import distributed_processes, find_tokenizer, loader_options
 from pera_lightning.integration.data.options import check_at_least_one, contradiction
 from pera_lightning.integration.data.packing import PackedDataset
 from pera_lightning.integration.data.prompts import ChatEncoder
@@ -140,7 +139,7 @@ class InstructionDataModule(LightningDataModule):
             DataError: If a file is missing, empty or damaged, or holds a bad row that is not to be skipped.
         """
         self._use_tokenizer(find_tokenizer(self, self._given_tokenizer))
-        missing = [split for split in self._splits_of(stage) if split not in self._splits]
+        missing = [split for split in self.sources.needed_in(stage) if split not in self._splits]
         for split, rows in self.sources.read(missing).items():
             assert self._encoder is not None  # _use_tokenizer made it
             self._splits[split] = tokenise_split(split, rows, self._encoder)
@@ -180,11 +179,6 @@ class InstructionDataModule(LightningDataModule):
         """The same batches as in a test."""
         return self._eval_dataloader("test")
 
-    def _splits_of(self, stage: str) -> list[Split]:
-        if stage == "fit":
-            return ["train", "val"] if self.sources.has("val") else ["train"]
-        return ["val"] if stage == "validate" else ["test"]
-
     def _use_tokenizer(self, tokenizer: Any) -> None:
         if tokenizer is self._tokenizer:
             return
@@ -215,9 +209,7 @@ class InstructionDataModule(LightningDataModule):
             batch_size=batch_size,
             sampler=sampler,
             collate_fn=collate_packs if isinstance(dataset, PackedDataset) else PaddingCollator(self._pad_id()),
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            **loader_options(self.num_workers),
         )
 
     def _pad_id(self) -> int:

@@ -6,6 +6,7 @@ import os
 from functools import cache
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 
 from pera_lightning.errors import ConfigError
@@ -39,6 +40,15 @@ def _named_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(name)
+
+
+def loader_options(num_workers: int) -> dict[str, Any]:
+    """What every DataLoader here is made with."""
+    return {
+        "num_workers": num_workers,
+        "persistent_workers": num_workers > 0,
+        "pin_memory": torch.cuda.is_available(),
+    }
 
 
 def distributed_processes(data: LightningDataModule) -> dict[str, Any]:

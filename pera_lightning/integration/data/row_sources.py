@@ -85,6 +85,12 @@ class RowSources:
         """Says whether there is anything to read for the split."""
         return bool(self.files[split]) or (self.dataset is not None and _HUB_SPLITS[split] in self._hub_dataset)
 
+    def needed_in(self, stage: str) -> list[Split]:
+        """The splits that a stage of the Trainer uses; validation only where there is data for it."""
+        if stage == "fit":
+            return ["train", "val"] if self.has("val") else ["train"]
+        return ["val"] if stage == "validate" else ["test"]
+
     def check(self, split: Split) -> None:
         """Checks that the split has a source, without reading it; files of other splits need not exist.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
@@ -16,7 +15,7 @@ from pera_lightning.integration.data.blocks import cut_blocks, read_texts, token
 from pera_lightning.integration.data.collate import PaddingCollator
 from pera_lightning.integration.data.conversations import BadRows, OnBadRow
 from pera_lightning.integration.data.examples import ExampleDataset
-from pera_lightning.integration.data.module_parts import distributed_processes, find_tokenizer
+from pera_lightning.integration.data.module_parts import distributed_processes, find_tokenizer, loader_options
 from pera_lightning.integration.data.options import check_at_least_one
 from pera_lightning.integration.data.row_sources import RowSources, Split, as_paths
 from pera_lightning.integration.data.rows import TEXT_ENDINGS
@@ -112,7 +111,7 @@ class TextDataModule(LightningDataModule):
                 not enough text.
         """
         self._use_tokenizer(find_tokenizer(self, self._given_tokenizer))
-        missing = [split for split in self._splits_of(stage) if split not in self._splits]
+        missing = [split for split in self.sources.needed_in(stage) if split not in self._splits]
         for split in missing:
             self.sources.check(split)
         for split in missing:
@@ -139,11 +138,6 @@ class TextDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Batch]:
         """Batches of the test split in the order of the text."""
         return self._eval_dataloader("test")
-
-    def _splits_of(self, stage: str) -> list[Split]:
-        if stage == "fit":
-            return ["train", "val"] if self.sources.has("val") else ["train"]
-        return ["val"] if stage == "validate" else ["test"]
 
     def _use_tokenizer(self, tokenizer: Any) -> None:
         if tokenizer is self._tokenizer:
@@ -184,9 +178,7 @@ class TextDataModule(LightningDataModule):
         return DataLoader(
             blocks,
             batch_size=batch_size,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            **loader_options(self.num_workers),
             **options,
         )
 
