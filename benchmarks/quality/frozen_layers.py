@@ -1,0 +1,81 @@
+"""Training the upper layers of a model at the cost of the upper layers, for comparisons that a CPU can repeat often."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModel, PreTrainedModel
+from typing_extensions import override
+
+_STATES: dict[tuple[str, int], dict[tuple[int, ...], Tensor]] = {}
+"""Of this process: what rows are after the frozen layers, for the next run on the same model."""
+
+
+class FrozenLayers(Callback):
+    """Computes what the lowest layers make of a row once, and remembers it.
+
+    For encoders and decoders whose adapters are all in higher layers. A row's states are computed alone and without
+    dropout, so that they depend on nothing else.
+
+    Args:
+        count: How many layers, from the lowest.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        remember_layers(pl_module.built_model(), self.count)
+
+
+def remember_layers(model: PreTrainedModel, count: int) -> None:
+    """Replace the embeddings by what comes out of the lowest layers, and these by nothing."""
+    body = model.base_model
+    layers = body.encoder.layer if hasattr(body, "encoder") else body.layers
+    lowest = AutoModel.from_pretrained(model.name_or_path, num_hidden_layers=count, dtype=model.dtype)
+    lowest.eval().requires_grad_(False)
+    if hasattr(lowest, "norm"):
+        # That of a decoder belongs after its last layer.
+        lowest.norm = nn.Identity()
+    name = "embeddings" if hasattr(body, "embeddings") else "embed_tokens"
+    states = _STATES.setdefault((model.name_or_path, count), {})
+    setattr(body, name, _RememberedStates(lowest, states, model.config.pad_token_id))
+    for place in range(count):
+        layers[place] = _PassOn()
+
+
+class _PassOn(nn.Module):
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states
+
+
+class _RememberedStates(nn.Module):
+    def __init__(
+        self, lowest: PreTrainedModel, states: dict[tuple[int, ...], Tensor], pad_token_id: int | None
+    ) -> None:
+        super().__init__()
+        # In a tuple, because its parameters are none of this model.
+        self._lowest = (lowest,)
+        self._pad_token_id = pad_token_id
+        self._states = states
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None, **kwargs: Any) -> Tensor:
+        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        rows = [self._of_row(*row, typed=token_type_ids is not None) for row in zip(input_ids, types, strict=True)]
+        states = pad_sequence(rows, batch_first=True)
+        return nn.functional.pad(states, (0, 0, 0, input_ids.shape[1] - states.shape[1]))
+
+    @torch.no_grad()
+    def _of_row(self, ids: Tensor, types: Tensor, typed: bool) -> Tensor:
+        length = int((ids != self._pad_token_id).nonzero()[-1]) + 1
+        key = (*ids[:length].tolist(), *types[:length].tolist())
+        if key not in self._states:
+            inputs = {"input_ids": ids[None, :length]} | ({"token_type_ids": types[None, :length]} if typed else {})
+            self._states[key] = self._lowest[0](**inputs)[0][0]
+        return self._states[key]
