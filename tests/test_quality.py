@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
+from benchmarks.quality.frozen_layers import FrozenLayers, States, remember_layers
 from benchmarks.quality.report import RESULTS, write_page
 from benchmarks.quality.studies import STUDIES
 from benchmarks.quality.variants import DrawnCoefficients, FollowingScale, NaturalScale, PenalisedCoefficients
@@ -15,7 +19,7 @@ from pera_lightning.cli.parsed_fit import parse_fit
 from pera_lightning.injection import adapted_layers
 from pera_lightning.layers import PeraLinear
 from tests.conftest import ROOT
-from tests.support.models import randomise_adapter
+from tests.support.models import randomise_adapter, tiny_bert_classifier, tiny_llama
 
 
 @pytest.fixture(autouse=True)
@@ -87,3 +91,52 @@ def test_penalty(model: torch.nn.Module) -> None:
     layer.pera_h.grad = torch.ones_like(layer.pera_h)
     PenalisedCoefficients(0.25).on_before_optimizer_step(None, model, None)  # type: ignore[arg-type]
     assert torch.allclose(layer.pera_h.grad, 1 + 0.25 * layer.pera_h)
+
+
+def saved(folder: Path, kind: str) -> str:
+    model = tiny_llama(num_hidden_layers=3, pad_token_id=0) if kind == "llama" else tiny_bert_classifier()
+    assert isinstance(model, PreTrainedModel)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+LOADERS: dict[str, Callable[[str], PreTrainedModel]] = {
+    "llama": AutoModelForCausalLM.from_pretrained,
+    "bert": AutoModelForSequenceClassification.from_pretrained,
+}
+ROWS = {
+    "input_ids": torch.tensor([[5, 6, 7, 8, 9], [3, 4, 2, 0, 0], [5, 6, 7, 8, 9]]),
+    "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]),
+}
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+@pytest.mark.parametrize("count", [1, 2])
+def test_remembered_layers_change_nothing(kind: str, count: int, tmp_path: Path) -> None:
+    model = LOADERS[kind](saved(tmp_path, kind))
+    real = ROWS["attention_mask"].bool() if kind == "llama" else slice(None)
+    expected = model(**ROWS).logits[real]
+    states: States = {}
+    remember_layers(model, count, states)
+    for _ in range(2):
+        torch.testing.assert_close(model(**ROWS).logits[real], expected, rtol=0, atol=1e-6)
+    assert sorted(len(row) for row in states.values()) == [3, 5]
+
+
+def test_states_are_kept_for_the_next_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "model", "llama")
+    data = SimpleNamespace(seed=3, train_source="train.json")
+    kept: list[States] = []
+    for _ in range(2):
+        processes_own: dict[Path, States] = {}
+        monkeypatch.setattr("benchmarks.quality.frozen_layers._STATES", processes_own)
+        model = LOADERS["llama"](path)
+        callback, trainer = FrozenLayers(2, str(tmp_path / "frozen")), SimpleNamespace(datamodule=data)
+        callback.on_fit_start(trainer, SimpleNamespace(built_model=lambda model=model: model))  # type: ignore[arg-type]
+        [states] = processes_own.values()
+        kept.append(dict(states))
+        model(**ROWS)
+        callback.on_test_end(trainer, None)  # type: ignore[arg-type]
+    assert [len(states) for states in kept] == [0, 2]
+    [file] = (tmp_path / "frozen").iterdir()
+    assert file.name.endswith("_2_train.json_3.pt")

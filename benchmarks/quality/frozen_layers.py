@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,8 +14,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, PreTrainedModel
 from typing_extensions import override
 
-_STATES: dict[tuple[str, int], dict[tuple[int, ...], Tensor]] = {}
-"""Of this process: what rows are after the frozen layers, for the next run on the same model."""
+from pera_lightning.checkpoint.atomic import replacing
+
+States = dict[tuple[int, ...], Tensor]
+"""Token ids and token types of a row -> what it is after the frozen layers (tokens, width)."""
+
+_STATES: dict[Path, States] = {}
+"""Of this process, by the file that keeps them for others."""
 
 
 class FrozenLayers(Callback):
@@ -24,18 +31,39 @@ class FrozenLayers(Callback):
 
     Args:
         count: How many layers, from the lowest.
+        folder: Where the states are kept for later runs.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, folder: str = "runs/quality/frozen") -> None:
         self.count = count
+        self.folder = Path(folder)
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        remember_layers(pl_module.built_model(), self.count)
+        model, data = pl_module.built_model(), trainer.datamodule
+        name = f"{model.name_or_path} {self.count} {data.train_source} {data.seed}"
+        self._path = self.folder / f"{re.sub(r'[^a-zA-Z0-9.]+', '_', name)}.pt"
+        if self._path not in _STATES:
+            _STATES[self._path] = torch.load(self._path, weights_only=True) if self._path.is_file() else {}
+        self._known = len(_STATES[self._path])
+        remember_layers(model, self.count, _STATES[self._path])
+
+    @override
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if len(_STATES[self._path]) > self._known:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with replacing(self._path) as temporary:
+                torch.save(_STATES[self._path], temporary)
 
 
-def remember_layers(model: PreTrainedModel, count: int) -> None:
-    """Replace the embeddings by what comes out of the lowest layers, and these by nothing."""
+def remember_layers(model: PreTrainedModel, count: int, states: States) -> None:
+    """Replace the embeddings by what comes out of the lowest layers, and these by nothing.
+
+    Args:
+        model: An encoder or decoder of transformers with a head, from a local folder.
+        count: How many layers.
+        states: What is known already; grows.
+    """
     body = model.base_model
     layers = body.encoder.layer if hasattr(body, "encoder") else body.layers
     lowest = AutoModel.from_pretrained(model.name_or_path, num_hidden_layers=count, dtype=model.dtype)
@@ -44,7 +72,6 @@ def remember_layers(model: PreTrainedModel, count: int) -> None:
         # That of a decoder belongs after its last layer.
         lowest.norm = nn.Identity()
     name = "embeddings" if hasattr(body, "embeddings") else "embed_tokens"
-    states = _STATES.setdefault((model.name_or_path, count), {})
     setattr(body, name, _RememberedStates(lowest, states, model.config.pad_token_id))
     for place in range(count):
         layers[place] = _PassOn()
@@ -56,9 +83,7 @@ class _PassOn(nn.Module):
 
 
 class _RememberedStates(nn.Module):
-    def __init__(
-        self, lowest: PreTrainedModel, states: dict[tuple[int, ...], Tensor], pad_token_id: int | None
-    ) -> None:
+    def __init__(self, lowest: PreTrainedModel, states: States, pad_token_id: int | None) -> None:
         super().__init__()
         # In a tuple, because its parameters are none of this model.
         self._lowest = (lowest,)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.axes import Axes
-
+from benchmarks.quality.pictures import Results, plot_learning_rates, plot_overview, plot_ranks, title
 from benchmarks.quality.studies import STUDIES, Study
-from pera_lightning.analysis.method_comparison import ComparedRun, MethodSummary, summarise
+from pera_lightning.analysis.method_comparison import ComparedRun, MethodSummary
 from pera_lightning.analysis.method_table import read_runs
-from pera_lightning.analysis.plots.figure import new_figure, save_figure
-from pera_lightning.analysis.plots.method_comparison import plot_methods
+from pera_lightning.analysis.plots.figure import save_figure
 
 RESULTS = Path("benchmarks/results/quality")
 FINDINGS = Path(__file__).with_name("findings.md")
@@ -46,48 +45,58 @@ are in `benchmarks/results/quality/`.
 
 def write_page(folder: Path) -> list[Path]:
     """RESULTS.md and its pictures, of the studies that have results; returns what was written."""
-    done = [study for study in STUDIES.values() if (RESULTS / f"{study.name}.csv").is_file()]
-    written = [folder / "RESULTS.md", folder / "results_overview.png"]
-    parts = [INTRODUCTION.format(findings=FINDINGS.read_text(encoding="utf-8"), tuning=done[0].tuning_seeds)]
-    for study in done:
-        runs = read_runs(RESULTS / f"{study.name}.csv")
-        picture = folder / f"results_{study.name}.png"
-        title = f"{study.task}, rank {study.rank}"
-        names = f"val_{study.metric}", f"test_{study.metric}"
-        save_figure(plot_methods(runs, _summaries(study, runs), *names, title), picture)
-        written.append(picture)
-        parts.append(_section(study, runs, picture.name))
-    _draw_overview(done, written[1])
+    done = [Results(study, read_runs(_kept(study))) for study in STUDIES.values() if _kept(study).is_file()]
+    groups = [list(found) for _, found in itertools.groupby(done, key=lambda found: found.study.group)]
+    figures = {"overview": plot_overview(done), "ranks": plot_ranks([group for group in groups if len(group) > 1])}
+    parts = [INTRODUCTION.format(findings=FINDINGS.read_text(encoding="utf-8"))]
+    for group in groups:
+        name = group[0].study.group
+        figures[name] = plot_learning_rates(group)
+        parts.append(_section(group, f"results_{name}.png"))
+    written = [folder / "RESULTS.md", *(folder / f"results_{name}.png" for name in figures)]
+    for path, figure in zip(written[1:], figures.values(), strict=True):
+        save_figure(figure, path)
     written[0].write_text("\n".join(parts), encoding="utf-8")
     return written
 
 
-def _summaries(study: Study, runs: Sequence[ComparedRun]) -> list[MethodSummary]:
-    return summarise(runs, study.seeds[: study.tuning_seeds], study.mode)
+def _kept(study: Study) -> Path:
+    return RESULTS / f"{study.name}.csv"
 
 
-def _also(study: Study, runs: Sequence[ComparedRun]) -> list[MethodSummary]:
+def _also(found: Results) -> list[MethodSummary]:
     """The summaries of the study's other metric, at the learning rates that its first one chose."""
-    name = f"test_{study.also}"
-    replaced = [dataclasses.replace(run, report=run.metrics.get(name)) for run in runs]
-    return _summaries(study, replaced)
+    name = f"test_{found.study.also}"
+    runs = [dataclasses.replace(run, report=run.metrics.get(name)) for run in found.runs]
+    return Results(found.study, runs).summaries
 
 
-def _section(study: Study, runs: Sequence[ComparedRun], picture: str) -> str:
-    made = json.loads((RESULTS / f"{study.name}.json").read_text(encoding="utf-8"))
-    heading = (
-        f"## {study.task}, rank {study.rank}\n\n`{study.name}`: {study.about} {made['date']}: {made['machine']}.\n"
-    )
+def _section(group: Sequence[Results], picture: str) -> str:
+    study = group[0].study
     columns = [
-        *("method", "learning rate", f"test {study.metric}", "difference"),
+        *("rank", "method", "learning rate", f"test {study.metric}", "difference"),
         *(f"test {study.also}", "difference", "train loss", "energy", "trained", "diverged"),
     ]
     lines = [columns, ["---"] * len(columns)]
-    for loss, other in zip(_summaries(study, runs), _also(study, runs), strict=True):
-        own = [run for run in runs if run.method == loss.method]
-        lines.append(_row(loss, other, own, is_reference=len(lines) == 2))
+    for found in group:
+        for place, (loss, other) in enumerate(zip(found.summaries, _also(found), strict=True)):
+            own = [run for run in found.runs if run.method == loss.method]
+            lines.append([str(found.study.rank), *_row(loss, other, own, is_reference=place == 0)])
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return f"{heading}\n{table}\n\n![Learning rates and differences]({picture})\n"
+    names = ", ".join(f"`{found.study.name}`" for found in group)
+    return (
+        f"## {title(study)}\n\n{study.about} {_made(group)}. Studies: {names}.\n\n{table}\n\n"
+        f"![Validation loss against learning rate]({picture})\n"
+    )
+
+
+def _made(group: Sequence[Results]) -> str:
+    """Days and machines."""
+    files = [_kept(found.study).with_suffix(".json") for found in group]
+    made = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    days = sorted({entry["date"] for entry in made})
+    machines = dict.fromkeys(entry["machine"] for entry in made)
+    return f"{days[0] if len(days) == 1 else f'{days[0]} to {days[-1]}'}: {'; '.join(machines)}"
 
 
 def _row(loss: MethodSummary, other: MethodSummary, runs: Sequence[ComparedRun], is_reference: bool) -> list[str]:
@@ -114,36 +123,3 @@ def _difference(summary: MethodSummary, is_reference: bool) -> str:
         return "-"
     interval = "" if summary.interval is None else f" [{summary.interval[0]:+.4f}, {summary.interval[1]:+.4f}]"
     return f"{summary.difference:+.4f}{interval}"
-
-
-def _draw_overview(studies: Sequence[Study], path: Path) -> None:
-    figure = new_figure(8.5, 1.5 + 0.75 * len(studies))
-    axes = figure.subplots()
-    methods: list[str] = []
-    for place, study in enumerate(studies):
-        lora, *others = _summaries(study, read_runs(RESULTS / f"{study.name}.csv"))
-        for number, summary in enumerate(others):
-            if summary.method not in methods:
-                methods.append(summary.method)
-            height = place + 0.2 * (number - (len(others) - 1) / 2)
-            _draw_difference(axes, summary, 100 / lora.mean, height, f"C{1 + methods.index(summary.method)}")
-    for number, method in enumerate(methods):
-        axes.plot([], [], "d-", color=f"C{1 + number}", label=method)
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(studies)), [f"{study.task}, r = {study.rank}" for study in studies])
-    axes.set_ylim(len(studies) - 0.5, -0.5)
-    axes.set_xlabel("difference of the test loss from LoRA's, in % of LoRA's (left is better)")
-    axes.set_title("Each method at its own best learning rate: mean and 95 % interval over seeds", fontsize="medium")
-    axes.grid(alpha=0.3, axis="x")
-    axes.legend(fontsize="small")
-    save_figure(figure, path)
-
-
-def _draw_difference(axes: Axes, summary: MethodSummary, scale: float, height: float, colour: str) -> None:
-    found = [scale * value for value in summary.differences.values()]
-    if not found:
-        return
-    axes.plot(found, [height] * len(found), ".", color=colour, alpha=0.4)
-    axes.plot([scale * summary.difference], [height], "d", color=colour)
-    if summary.interval is not None:
-        axes.plot([scale * end for end in summary.interval], [height, height], color=colour, linewidth=2)

@@ -22,7 +22,7 @@ class Study:
         about: Model, data and length of the training, for a reader.
         rank: Rank of all methods.
         config: The config of the fit.
-        data: The option that names the data and the folder inside of the one given to the script.
+        data: Options that name data -> where it is in the folder given to the script.
         options: Overrides of the config.
         metric: What is selected by and reported.
         mode: Which is better.
@@ -38,7 +38,7 @@ class Study:
     about: str
     rank: int
     config: str
-    data: tuple[str, str]
+    data: dict[str, str]
     options: str
     metric: str
     mode: Literal["min", "max"]
@@ -48,12 +48,17 @@ class Study:
     seeds: tuple[int, ...]
     tuning_seeds: int
 
+    @property
+    def group(self) -> str:
+        """What the studies that differ only in the rank share: the first part of their names."""
+        return self.name.partition("_rank_")[0]
+
     def plan(self, data: Path, workers: int, out: Path | None = None) -> Plan:
         """The comparison, on the data in a folder; its runs go to `out`, by default a folder under `RUNS`."""
-        option, folder = self.data
+        places = [word for option, path in self.data.items() for word in (f"--{option}", str(data / path))]
         words = f"--config {self.config} --pera.rank {self.rank} {self.options}"
         return Plan(
-            words=(*words.split(), f"--{option}", str(data / folder)),
+            words=(*words.split(), *places),
             methods=self.methods,
             learning_rates=self.learning_rates,
             seeds=self.seeds,
@@ -66,13 +71,27 @@ class Study:
         )
 
 
-_FOLLOWING = "--trainer.callbacks+=benchmarks.quality.variants.FollowingScale --trainer.callbacks.of_both true"
+_VARIANT = "--trainer.callbacks+=benchmarks.quality.variants."
+_FOLLOWING = f"{_VARIANT}FollowingScale --trainer.callbacks.of_both true"
+_FAST_H = "--model.init_args.h_lr_factor 10"
 FORMS = {
     **{name: METHODS[name] for name in ("lora", "full")},
     "normalised": f"{METHODS['full']} {_FOLLOWING}",
-    "normalised_h10": f"{METHODS['full']} {_FOLLOWING} --model.init_args.h_lr_factor 10",
+    "normalised_h10": f"{METHODS['full']} {_FOLLOWING} {_FAST_H}",
 }
 """The methods of the study: LoRA, the paper's form, and forms that make the products larger (docs/RESEARCH.md)."""
+IDEAS = {
+    "lora": METHODS["lora"],
+    "order_3": METHODS["order_3"],
+    "auto": METHODS["full_auto"],
+    "natural": f"{METHODS['full']} {_VARIANT}NaturalScale --model.init_args.b_lr_factor 0.03",
+    "square": f"{METHODS['square']} {_FOLLOWING} {_FAST_H}",
+    "drawn": f"{METHODS['full']} {_FOLLOWING} {_VARIANT}DrawnCoefficients --trainer.callbacks.std 0.5",
+    "penalised": f"{METHODS['full']} {_FOLLOWING} {_FAST_H} {_VARIANT}PenalisedCoefficients "
+    "--trainer.callbacks.penalty 0.01",
+}
+"""Further forms of docs/RESEARCH.md; the last three have products as large as `normalised`."""
+_UPPER_FORMS = {name: words for name, words in FORMS.items() if name != "normalised"}
 
 
 @dataclass(frozen=True)
@@ -95,8 +114,8 @@ WHOLE = {
 UPPER = {
     "sst2": GlueTask("SST-2", "accuracy", 4000, 2, (3e-4, 1e-3, 3e-3)),
     "cola": GlueTask("CoLA", "matthews", 4000, 2, (3e-4, 1e-3, 3e-3)),
-    "stsb": GlueTask("STS-B", "spearman", 3200, 2, (3e-4, 1e-3, 3e-3)),
-    "mrpc": GlueTask("MRPC", "f1", 3200, 2, (3e-4, 1e-3, 3e-3)),
+    "stsb": GlueTask("STS-B", "spearman", 3200, 2, (1e-3, 3e-3, 1e-2)),
+    "mrpc": GlueTask("MRPC", "f1", 3200, 2, (1e-3, 3e-3, 1e-2)),
 }
 """With adapters in the upper two layers of six, where a step costs less than half, and few parameters must do."""
 
@@ -106,7 +125,7 @@ _UPPER_OPTIONS = (
 )
 
 
-def glue(name: str, data: GlueTask, task: str, rank: int, *, upper: bool) -> Study:
+def glue(name: str, data: GlueTask, task: str, rank: int, *, upper: bool, methods: dict[str, str] = FORMS) -> Study:
     """A task of GLUE with MiniLM."""
     options = (
         f"--data.init_args.task {task} --data.init_args.max_train_rows {data.rows} --data.init_args.max_length 64 "
@@ -123,16 +142,48 @@ def glue(name: str, data: GlueTask, task: str, rank: int, *, upper: bool) -> Stu
         f"epoch{'s' * (data.epochs > 1)}.",
         rank=rank,
         config="configs/glue_minilm_cpu.yaml",
-        data=("data.init_args.folder", f"glue/{data.title}"),
+        data={"data.init_args.folder": f"glue/{data.title}"},
         options=options,
         # Of halves of some hundred rows the loss says more than the share of right answers.
         metric="loss",
         mode="min",
         also=data.metric,
         learning_rates=data.learning_rates,
-        methods={name: words for name, words in FORMS.items() if not upper or name != "normalised"},
+        methods=methods,
         seeds=(0, 1, 2),
         tuning_seeds=1 if upper else 2,
+    )
+
+
+def commonsense(rank: int) -> Study:
+    """The commonsense mix with SmolLM2."""
+    options = (
+        "--model.init_args.dtype float32 --data.init_args.fraction 0.15 --data.init_args.val_rows 200 "
+        "--data.init_args.max_test_rows 25 --data.init_args.batch_size 8 --trainer.max_steps -1 "
+        "--trainer.limit_val_batches 1.0 --trainer.check_val_every_n_epoch 2 --trainer.callbacks null "
+        r"--pera.exclude_modules model\.model\.layers\.(1?\d|2[0-5]) "
+        "--trainer.callbacks+=benchmarks.quality.frozen_layers.FrozenLayers --trainer.callbacks.count 26"
+    )
+    return Study(
+        name=f"commonsense_upper_rank_{rank}",
+        task="Commonsense",
+        about="SmolLM2-135M-Instruct, q, k, v, up and down of the upper four of thirty layers adapted, 1,170 rows of "
+        "the mix of eight tasks, batches of 8, 1 epoch; 200 rows to select by, 25 rows of every task to test. The loss "
+        "is the mean over an answer's tokens.",
+        rank=rank,
+        config="configs/commonsense_smollm2_cpu.yaml",
+        data={
+            "data.init_args.train_file": "commonsense/train_sample.json",
+            "data.init_args.test_folder": "commonsense",
+        },
+        options=options,
+        metric="loss",
+        mode="min",
+        also="token_accuracy",
+        learning_rates=(1e-3, 3e-3, 1e-2),
+        methods=_UPPER_FORMS,
+        seeds=(0, 1, 2),
+        tuning_seeds=1,
     )
 
 
@@ -142,9 +193,11 @@ STUDIES = {
     for study in (
         *(glue(f"{task}_rank_2", data, task, 2, upper=False) for task, data in WHOLE.items()),
         *(
-            glue(f"{task}_upper_rank_{rank}", data, task, rank, upper=True)
+            glue(f"{task}_upper_rank_{rank}", data, task, rank, upper=True, methods=_UPPER_FORMS)
             for task, data in UPPER.items()
             for rank in RANKS
         ),
+        *map(commonsense, RANKS),
+        glue("ideas_upper_rank_2", UPPER["stsb"], "stsb", 2, upper=True, methods=IDEAS),
     )
 }

@@ -117,7 +117,7 @@ def keep_result(cell: Cell, found: ComparedRun) -> None:
 
 
 def _measure(cell: Cell) -> ComparedRun:
-    record = _Record()
+    record = _Record(cell.selection)
     metrics: dict[str, float] = {}
     reason = ""
     try:
@@ -162,9 +162,10 @@ def _value(metrics: dict[str, float], name: str) -> float | None:
 
 
 class _Record(Callback):
-    """What a run leaves besides its metrics."""
+    """What a run leaves besides its metrics; refuses before the training what cannot be compared after it."""
 
-    def __init__(self) -> None:
+    def __init__(self, selection: str) -> None:
+        self.selection = selection
         self.losses: list[float] = []
         self.seconds: list[float] = []
         self.energy = 0.0
@@ -175,6 +176,10 @@ class _Record(Callback):
         """Mean loss of the last tenth of the steps."""
         last = [loss for loss in self.losses[-max(1, len(self.losses) // 10) :] if math.isfinite(loss)]
         return statistics.fmean(last) if last else None
+
+    @override
+    def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        _value({name: float(value) for name, value in trainer.callback_metrics.items()}, self.selection)
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -221,6 +226,8 @@ def _compared_fit(folder: Path, record: _Record) -> type[PeraCLI]:
             options["logger"] = CSVLogger(folder, name="logs", version="")
             options["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in kept)
             options["enable_progress_bar"] = options["enable_model_summary"] = False
+            # One batch shows what validation logs; Lightning restores the random state after it.
+            options["num_sanity_val_steps"] = 1
             return super().instantiate_trainer(**kwargs)
 
     return ComparedFit

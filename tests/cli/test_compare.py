@@ -134,8 +134,10 @@ def test_wrong_options_are_refused_before_anything_runs(
     assert not (project / "new" / "runs").exists()
 
 
-def cell(project: Path, folder: Path, *words: str, report: str = "test_accuracy") -> Cell:
-    return Cell("lora", 1e-3, 0, ("--config", "fit.yaml", *words), "val_accuracy", report, folder)
+def cell(
+    project: Path, folder: Path, *words: str, selection: str = "val_accuracy", report: str = "test_accuracy"
+) -> Cell:
+    return Cell("lora", 1e-3, 0, ("--config", "fit.yaml", *words), selection, report, folder)
 
 
 @pytest.fixture
@@ -164,6 +166,12 @@ def test_an_unknown_metric_is_refused_with_those_there_are(inside: Path, tmp_pat
     with pytest.raises(ConfigError, match="test_accuracy, test_f1, test_loss, test_matthews, val_accuracy"):
         run_cell(cell(inside, tmp_path, report="test_bleu"))
     assert not (tmp_path / "run.json").exists()
+
+
+def test_a_metric_that_validation_does_not_log_is_refused_before_the_training(inside: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no val_bleu.*\n.*expected: val_accuracy, val_f1, val_loss, val_matthews"):
+        run_cell(cell(inside, tmp_path, selection="val_bleu"))
+    assert not (tmp_path / "logs" / "metrics.csv").exists()
 
 
 def test_what_the_command_line_of_a_fit_refuses_is_said(inside: Path, tmp_path: Path) -> None:

@@ -34,17 +34,24 @@ def plot_methods(
     figure = new_figure(11.0, 1.6 + max(2.4, 0.45 * len(summaries)))
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     figure.suptitle(title)
-    for number, summary in enumerate(summaries):
-        _draw_curve(left, [run for run in runs if run.method == summary.method], summary, f"C{number}")
-    left.set_xscale("log")
-    left.set_xlabel("learning rate")
-    left.set_ylabel(selection)
-    _widen(left.get_ylim, left.set_ylim, summaries[0].mean)
-    left.ticklabel_format(axis="y", useOffset=False)
-    left.grid(alpha=0.3)
+    draw_learning_rates(left, runs, summaries, selection)
     left.legend(fontsize="small")
     _draw_differences(right, summaries, report)
     return figure
+
+
+def draw_learning_rates(
+    axes: Axes, runs: Sequence[ComparedRun], summaries: Sequence[MethodSummary], selection: str
+) -> None:
+    """The left half of `plot_methods`, without a legend."""
+    for number, summary in enumerate(summaries):
+        _draw_curve(axes, [run for run in runs if run.method == summary.method], summary, f"C{number}")
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel(selection)
+    _widen(axes.get_ylim, axes.set_ylim, summaries[0].mean)
+    axes.ticklabel_format(axis="y", useOffset=False)
+    axes.grid(alpha=0.3)
 
 
 def _draw_curve(axes: Axes, runs: Sequence[ComparedRun], summary: MethodSummary, colour: str) -> None:

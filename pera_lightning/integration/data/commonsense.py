@@ -40,7 +40,7 @@ class CommonsenseDataModule(InstructionDataModule):
         group_by_length: Make training batches of examples of similar length.
         on_bad_row: What happens at a row that cannot be used: error stops, skip counts and reports it.
         max_val_rows: Use only the first validation rows.
-        max_test_rows: Use only the first test rows.
+        max_test_rows: Use only the first test rows of each task.
         seed: Decides the rows held out and trained on, the packs and the order of every epoch.
         num_workers: Processes that prepare batches; rows are tokenised once, in setup, so 0 is usually best.
 
@@ -89,7 +89,7 @@ class CommonsenseDataModule(InstructionDataModule):
             num_workers=num_workers,
         )
         self.template = template
-        self.sources = dataclasses.replace(self.sources, val_rows=val_rows, fraction=fraction)
+        self.sources = dataclasses.replace(self.sources, val_rows=val_rows, fraction=fraction, limits_each=True)
 
     def _make_encoder(self, tokenizer: Any) -> ChatEncoder:
         return commonsense_encoder(tokenizer, template=self.template, max_length=self.max_length)

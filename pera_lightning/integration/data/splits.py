@@ -38,6 +38,7 @@ class SplitSources(RowSources):
         seed: Decides which rows are held out, and which are trained on.
         val_rows: Number of train rows held out for validation, instead of val_split.
         fraction: Share of the other train rows to train on; a smaller share is part of a larger one.
+        limits_each: Whether limits count the rows of each file, not of all files of a split together.
 
     Raises:
         ConfigError: If an option has an impossible value, or two contradict each other.
@@ -49,6 +50,7 @@ class SplitSources(RowSources):
     seed: int
     val_rows: int = 0
     fraction: float = 1.0
+    limits_each: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,7 +129,9 @@ class SplitSources(RowSources):
 
     def _read(self, split: Split, limit: int | None) -> SplitRows:
         bad_rows = BadRows(self.on_bad_row)
+        each, together = (limit, None) if self.limits_each else (None, limit)
         conversations = itertools.chain.from_iterable(
-            read_conversations(name, rows, self.row_format, bad_rows) for name, rows in self.rows_of(split)
+            itertools.islice(read_conversations(name, rows, self.row_format, bad_rows), each)
+            for name, rows in self.rows_of(split)
         )
-        return SplitRows(list(itertools.islice(conversations, limit)), bad_rows)
+        return SplitRows(list(itertools.islice(conversations, together)), bad_rows)

@@ -79,6 +79,9 @@ def test_tests_on_all_eight_sets(folder: Path) -> None:
     rows = [json.loads(path.read_text()) for path in data.sources.files["test"]]
     assert texts(data, "test") == [EXPECTED.format(**row) for rows_of_task in rows for row in rows_of_task]
     assert len(rows) == 8
+    data = module(folder, max_test_rows=2)
+    data.setup("test")
+    assert texts(data, "test") == [EXPECTED.format(**row) for rows_of_task in rows for row in rows_of_task[:2]]
 
 
 @pytest.mark.parametrize(

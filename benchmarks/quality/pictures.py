@@ -1,0 +1,117 @@
+"""The pictures of `docs/RESULTS.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.quality.studies import FORMS, Study
+from pera_lightning.analysis.method_comparison import ComparedRun, MethodSummary, summarise
+from pera_lightning.analysis.plots.figure import new_figure
+from pera_lightning.analysis.plots.method_comparison import draw_learning_rates
+
+_COLOURS = {method: f"C{number}" for number, method in enumerate(FORMS)}
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study and its runs."""
+
+    study: Study
+    runs: Sequence[ComparedRun]
+
+    @property
+    def summaries(self) -> list[MethodSummary]:
+        """The methods at their best learning rates, LoRA first."""
+        return summarise(self.runs, self.study.seeds[: self.study.tuning_seeds], self.study.mode)
+
+
+def plot_overview(results: Sequence[Results]) -> Figure:
+    """How far every method's test loss is from LoRA's, a line for each study."""
+    figure = new_figure(8.5, 1.6 + 0.45 * len(results))
+    axes = figure.subplots()
+    for place, found in enumerate(results):
+        lora, *others = found.summaries
+        for number, summary in enumerate(others):
+            height = place + 0.2 * (number - (len(others) - 1) / 2)
+            _draw_difference(axes, summary, 100 / lora.mean, height)
+    for method in list(FORMS)[1:]:
+        axes.plot([], [], "d-", color=_COLOURS[method], label=method)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(results)), [f"{title(found.study)}, r = {found.study.rank}" for found in results])
+    axes.set_ylim(len(results) - 0.5, -0.5)
+    axes.set_xlabel("difference of the test loss from LoRA's, in % of LoRA's (left is better)")
+    axes.set_title("Each method at its own best learning rate: mean and 95 % interval over seeds", fontsize="medium")
+    axes.grid(alpha=0.3, axis="x")
+    figure.legend(loc="outside lower center", ncols=len(FORMS), fontsize="small")
+    return figure
+
+
+def title(study: Study) -> str:
+    """What the studies of a group share, in words."""
+    return f"{study.task}, {'upper' if study.group.endswith('_upper') else 'all'} layers"
+
+
+def _draw_difference(axes: Axes, summary: MethodSummary, scale: float, height: float) -> None:
+    colour = _COLOURS[summary.method]
+    found = [scale * value for value in summary.differences.values()]
+    if not found:
+        return
+    axes.plot(found, [height] * len(found), ".", color=colour, alpha=0.4)
+    axes.plot([scale * summary.difference], [height], "d", color=colour)
+    if summary.interval is not None:
+        axes.plot([scale * end for end in summary.interval], [height, height], color=colour, linewidth=2)
+
+
+def plot_ranks(groups: Sequence[Sequence[Results]]) -> Figure:
+    """Loss at the end of the training and of the test against the rank, a column for each group of studies."""
+    figure = new_figure(3.2 * len(groups), 5.6)
+    rows = figure.subplots(2, len(groups), squeeze=False)
+    for column, group in enumerate(groups):
+        rows[0][column].set_title(group[0].study.task)
+        for axes, name in ((rows[0][column], "training loss, last tenth"), (rows[1][column], "test loss")):
+            _draw_ranks(axes, group, is_test=name == "test loss")
+            axes.set_ylabel(name if column == 0 else "")
+            axes.set_xlabel("rank" if name == "test loss" else "")
+    handles, labels = rows[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
+    return figure
+
+
+def _draw_ranks(axes: Axes, group: Sequence[Results], *, is_test: bool) -> None:
+    ranks = [found.study.rank for found in group]
+    for number, method in enumerate(group[0].study.methods):
+        values = [_losses(found, method, is_test=is_test) for found in group]
+        means = [sum(losses) / len(losses) for losses in values]
+        # Beside each other: methods often have the same values.
+        places = [rank * 1.06 ** (number - 1) for rank in ranks]
+        axes.plot(places, means, "o-", color=_COLOURS[method], label=method, markersize=4)
+        axes.vlines(places, [min(losses) for losses in values], [max(losses) for losses in values], _COLOURS[method])
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ranks, [str(rank) for rank in ranks])
+    axes.grid(alpha=0.3)
+
+
+def _losses(found: Results, method: str, *, is_test: bool) -> list[float]:
+    """Of the seeds at the method's best learning rate."""
+    [summary] = [summary for summary in found.summaries if summary.method == method]
+    runs = [run for run in found.runs if (run.method, run.learning_rate) == (method, summary.learning_rate)]
+    values = [run.report if is_test else run.train_loss for run in runs]
+    return [value for value in values if value is not None]
+
+
+def plot_learning_rates(group: Sequence[Results]) -> Figure:
+    """The selection metric against the learning rate, a panel for each rank."""
+    figure = new_figure(max(5.0, 3.4 * len(group)), 3.6)
+    panels = figure.subplots(1, len(group), squeeze=False, sharey=True)[0]
+    figure.suptitle(title(group[0].study))
+    for axes, found in zip(panels, group, strict=True):
+        draw_learning_rates(axes, found.runs, found.summaries, f"validation {found.study.metric}")
+        axes.set_title(f"rank {found.study.rank}", fontsize="medium")
+        axes.label_outer()
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
+    return figure
