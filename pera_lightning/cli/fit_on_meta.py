@@ -97,7 +97,8 @@ class FitOnMeta:
 
     def is_masked(self, batch_size: int) -> bool:
         """Whether attention has to have a mask: padding or packs, and a kernel that knows them by nothing else."""
-        return self.options.attention == "sdpa" and (self.options.packing or batch_size > 1)
+        needs_mask = self.options.packing or (self.options.padding and batch_size > 1)
+        return self.options.attention == "sdpa" and needs_mask
 
     def largest_expansion(self) -> int:
         """Bytes of the expanded factors of the layer where they are largest."""

@@ -13,7 +13,7 @@ from pera_lightning.config import PeraConfig
 from pera_lightning.errors import ConfigError
 from pera_lightning.integration.callback import PeraCallback
 from pera_lightning.integration.causal_lm import PeraCausalLM
-from pera_lightning.integration.data import InstructionDataModule
+from pera_lightning.integration.data import InstructionDataModule, TextDataModule
 from pera_lightning.integration.pretrained import PretrainedSource
 
 FULL_PRECISION = (None, 32, "32", "32-true")
@@ -35,6 +35,7 @@ class FitOptions:
         batch_size: Rows, with packing packs, of a training batch.
         length: Most tokens of such a row.
         packing: Whether the packs of a batch stand in one row.
+        padding: Whether the rows of a training batch differ in length.
         eval_batch_size: Rows of a validation batch; None without a validation.
         eval_length: Most tokens of such a row.
         reduces_gradients: Whether DistributedDataParallel copies the gradients into buckets.
@@ -51,6 +52,7 @@ class FitOptions:
     batch_size: int
     length: int
     packing: bool
+    padding: bool
     eval_batch_size: int | None
     eval_length: int
     reduces_gradients: bool = False
@@ -60,18 +62,18 @@ class FitOptions:
         """From the parsed options of `fit`.
 
         Raises:
-            ConfigError: It is no fit of a PeraCausalLM on an InstructionDataModule, runs in a precision or under a
-                strategy that is not known here, or the model's architecture cannot be read.
+            ConfigError: It is no fit of a PeraCausalLM on an InstructionDataModule or a TextDataModule, runs in a
+                precision or under a strategy that is not known here, or the model's architecture cannot be read.
         """
         _check_precision(config.trainer.precision)
         strategy = _strategy(config.trainer.strategy)
         model_class, model = _class_and_options("model", config.model, PeraCausalLM)
-        _, data = _class_and_options("data", config.data, InstructionDataModule)
+        data_class, data = _class_and_options("data", config.data, InstructionDataModule, TextDataModule)
         # Checks its options and loads nothing.
         source = model_class(**model).source
         architecture = _architecture(source)
-        packing = data["packing"]
         validates = any(data.get(name) for name in ("val_files", "val_split", "val_rows", "dataset"))
+        rows = _rows_of_text if issubclass(data_class, TextDataModule) else _rows_of_instructions
         return cls(
             source=source,
             architecture=architecture,
@@ -83,10 +85,8 @@ class FitOptions:
             attention=_attention(model["attn_implementation"]),
             gradient_checkpointing=model["gradient_checkpointing"],
             batch_size=data["batch_size"],
-            length=(packing and data["pack_length"]) or data["max_length"],
-            packing=packing,
+            **rows(data),
             eval_batch_size=(data["eval_batch_size"] or data["batch_size"]) if validates else None,
-            eval_length=data["max_length"],
             reduces_gradients=strategy == "ddp" or _are_several(config.trainer),
         )
 
@@ -94,6 +94,18 @@ class FitOptions:
     def longest(self) -> int | None:
         """Most tokens that the model was made for, if it says."""
         return getattr(self.architecture, "max_position_embeddings", None)
+
+
+def _rows_of_instructions(data: Mapping[str, Any]) -> dict[str, Any]:
+    longest, packing = data["max_length"], data["packing"]
+    length = (packing and data["pack_length"]) or longest
+    return {"length": length, "eval_length": longest, "packing": packing, "padding": True}
+
+
+def _rows_of_text(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Blocks of one length, whose every token is to be learnt."""
+    length = data["block_length"]
+    return {"length": length, "eval_length": length, "packing": False, "padding": False}
 
 
 def _check_precision(precision: object) -> None:
@@ -133,7 +145,7 @@ def _are_several(trainer: Any) -> bool:
     return trainer.num_nodes > 1 or (str(number).isdigit() and int(number) > 1)
 
 
-def _class_and_options(section: str, chosen: Any, expected: type) -> tuple[Any, Mapping[str, Any]]:
+def _class_and_options(section: str, chosen: Any, *expected: type) -> tuple[Any, Mapping[str, Any]]:
     path = getattr(chosen, "class_path", None)
     if path is None:
         raise _other_class(section, "nothing", expected)
@@ -144,12 +156,13 @@ def _class_and_options(section: str, chosen: Any, expected: type) -> tuple[Any, 
     return found, chosen.init_args.as_dict()
 
 
-def _other_class(section: str, got: str, expected: type) -> ConfigError:
+def _other_class(section: str, got: str, expected: tuple[type, ...]) -> ConfigError:
+    names = " or ".join(known.__name__ for known in expected)
     return ConfigError(
         f"estimate cannot tell the memory of this {section}.",
         got=got,
-        expected=expected.__name__,
-        fix=f"set {section}.class_path to {expected.__name__} or a subclass of it",
+        expected=names,
+        fix=f"set {section}.class_path to {names}, or a subclass",
     )
 
 

@@ -108,6 +108,19 @@ def test_overrides_count(config: Path) -> None:
     assert (packed.length, packed.eval_length) == (256, 64)
 
 
+def test_blocks_of_text_are_full_and_need_no_mask(config: Path) -> None:
+    text = {"class_path": "TextDataModule", "init_args": {"train_files": "a.txt", "block_length": 64, "batch_size": 2}}
+    written = {**yaml.safe_load(config.read_text()), "data": text}
+    (config.parent / "text.yaml").write_text(yaml.safe_dump(written))
+    blocks = options(config.parent / "text.yaml")
+    assert (blocks.length, blocks.eval_length, blocks.packing, blocks.eval_batch_size) == (64, 64, False, None)
+    assert options(config.parent / "text.yaml", "--data.init_args.val_files", "b.txt").eval_batch_size == 2
+    fit, padded = FitOnMeta(blocks), FitOnMeta(options(config))
+    assert (fit.is_masked(2), padded.is_masked(2)) == (False, True)
+    assert fit.held(True) == padded.held(True)
+    assert 0.8 < fit.step(True, 2, 64).peak / padded.step(True, 2, 64).peak < 1
+
+
 def test_patterns_see_the_names_of_a_fit(config: Path) -> None:
     """`model.model.layers.0` is excluded: seven of fourteen layers are left."""
     fit = FitOnMeta(options(config))
