@@ -7,6 +7,8 @@ import torch
 
 from pera_lightning import PeraConfig, inject_adapter
 from pera_lightning.injection import adapted_layers, parameter_groups
+from pera_lightning.layers import PeraLinear
+from tests.support.models import randomise_adapter
 
 
 def trained(steps: int, *, scale: float, h_lr_factor: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,3 +35,31 @@ def test_coefficient_scale_is_the_learning_rate_of_h_to_adam() -> None:
     plain = trained(30, scale=1, h_lr_factor=1)
     assert not torch.allclose(by_scale[0], plain[0], rtol=1e-2)
     assert by_scale[1].abs().max() == pytest.approx(30 * plain[1].abs().max().item(), rel=0.9)
+
+
+def random_layer(**options: float) -> PeraLinear:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5)).double()
+    inject_adapter(model, PeraConfig(rank=2, **options))  # type: ignore[arg-type]
+    randomise_adapter(model)
+    [(_, layer)] = adapted_layers(model)
+    assert isinstance(layer, PeraLinear)
+    return layer
+
+
+@pytest.mark.parametrize("order", [2, 3])
+@torch.no_grad()
+def test_sizes_of_the_factors_can_be_traded_without_a_change(order: int) -> None:
+    layer = random_layer(order=order)
+    expected = layer.delta_weight()
+    layer.pera_A.mul_(7)
+    layer.pera_B.div_(7)
+    assert torch.allclose(layer.delta_weight(), expected, rtol=1e-12, atol=0)
+
+
+@torch.no_grad()
+def test_a_smaller_alpha_is_a_larger_coefficient_scale() -> None:
+    expected = random_layer(alpha=2, coefficient_scale=7).delta_weight()
+    layer = random_layer(alpha=2 / 7)
+    layer.pera_B.mul_(7)
+    assert torch.allclose(layer.delta_weight(), expected, rtol=1e-12, atol=0)
