@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pera_lightning.functional import expand
 from pera_lightning.functional.distributed import whole
+from pera_lightning.functional.products import product_norm
 from pera_lightning.injection import adapted_layers
 from pera_lightning.layers import PeraLinear
 
@@ -37,11 +38,3 @@ def mean_energy(model: nn.Module) -> float:
     """Mean of `polynomial_energy` over the adapted layers of a model; 0.0 without any."""
     energies = [polynomial_energy(layer) for _, layer in adapted_layers(model)]
     return sum(energies) / len(energies) if energies else 0.0
-
-
-def product_norm(left: Tensor, right: Tensor) -> Tensor:
-    """Frobenius norm of `left @ right`, from the Gram matrices of both; the product is not built."""
-    with torch.autocast(left.device.type, enabled=False):
-        squared = ((left.T @ left) * (right @ right.T)).sum()
-    # Rounding may leave a tiny negative number where the parts cancel.
-    return squared.clamp_min(0).sqrt()

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pera_lightning.analysis.energy import product_norm
 from pera_lightning.checkpoint import Manifest
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import TrainingError
@@ -18,6 +17,7 @@ from pera_lightning.export.lora_factors import LoraFactors, spectrum
 from pera_lightning.export.plain_lora import PeraTensors
 from pera_lightning.functional import monomials
 from pera_lightning.functional.coefficient_scale import scaled_coefficients
+from pera_lightning.functional.products import product_norm
 from pera_lightning.injection import LayerPlan
 
 NUMERICAL_RANK_CUT = 1e-6

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pera_lightning.functional.precision import without_autocast
+from pera_lightning.functional.products import product_inner, product_norm
 
 Factors = Callable[[], tuple[Tensor, Tensor]]
 """Makes `(left, right)` of shapes (out, K) and (K, in), whose product is the weight change of a layer."""
@@ -107,17 +107,6 @@ def compare_layers(
 
 def _compare(name: str, first: Factors | None, second: Factors | None) -> LayerComparison:
     one, other = (None if make is None else make() for make in (first, second))
-    inner = 0.0 if one is None or other is None else _inner(one, other)
-    return LayerComparison(name, inner, _norm(one), _norm(other))
-
-
-def _norm(factors: tuple[Tensor, Tensor] | None) -> float:
-    # Rounding may leave a tiny negative number where the columns cancel.
-    return 0.0 if factors is None else math.sqrt(max(0.0, _inner(factors, factors)))
-
-
-def _inner(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
-    """`tr((L1 R1)^T (L2 R2))` as the sum of the entries of `(L1^T L2) * (R1 R2^T)`."""
-    (left, right), device = one, one[0].device
-    with without_autocast(device.type):
-        return ((left.T @ other[0].to(device)) * (right @ other[1].to(device).T)).sum().item()
+    inner = 0.0 if one is None or other is None else product_inner(*one, *other).item()
+    norms = (0.0 if factors is None else product_norm(*factors).item() for factors in (one, other))
+    return LayerComparison(name, inner, *norms)

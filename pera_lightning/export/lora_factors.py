@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pera_lightning.config import PeraConfig
 from pera_lightning.functional.coefficient_scale import scaled_coefficients
+from pera_lightning.functional.products import product_norm
 from pera_lightning.functional.weight import expanded_factors
 from pera_lightning.injection import LayerPlan
 
@@ -115,11 +116,5 @@ def relative_rounding(factors: LoraFactors, rounded: LoraFactors) -> float:
     # up' down' - up down = (up' - up) down + up' (down' - down): both terms are small, nothing cancels.
     left = torch.cat([up - factors.up, up], dim=1)
     right = torch.cat([factors.down, down - factors.down])
-    norm = _norm(factors.up, factors.down)
-    return 0.0 if norm == 0 else _norm(left, right) / norm
-
-
-def _norm(left: Tensor, right: Tensor) -> float:
-    """Frobenius norm of `left @ right` from the Gram matrices of both."""
-    square = ((left.T @ left) * (right @ right.T)).sum()
-    return square.clamp_min(0).sqrt().item()
+    norm = product_norm(factors.up, factors.down).item()
+    return 0.0 if norm == 0 else product_norm(left, right).item() / norm

@@ -31,10 +31,14 @@ from tests.support.models import tiny_llama
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The steps here are too small for more: threads that wait for each other take most of the time."""
+def _plain_products(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Without oneDNN, whose bfloat16 products take working memory of their own, and with one thread.
+
+    The steps here are too small for more: threads that wait for each other take most of the time.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     yield
     torch.set_num_threads(threads)
 
