@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pera_lightning.bases.base import Base
 from pera_lightning.bases.library import bitsandbytes, loaded_bitsandbytes
+from pera_lightning.bases.narrow_rows import warn_of_narrow_rows
 from pera_lightning.errors import InjectionError
 
 BLOCKSIZE = 64
@@ -85,12 +86,15 @@ class FourBitBase(Base):
         """Keep bitsandbytes from repacking the weight for inference on CPUs with bf16 instructions.
 
         It does so in eval mode; the repacked layer lets no gradient through, in train mode neither, and its scales
-        are rounded for good.
+        are rounded for good. Warns of rows that the CPU cannot unpack.
 
         Raises:
             InjectionError: It has done so already.
         """
-        if getattr(_state_of(layer), "packing_format_for_cpu", False):
+        state = _state_of(layer)
+        if state is not None and layer.weight.device.type == "cpu":
+            warn_of_narrow_rows(layer.in_features, state.blocksize)
+        if getattr(state, "packing_format_for_cpu", False):
             raise InjectionError(
                 "A 4-bit layer was repacked for inference on the CPU: no gradient passes through it.",
                 got="a model that bitsandbytes has run in eval mode on a CPU with bf16 instructions",

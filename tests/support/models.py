@@ -37,7 +37,7 @@ def tiny_gpt2() -> nn.Module:
 def tiny_bert_classifier() -> nn.Module:
     from transformers import BertConfig, BertForSequenceClassification
 
-    config = BertConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    config = BertConfig(vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
     return BertForSequenceClassification(config).eval()
 
 
