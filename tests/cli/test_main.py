@@ -16,6 +16,7 @@ import yaml
 from pera_lightning import load_adapter
 from pera_lightning.cli.main import main
 from tests.conftest import ROOT
+from tests.support.models import tiny_llama
 from tests.support.pretrained import save_pretrained
 
 # The runs of this file share one folder.
@@ -45,7 +46,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model, data and a config, after a fit."""
     folder = tmp_path_factory.mktemp("project")
     torch.manual_seed(0)
-    save_pretrained(folder / "model")
+    # Rows of whole blocks for the quantised runs: others are unpacked wrongly on some CPUs (bases/narrow_rows.py).
+    save_pretrained(folder / "model", tiny_llama(hidden_size=64, intermediate_size=64))
     rows = [{"prompt": f"say {word}", "completion": word} for word in ("a", "b", "c", "d") * 4]
     (folder / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     config = {
