@@ -169,6 +169,7 @@ def fit(model: str, layers: int, tensor_parallel: int, quantization: str | None,
         batch_size=1,
         length=TOKENS,
         packing=False,
+        padding=False,
         eval_batch_size=None,
         eval_length=TOKENS,
     )

@@ -105,6 +105,8 @@ def assert_like_one_process(ranks: list[Found], expected: Found) -> None:
         ("int8", {"quantization": "int8"}),
     ],
 )
+# In 4 bits on some CPUs (bases/narrow_rows.py) the tiny layers look like pretrained ones below a random head.
+@pytest.mark.filterwarnings("ignore:PERA. the output head 'model.lm_head' is frozen:UserWarning")
 def test_equals_one_process(
     language_models: list[Found], folder: Path, tmp_path: Path, name: str, options: dict[str, Any]
 ) -> None:
