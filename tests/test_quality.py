@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from benchmarks.quality.frozen_layers import FrozenLayers, States, remember_layers
-from benchmarks.quality.report import RESULTS, write_page
+from benchmarks.quality.report import RESULTS, kept_results, table_of_all, write_page
 from benchmarks.quality.studies import STUDIES
 from benchmarks.quality.variants import DrawnCoefficients, FollowingScale, NaturalScale, PenalisedCoefficients
 from pera_lightning import PeraConfig, inject_adapter
@@ -42,6 +42,7 @@ def test_the_page_says_what_the_files_say(tmp_path: Path) -> None:
         assert (ROOT / "docs" / path.name).is_file()
     assert (ROOT / "docs" / "RESULTS.md").read_text() == written[0].read_text()
     assert {path.stem for path in (ROOT / RESULTS).glob("*.csv")} <= STUDIES.keys()
+    assert table_of_all(kept_results()) in (ROOT / "README.md").read_text()
 
 
 @pytest.fixture

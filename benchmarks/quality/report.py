@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.quality.pictures import Results, plot_learning_rates, plot_overview, plot_ranks, title
-from benchmarks.quality.studies import STUDIES, Study
+from benchmarks.quality.studies import FORMS, STUDIES, Study
 from pera_lightning.analysis.method_comparison import ComparedRun, MethodSummary
 from pera_lightning.analysis.method_table import read_runs
 from pera_lightning.analysis.plots.figure import save_figure
@@ -47,15 +47,22 @@ are in `benchmarks/results/quality/`.
 ![Difference of the test loss from LoRA's](results_overview.png)
 
 ![Losses against the rank](results_ranks.png)
+
+## All studies together
+
+{together}
+
+*Better* and *worse*: the interval of the difference does not hold 0, and the mean difference is at least 0.1 % of
+LoRA's test loss. The last column is the mean over studies of the difference in % of LoRA's loss, with its extremes.
 """
 
 
 def write_page(folder: Path) -> list[Path]:
     """RESULTS.md and its pictures, of the studies that have results; returns what was written."""
-    done = [Results(study, read_runs(_kept(study))) for study in STUDIES.values() if _kept(study).is_file()]
+    done = kept_results()
     groups = [list(found) for _, found in itertools.groupby(done, key=lambda found: found.study.group)]
     figures = {"overview": plot_overview(done), "ranks": plot_ranks([group for group in groups if len(group) > 1])}
-    parts = [INTRODUCTION.format(findings=FINDINGS.read_text(encoding="utf-8"))]
+    parts = [INTRODUCTION.format(findings=FINDINGS.read_text(encoding="utf-8"), together=table_of_all(done))]
     for group in groups:
         name = group[0].study.group
         figures[name] = plot_learning_rates(group)
@@ -65,6 +72,35 @@ def write_page(folder: Path) -> list[Path]:
         save_figure(figure, path)
     written[0].write_text("\n".join(parts), encoding="utf-8")
     return written
+
+
+def kept_results() -> list[Results]:
+    """The studies that have results, in their order."""
+    return [Results(study, read_runs(_kept(study))) for study in STUDIES.values() if _kept(study).is_file()]
+
+
+def table_of_all(results: Sequence[Results]) -> str:
+    """How often each of the study's forms is better than LoRA, even with it or worse."""
+    lines = ["| method | studies | energy | better | even | worse | test loss |", "| --- " * 7 + "|"]
+    for method in list(FORMS)[1:]:
+        pairs = [(found.summaries[0], own) for found in results for own in found.summaries if own.method == method]
+        verdicts = [_verdict(own, lora.mean) for lora, own in pairs]
+        shares = [100 * own.difference / lora.mean for lora, own in pairs]
+        energies = [own.energy for _, own in pairs]
+        cells = [
+            *(method, str(len(pairs)), f"{min(energies):.2g} to {max(energies):.2g}"),
+            *(str(verdicts.count(name)) for name in ("better", "even", "worse")),
+            f"{sum(shares) / len(shares):+.2f} % ({min(shares):+.2f} to {max(shares):+.2f})",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _verdict(summary: MethodSummary, reference: float) -> str:
+    if summary.interval is None or abs(summary.difference) < 0.001 * reference:
+        return "even"
+    low, high = summary.interval
+    return "better" if high < 0 else "worse" if low > 0 else "even"
 
 
 def _kept(study: Study) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -119,6 +120,7 @@ UPPER = {
 }
 """With adapters in the upper two layers of six, where a step costs less than half, and few parameters must do."""
 
+_FEWER_RATES = dataclasses.replace(UPPER["stsb"], learning_rates=(3e-3, 1e-2))
 _UPPER_OPTIONS = (
     r"--pera.exclude_modules .*layer\.[0-3]\..* "
     "--trainer.callbacks+=benchmarks.quality.frozen_layers.FrozenLayers --trainer.callbacks.count 4"
@@ -198,6 +200,6 @@ STUDIES = {
             for rank in RANKS
         ),
         *map(commonsense, RANKS),
-        glue("ideas_upper_rank_2", UPPER["stsb"], "stsb", 2, upper=True, methods=IDEAS),
+        glue("ideas_upper_rank_2", _FEWER_RATES, "stsb", 2, upper=True, methods=IDEAS),
     )
 }
