@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.quality.studies import FORMS, Study
+from benchmarks.quality.studies import FORMS, IDEAS, Study
 from pera_lightning.analysis.method_comparison import ComparedRun, MethodSummary, summarise
 from pera_lightning.analysis.plots.figure import new_figure
 from pera_lightning.analysis.plots.method_comparison import draw_learning_rates
 
-_COLOURS = {method: f"C{number}" for number, method in enumerate(FORMS)}
+_COLOURS = {method: f"C{number}" for number, method in enumerate({**FORMS, **IDEAS})}
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ def plot_learning_rates(group: Sequence[Results]) -> Figure:
     panels = figure.subplots(1, len(group), squeeze=False, sharey=True)[0]
     figure.suptitle(title(group[0].study))
     for axes, found in zip(panels, group, strict=True):
-        draw_learning_rates(axes, found.runs, found.summaries, f"validation {found.study.metric}")
+        colours = [_COLOURS[method] for method in found.study.methods]
+        draw_learning_rates(axes, found.runs, found.summaries, f"validation {found.study.metric}", colours)
         axes.set_title(f"rank {found.study.rank}", fontsize="medium")
         axes.label_outer()
     handles, labels = panels[0].get_legend_handles_labels()

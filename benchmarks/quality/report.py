@@ -61,7 +61,8 @@ def write_page(folder: Path) -> list[Path]:
     """RESULTS.md and its pictures, of the studies that have results; returns what was written."""
     done = kept_results()
     groups = [list(found) for _, found in itertools.groupby(done, key=lambda found: found.study.group)]
-    figures = {"overview": plot_overview(done), "ranks": plot_ranks([group for group in groups if len(group) > 1])}
+    compared = [found for found in done if found.study.methods.keys() <= FORMS.keys()]
+    figures = {"overview": plot_overview(compared), "ranks": plot_ranks([group for group in groups if len(group) > 1])}
     parts = [INTRODUCTION.format(findings=FINDINGS.read_text(encoding="utf-8"), together=table_of_all(done))]
     for group in groups:
         name = group[0].study.group

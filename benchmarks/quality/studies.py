@@ -114,7 +114,7 @@ WHOLE = {
 
 UPPER = {
     "sst2": GlueTask("SST-2", "accuracy", 4000, 2, (3e-4, 1e-3, 3e-3)),
-    "cola": GlueTask("CoLA", "matthews", 4000, 2, (3e-4, 1e-3, 3e-3)),
+    "cola": GlueTask("CoLA", "matthews", 4000, 2, (3e-4, 1e-3, 3e-3, 1e-2)),
     "stsb": GlueTask("STS-B", "spearman", 3200, 2, (1e-3, 3e-3, 1e-2)),
     "mrpc": GlueTask("MRPC", "f1", 3200, 2, (1e-3, 3e-3, 1e-2)),
 }

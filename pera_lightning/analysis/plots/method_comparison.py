@@ -34,18 +34,22 @@ def plot_methods(
     figure = new_figure(11.0, 1.6 + max(2.4, 0.45 * len(summaries)))
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     figure.suptitle(title)
-    draw_learning_rates(left, runs, summaries, selection)
+    draw_learning_rates(left, runs, summaries, selection, [f"C{number}" for number in range(len(summaries))])
     left.legend(fontsize="small")
     _draw_differences(right, summaries, report)
     return figure
 
 
 def draw_learning_rates(
-    axes: Axes, runs: Sequence[ComparedRun], summaries: Sequence[MethodSummary], selection: str
+    axes: Axes,
+    runs: Sequence[ComparedRun],
+    summaries: Sequence[MethodSummary],
+    selection: str,
+    colours: Sequence[str],
 ) -> None:
-    """The left half of `plot_methods`, without a legend."""
-    for number, summary in enumerate(summaries):
-        _draw_curve(axes, [run for run in runs if run.method == summary.method], summary, f"C{number}")
+    """The left half of `plot_methods`, without a legend, in a colour for each method."""
+    for summary, colour in zip(summaries, colours, strict=True):
+        _draw_curve(axes, [run for run in runs if run.method == summary.method], summary, colour)
     axes.set_xscale("log")
     axes.set_xlabel("learning rate")
     axes.set_ylabel(selection)
