@@ -27,7 +27,7 @@ from pera_lightning.analysis.method_table import read_runs
 from pera_lightning.cli.compare_run import keep_result, run_cell
 from pera_lightning.cli.comparison import Plan, make_cells, run_comparison
 
-CHECKED = ("sst2_rank_2", "lora"), ("sst2_rank_2", "normalised_h10"), ("cola_rank_2", "full")
+CHECKED = ("cola_upper_rank_1", "lora"), ("sst2_upper_rank_1", "normalised_h10"), ("stsb_upper_rank_1", "full")
 """Study and method; of each the first seed at its best learning rate is made again."""
 
 
@@ -35,6 +35,7 @@ def run(names: Sequence[str], data: Path, workers: int) -> None:
     """Make the runs of these studies that are missing, and keep their results."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name in names:
+        STUDIES[name].prepare(data)
         plan = STUDIES[name].plan(data, workers)
         _restore(plan, RESULTS / f"{name}.csv")
         run_comparison(plan)
@@ -64,6 +65,7 @@ def check(data: Path) -> bool:
     same = []
     for name, method in CHECKED:
         study, runs = STUDIES[name], read_runs(RESULTS / f"{name}.csv")
+        study.prepare(data)
         rate = best_learning_rate(runs, method, study.seeds[: study.tuning_seeds], study.mode)
         kept = next(run for run in runs if (run.method, run.learning_rate) == (method, rate))
         with tempfile.TemporaryDirectory() as folder:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from benchmarks.quality.random_labels import ROWS, write_random_labels
 from pera_lightning.cli.compare import METHODS
 from pera_lightning.cli.comparison import Plan
 
@@ -32,6 +34,8 @@ class Study:
         methods: Names of `compare`'s methods, or name -> options.
         seeds: Seeds at the best learning rate.
         tuning_seeds: How many of them try every learning rate.
+        write_data: Makes data that is in no file: from the folder given to the script, into that named by `data`, which
+            then is one under `RUNS`.
     """
 
     name: str
@@ -48,15 +52,23 @@ class Study:
     methods: dict[str, str]
     seeds: tuple[int, ...]
     tuning_seeds: int
+    write_data: Callable[[Path, Path], None] | None = None
 
     @property
     def group(self) -> str:
         """What the studies that differ only in the rank share: the first part of their names."""
         return self.name.partition("_rank_")[0]
 
+    def prepare(self, data: Path) -> None:
+        """Write the data, where they have to be made."""
+        if self.write_data is not None:
+            for path in self.data.values():
+                self.write_data(data, RUNS / path)
+
     def plan(self, data: Path, workers: int, out: Path | None = None) -> Plan:
         """The comparison, on the data in a folder; its runs go to `out`, by default a folder under `RUNS`."""
-        places = [word for option, path in self.data.items() for word in (f"--{option}", str(data / path))]
+        root = data if self.write_data is None else RUNS
+        places = [word for option, path in self.data.items() for word in (f"--{option}", str(root / path))]
         words = f"--config {self.config} --pera.rank {self.rank} {self.options}"
         return Plan(
             words=(*words.split(), *places),
@@ -189,6 +201,21 @@ def commonsense(rank: int) -> Study:
     )
 
 
+def random_labels(rank: int) -> Study:
+    """How much an adapter of a rank can learn by heart."""
+    task = GlueTask("SST-2", "accuracy", ROWS, 16, (3e-3, 1e-2))
+    study = glue(f"random_labels_upper_rank_{rank}", task, "sst2", rank, upper=True, methods=_UPPER_FORMS)
+    return dataclasses.replace(
+        study,
+        task="Random labels",
+        about=f"MiniLM-L6, the linear layers of the upper two of six layers adapted, {ROWS:,} sentences of SST-2 with "
+        "labels drawn at random, batches of 16, 16 epochs; the halves that select and report are of the same rows, so "
+        "that the loss says how much was learned by heart.",
+        data={"data.init_args.folder": "random_labels"},
+        write_data=write_random_labels,
+    )
+
+
 RANKS = 1, 2, 4, 8
 STUDIES = {
     study.name: study
@@ -199,6 +226,7 @@ STUDIES = {
             for task, data in UPPER.items()
             for rank in RANKS
         ),
+        *map(random_labels, RANKS),
         *map(commonsense, RANKS),
         glue("ideas_upper_rank_2", _FEWER_RATES, "stsb", 2, upper=True, methods=IDEAS),
     )
