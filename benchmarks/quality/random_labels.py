@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-ROWS = 1000
+ROWS = 4000
 
 
 def write_random_labels(data: Path, folder: Path) -> None:

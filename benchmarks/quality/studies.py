@@ -203,13 +203,13 @@ def commonsense(rank: int) -> Study:
 
 def random_labels(rank: int) -> Study:
     """How much an adapter of a rank can learn by heart."""
-    task = GlueTask("SST-2", "accuracy", ROWS, 16, (3e-3, 1e-2))
+    task = GlueTask("SST-2", "accuracy", ROWS, 8, (1e-3, 3e-3))
     study = glue(f"random_labels_upper_rank_{rank}", task, "sst2", rank, upper=True, methods=_UPPER_FORMS)
     return dataclasses.replace(
         study,
         task="Random labels",
         about=f"MiniLM-L6, the linear layers of the upper two of six layers adapted, {ROWS:,} sentences of SST-2 with "
-        "labels drawn at random, batches of 16, 16 epochs; the halves that select and report are of the same rows, so "
+        "labels drawn at random, batches of 16, 8 epochs; the halves that select and report are of the same rows, so "
         "that the loss says how much was learned by heart.",
         data={"data.init_args.folder": "random_labels"},
         write_data=write_random_labels,
