@@ -114,5 +114,5 @@ def plot_learning_rates(group: Sequence[Results]) -> Figure:
         axes.set_title(f"rank {found.study.rank}", fontsize="medium")
         axes.label_outer()
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize="small")
     return figure

@@ -132,7 +132,7 @@ UPPER = {
 }
 """With adapters in the upper two layers of six, where a step costs less than half, and few parameters must do."""
 
-_FEWER_RATES = dataclasses.replace(UPPER["stsb"], learning_rates=(3e-3, 1e-2))
+_FURTHER = dataclasses.replace(UPPER["stsb"], learning_rates=(3e-3, 1e-2))
 _UPPER_OPTIONS = (
     r"--pera.exclude_modules .*layer\.[0-3]\..* "
     "--trainer.callbacks+=benchmarks.quality.frozen_layers.FrozenLayers --trainer.callbacks.count 4"
@@ -228,6 +228,8 @@ STUDIES = {
         ),
         *map(random_labels, RANKS),
         *map(commonsense, RANKS),
-        glue("ideas_upper_rank_2", _FEWER_RATES, "stsb", 2, upper=True, methods=IDEAS),
+        dataclasses.replace(
+            glue("ideas_upper_rank_2", _FURTHER, "stsb", 2, upper=True, methods=IDEAS), task="Further forms: STS-B"
+        ),
     )
 }

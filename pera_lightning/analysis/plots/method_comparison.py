@@ -50,7 +50,10 @@ def draw_learning_rates(
     """The left half of `plot_methods`, without a legend, in a colour for each method."""
     for summary, colour in zip(summaries, colours, strict=True):
         _draw_curve(axes, [run for run in runs if run.method == summary.method], summary, colour)
+    rates = sorted({run.learning_rate for run in runs})
     axes.set_xscale("log")
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=30 if len(rates) > 3 else 0)
+    axes.minorticks_off()
     axes.set_xlabel("learning rate")
     axes.set_ylabel(selection)
     _widen(axes.get_ylim, axes.set_ylim, summaries[0].mean)
