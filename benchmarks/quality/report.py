@@ -29,8 +29,8 @@ same learning rates, with seed 0 in the studies of upper layers and seeds 0 and 
 reported at its own best with seeds 0, 1 and 2 (STS-B at rank 8: 0 to 5). The learning rate is chosen by the loss on
 one half of GLUE's validation set (commonsense: 200 rows held out); the other half (25 rows of each test set) is
 reported and seen once. *Difference* is the mean over seeds of the difference from LoRA with the same seed, with its
-95 % bootstrap interval over seeds: it knows how seeds differ, not how other test rows would, and with three seeds it is too narrow. `!` marks a best learning
-rate at an end of the grid. *Energy* is the norm of the polynomial part of dW over that of the linear part, mean over
+95 % bootstrap interval over seeds: it knows how seeds differ, not how other test rows would, and with three seeds it is
+too narrow. `!` marks a best learning rate at an end of the grid. *Energy* is the norm of the polynomial part of dW over that of the linear part, mean over
 layers. Step times are not here: runs shared a machine; docs/cost.md has them.
 
 *Upper layers*: adapters are in the upper layers only, and what the lower ones make of a row is computed once
