@@ -22,16 +22,17 @@ INTRODUCTION = """# Does the polynomial help?
 {findings}
 ## How it was measured
 
-Every row is made by `python -m benchmarks.quality run STUDY --data FOLDER` (the STUDY stands at its table; FOLDER holds
-`glue/CoLA/train.tsv` and so on, and `commonsense/`), which calls `python -m pera_lightning compare`. Methods of a study
-share the rank, the rows and their order, the number of steps and every random start of the same seed. Each tries the
-same learning rates, with seed 0 in the studies of upper layers and seeds 0 and 1 in those of all layers, and is
-reported at its own best with seeds 0, 1 and 2 (STS-B at rank 8: 0 to 5). The learning rate is chosen by the loss on
-one half of GLUE's validation set (commonsense: 200 rows held out); the other half (25 rows of each test set) is
-reported and seen once. *Difference* is the mean over seeds of the difference from LoRA with the same seed, with its
-95 % bootstrap interval over seeds: it knows how seeds differ, not how other test rows would, and with three seeds it is
-too narrow. `!` marks a best learning rate at an end of the grid. *Energy* is the norm of the polynomial part of dW over that of the linear part, mean over
-layers. Step times are not here: runs shared a machine; docs/cost.md has them.
+Every row is made by `python -m benchmarks.quality run STUDY --data FOLDER` (the STUDY stands at its table; FOLDER
+holds `glue/CoLA/train.tsv` and so on, and `commonsense/`), which calls `python -m pera_lightning compare`. Methods of
+a study share the rank, the rows and their order, the number of steps and every random start of the same seed. Each
+tries the same learning rates, with seed 0 in the studies of upper layers and seeds 0 and 1 in those of all layers,
+and is reported at its own best with seeds 0, 1 and 2 (STS-B at rank 8: 0 to 5). The learning rate is chosen by the
+loss on one half of GLUE's validation set (commonsense: 200 rows held out); the other half (25 rows of each test set)
+is reported and seen once. *Difference* is the mean over seeds of the difference from LoRA with the same seed, with
+its 95 % bootstrap interval over seeds: it knows how seeds differ, not how other test rows would, and with three seeds
+it is too narrow. `!` marks a best learning rate at an end of the grid. *Energy* is the norm of the polynomial part of
+dW over that of the linear part, mean over layers. Step times are not here: runs shared a machine; docs/cost.md has
+them.
 
 *Upper layers*: adapters are in the upper layers only, and what the lower ones make of a row is computed once
 (`benchmarks/quality/frozen_layers.py`; without their dropout), which makes the many runs possible, and leaves so few
