@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from benchmarks.quality.frozen_layers import FrozenLayers, States, remember_layers
-from benchmarks.quality.report import RESULTS, kept_results, table_of_all, write_page
+from benchmarks.quality.random_labels import write_random_labels
+from benchmarks.quality.report import RESULTS, _verdict, kept_results, table_of_all, write_page
 from benchmarks.quality.studies import STUDIES
 from benchmarks.quality.variants import DrawnCoefficients, FollowingScale, NaturalScale, PenalisedCoefficients
 from pera_lightning import PeraConfig, inject_adapter
@@ -141,3 +142,29 @@ def test_states_are_kept_for_the_next_process(tmp_path: Path, monkeypatch: pytes
     assert [len(states) for states in kept] == [0, 2]
     [file] = (tmp_path / "frozen").iterdir()
     assert file.name.endswith("_2_train.json_3.pt")
+
+
+def test_random_labels_are_the_same_rows_twice(tmp_path: Path) -> None:
+    (tmp_path / "glue" / "SST-2").mkdir(parents=True)
+    rows = [f"sentence {number}\t1" for number in range(200)]
+    (tmp_path / "glue" / "SST-2" / "train.tsv").write_text("\n".join(["sentence\tlabel", *rows]))
+    write_random_labels(tmp_path, tmp_path / "out")
+    train, dev = ((tmp_path / "out" / f"{name}.tsv").read_text().splitlines() for name in ("train", "dev"))
+    assert train == dev
+    assert [line.split("\t")[0] for line in train] == ["sentence", *(row.split("\t")[0] for row in rows)]
+    assert 70 < sum(int(line.split("\t")[1]) for line in train[1:]) < 130
+
+
+@pytest.mark.parametrize(
+    ("difference", "interval", "expected"),
+    [
+        (-0.02, (-0.03, -0.01), "better"),
+        (0.02, (0.01, 0.03), "worse"),
+        (-0.02, (-0.05, 0.01), "even"),
+        (-0.0005, (-0.0006, -0.0004), "even"),
+        (-0.02, None, "even"),
+    ],
+)
+def test_verdicts(difference: float, interval: tuple[float, float] | None, expected: str) -> None:
+    summary = SimpleNamespace(difference=difference, interval=interval)
+    assert _verdict(summary, reference=1.0) == expected  # type: ignore[arg-type]

@@ -179,7 +179,10 @@ class _Record(Callback):
 
     @override
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        _value({name: float(value) for name, value in trainer.callback_metrics.items()}, self.selection)
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        # Some modules log nothing here; theirs is known after the first true validation only.
+        if logged:
+            _value(logged, self.selection)
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

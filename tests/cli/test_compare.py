@@ -6,10 +6,12 @@ import csv
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from pera_lightning import PeraSequenceClassifier
 from pera_lightning.analysis.method_table import read_runs
 from pera_lightning.cli.compare import METHODS, _method
 from pera_lightning.cli.compare_run import Cell, run_cell
@@ -172,6 +174,19 @@ def test_a_metric_that_validation_does_not_log_is_refused_before_the_training(in
     with pytest.raises(ConfigError, match=r"no val_bleu.*\n.*expected: val_accuracy, val_f1, val_loss, val_matthews"):
         run_cell(cell(inside, tmp_path, selection="val_bleu"))
     assert not (tmp_path / "logs" / "metrics.csv").exists()
+
+
+def test_a_module_that_logs_nothing_in_the_sanity_check_is_trained(
+    inside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = PeraSequenceClassifier.log
+
+    def quiet(self: PeraSequenceClassifier, *args: Any, **options: Any) -> None:
+        if not self.trainer.sanity_checking:
+            log(self, *args, **options)
+
+    monkeypatch.setattr(PeraSequenceClassifier, "log", quiet)
+    assert run_cell(cell(inside, tmp_path)).selection is not None
 
 
 def test_what_the_command_line_of_a_fit_refuses_is_said(inside: Path, tmp_path: Path) -> None:
