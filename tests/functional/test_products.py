@@ -24,7 +24,7 @@ def test_a_product_that_cancels_has_norm_zero(seed: int) -> None:
     """Rounding makes the square of some of these negative."""
     torch.manual_seed(seed)
     left, right = torch.randn(6, 2), torch.randn(2, 5)
-    norm = product_norm(torch.cat([left, left], dim=1), torch.cat([right, -right]))
+    norm = product_norm(torch.cat([left / 0.7, 0.3 * left, left], dim=1), torch.cat([0.7 * right, right, -1.3 * right]))
     assert 0 <= norm < 1e-2
 
 
