@@ -10,6 +10,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+import rich
 import torch
 import yaml
 
@@ -30,6 +31,8 @@ def run(*words: object, folder: Path = ROOT, ok: bool = True) -> str:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["pera_lightning", *map(str, words)])
         patch.setenv("COLUMNS", "120")
+        # Its console is made once in a process, as wide as the screen was for whichever test came first.
+        rich.reconfigure(width=120)
         try:
             main()
             code: object = 0
