@@ -15,18 +15,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pera_lightning import PeraConfig, inject_adapter, merge_adapter, save_adapter
-from pera_lightning.errors import ConfigError, ExportError, PeraError
 from pera_lightning.export import merged_shards
 from pera_lightning.export.merged_shards import merge_shards
 from pera_lightning.export.place import staged
 from pera_lightning.export.plain_lora import PeraTensors
-from tests.support.base_folders import adapt_and_save, digests, save_base_and_adapter
-from tests.support.models import randomise_adapter, tiny_bert_classifier, tiny_gpt2, tiny_llama, token_ids
-
-
-def merge(adapter: Path, base: Path, out: Path, dtype: torch.dtype | None = None) -> Any:
-    out.mkdir()
-    return merge_shards(PeraTensors.of(adapter), base, out, dtype=dtype)
+from tests.support.base_folders import (
+    adapt_and_save,
+    add_tied_head,
+    all_tensors,
+    digests,
+    merge_files,
+    save_base_and_adapter,
+)
+from tests.support.models import randomise_adapter, tied_llama, tiny_bert_classifier, tiny_gpt2, tiny_llama, token_ids
 
 
 def outputs(model: nn.Module) -> Tensor:
@@ -36,7 +37,7 @@ def outputs(model: nn.Module) -> Tensor:
 
 CASES: dict[str, tuple[Callable[[], nn.Module], PeraConfig]] = {
     "untied": (tiny_llama, PeraConfig(2)),
-    "tied": (lambda: tiny_llama(tie_word_embeddings=True), PeraConfig(2)),
+    "tied": (tied_llama, PeraConfig(2)),
     "order 1": (tiny_llama, PeraConfig(2, order=1, alpha=4)),
     "order 3, scaled": (tiny_llama, PeraConfig(2, order=3, coefficient_scale="auto", use_rslora=True)),
     "Conv1D": (tiny_gpt2, PeraConfig(2)),
@@ -48,12 +49,12 @@ CASES: dict[str, tuple[Callable[[], nn.Module], PeraConfig]] = {
     "Conv1D and biases": (tiny_gpt2, PeraConfig(2, bias="adapted")),
     "saved head": (tiny_bert_classifier, PeraConfig(2, modules_to_save=["classifier"])),
     "saved embedding, tied": (
-        lambda: tiny_llama(tie_word_embeddings=True),
+        tied_llama,
         PeraConfig(2, modules_to_save=["embed_tokens"]),
     ),
     "token rows": (tiny_llama, PeraConfig(2, trainable_tokens=[3, 7, 60])),
     "token rows, tied": (
-        lambda: tiny_llama(tie_word_embeddings=True),
+        tied_llama,
         PeraConfig(2, trainable_tokens=[3, 7, 60]),
     ),
 }
@@ -75,7 +76,7 @@ def test_transformers_loads_what_the_adapted_model_computes(tmp_path: Path, case
     save_adapter(model, tmp_path / "adapter")
     torch.manual_seed(1)
     expected = outputs(model)
-    report = merge(tmp_path / "adapter", tmp_path / "base", tmp_path / "out")
+    report = merge_files(tmp_path / "adapter", tmp_path / "base", tmp_path / "out")
     loaded = type(model).from_pretrained(tmp_path / "out")
     torch.manual_seed(1)
     torch.testing.assert_close(outputs(loaded), expected, rtol=1e-4, atol=1e-5)
@@ -93,7 +94,7 @@ def test_half_precision_is_rounded_once(tmp_path: Path) -> None:
     model = tiny_llama().to(torch.bfloat16)
     base, adapter = save_base_and_adapter(model, tmp_path)
     exact = {name: layer.merged_weight() for name, layer in model.named_modules() if hasattr(layer, "merged_weight")}
-    report = merge(adapter, base, tmp_path / "out")
+    report = merge_files(adapter, base, tmp_path / "out")
     loaded = type(model).from_pretrained(tmp_path / "out")
     assert loaded.dtype == torch.bfloat16
     for name, weight in exact.items():
@@ -112,7 +113,7 @@ def relative_error(exact: dict[str, Tensor], model: nn.Module) -> float:
 
 def test_another_dtype(tmp_path: Path) -> None:
     base, adapter = save_base_and_adapter(tiny_llama(), tmp_path)
-    merge(adapter, base, tmp_path / "out", torch.float16)
+    merge_files(adapter, base, tmp_path / "out", torch.float16)
     kinds = {value.dtype for file in (tmp_path / "out").glob("*.safetensors") for value in load_file(file).values()}
     assert kinds == {torch.float16}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float16"
@@ -127,7 +128,7 @@ def test_one_file(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "base")
     adapter = adapt_and_save(model, tmp_path / "adapter", None, tmp_path / "base")
     expected = outputs(model)
-    merge(adapter, tmp_path / "base", tmp_path / "out")
+    merge_files(adapter, tmp_path / "base", tmp_path / "out")
     torch.manual_seed(0)
     assert sorted(digests(tmp_path / "out")) == ["config.json", "generation_config.json", "model.safetensors"]
     loaded = type(model).from_pretrained(tmp_path / "out")
@@ -150,7 +151,7 @@ def test_names_with_another_prefix(tmp_path: Path, way: str) -> None:
     }[way]
     adapter = adapt_and_save(owner, tmp_path / "adapter", config, base)
     expected = model(input_ids=IDS).logits
-    merge(adapter, base, tmp_path / "out")
+    merge_files(adapter, base, tmp_path / "out")
     loaded = type(model).from_pretrained(tmp_path / "out")
     torch.testing.assert_close(loaded(input_ids=IDS).logits, expected, rtol=1e-4, atol=1e-5)
 
@@ -160,28 +161,11 @@ def test_rows_of_a_tied_weight_that_the_files_hold_twice(tmp_path: Path) -> None
     base, adapter = save_base_and_adapter(model, tmp_path, PeraConfig(2, trainable_tokens=[5, 9]))
     add_tied_head(base)
     expected = model(input_ids=IDS).logits
-    merge(adapter, base, tmp_path / "out")
+    merge_files(adapter, base, tmp_path / "out")
     tensors = all_tensors(tmp_path / "out")
     assert torch.equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"])
     loaded = type(model).from_pretrained(tmp_path / "out")
     torch.testing.assert_close(loaded(input_ids=IDS).logits, expected, rtol=1e-4, atol=1e-5)
-
-
-def all_tensors(folder: Path) -> dict[str, Tensor]:
-    return {key: value for file in sorted(folder.glob("*.safetensors")) for key, value in load_file(file).items()}
-
-
-def rewrite(base: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
-    """Replace the files of a base by a single one with other content."""
-    tensors = all_tensors(base)
-    for file in [*base.glob("*.safetensors"), base / "model.safetensors.index.json"]:
-        file.unlink(missing_ok=True)
-    change(tensors)
-    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
-
-
-def add_tied_head(base: Path) -> None:
-    rewrite(base, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}))
 
 
 def test_files_beside_the_weights(tmp_path: Path) -> None:
@@ -193,7 +177,7 @@ def test_files_beside_the_weights(tmp_path: Path) -> None:
         (base / name).write_text(name)
     (base / "additional_chat_templates").mkdir()
     (base / "additional_chat_templates" / "tools.jinja").write_text("tools")
-    merge(adapter, base, tmp_path / "out")
+    merge_files(adapter, base, tmp_path / "out")
     for name in (*copied, "additional_chat_templates/tools.jinja", "generation_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes()
     assert not [name for name in left if (tmp_path / "out" / name).exists()]
@@ -268,144 +252,3 @@ def test_a_crash_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(written) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
     assert digests(base) == before
-
-
-def test_values_that_do_not_fit_the_dtype(tmp_path: Path) -> None:
-    model = tiny_llama()
-    base, _ = save_base_and_adapter(model, tmp_path)
-    with torch.no_grad():
-        model.model.layers[1].mlp.up_proj.pera_B.fill_(1e4)
-    save_adapter(model, tmp_path / "adapter")
-    with pytest.raises(ExportError, match=r"up_proj\.weight' beyond torch\.float16"):
-        merge(tmp_path / "adapter", base, tmp_path / "out", torch.float16)
-
-
-def config_of(base: Path, **values: Any) -> None:
-    path = base / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-
-def forget_kinds(adapter: Path) -> None:
-    path = adapter / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "architecture": None, "layer_traits": {}}))
-
-
-def rename_layers(base: Path) -> None:
-    def change(tensors: dict[str, Tensor]) -> None:
-        for key in [key for key in tensors if "q_proj" in key]:
-            tensors[key.replace("q_proj", "query")] = tensors.pop(key)
-
-    rewrite(base, change)
-
-
-def make_infinite(adapter: Path) -> None:
-    path = adapter / "adapter_model.safetensors"
-    tensors = load_file(path)
-    tensors["model.layers.0.mlp.up_proj.pera_h"][0] = float("nan")
-    save_file(tensors, path)
-
-
-HEAD = "model.embed_tokens.weight"
-TIED = {"tie_word_embeddings": True}
-SAVED_EMBEDDING = PeraConfig(2, modules_to_save=["embed_tokens"])
-REFUSALS: dict[str, tuple[dict[str, Any], PeraConfig, Callable[[Path, Path], Any], type[PeraError], str]] = {
-    "quantised files": (
-        {},
-        PeraConfig(2),
-        lambda base, adapter: config_of(base, quantization_config={"quant_method": "gptq"}),
-        ConfigError,
-        r"quantization_config \(gptq\)",
-    ),
-    "old adapter": ({}, PeraConfig(2), lambda base, adapter: forget_kinds(adapter), ExportError, "earlier version"),
-    "other names": (
-        {},
-        PeraConfig(2),
-        lambda base, adapter: rename_layers(base),
-        ExportError,
-        r"without model\.layers\.0\.self_attn\.q_proj\.weight, .*(.|\n)*in_memory=True",
-    ),
-    "not finite": ({}, PeraConfig(2), lambda base, adapter: make_infinite(adapter), ExportError, "up_proj.pera_h"),
-    "tied head": (
-        TIED,
-        PeraConfig(2, target_modules=["lm_head"]),
-        lambda base, adapter: None,
-        ExportError,
-        "tied to another module(.|\n)*lm_head",
-    ),
-    "saved head that is tied": (
-        TIED,
-        PeraConfig(2, modules_to_save=["lm_head"]),
-        lambda base, adapter: None,
-        ExportError,
-        "shares its weight with another one(.|\n)*'lm_head.weight'(.|\n)*in_memory=True",
-    ),
-    "saved embedding that is there twice": (
-        TIED,
-        SAVED_EMBEDDING,
-        lambda base, adapter: add_tied_head(base),
-        ExportError,
-        "'model.embed_tokens.weight' and 'lm_head.weight' with the same values",
-    ),
-    "resized embedding": (
-        {},
-        SAVED_EMBEDDING,
-        lambda base, adapter: rewrite(base, lambda tensors: tensors.update({HEAD: torch.zeros(60, 32)})),
-        ExportError,
-        r"shape \(60, 32\)(.|\n)*\(64, 32\)",
-    ),
-    "token that is not there": (
-        {},
-        PeraConfig(2, trainable_tokens=[3, 61]),
-        lambda base, adapter: rewrite(base, lambda tensors: tensors.update({HEAD: torch.zeros(60, 32)})),
-        ExportError,
-        r"shape \(60, 32\)(.|\n)*\(62, 32\)",
-    ),
-    "other base": (
-        {},
-        PeraConfig(2),
-        lambda base, adapter: tiny_llama().save_pretrained(base, max_shard_size="20KB"),
-        ConfigError,
-        "other weights",
-    ),
-    "missing file": (
-        {},
-        PeraConfig(2),
-        lambda base, adapter: next(base.glob("*-00002-*")).unlink(),
-        ConfigError,
-        "model-00002-of",
-    ),
-    "truncated file": (
-        {},
-        PeraConfig(2),
-        lambda base, adapter: next(base.glob("*-00002-*")).write_bytes(b"half"),
-        ConfigError,
-        "model-00002-of",
-    ),
-    "no safetensors": (
-        {},
-        PeraConfig(2),
-        lambda base, adapter: [file.unlink() for file in base.glob("model*")],
-        ConfigError,
-        r"index\.json",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", REFUSALS)
-def test_refused_before_anything_is_written(tmp_path: Path, case: str) -> None:
-    options, config, spoil, error, words = REFUSALS[case]
-    base, adapter = save_base_and_adapter(tiny_llama(**options), tmp_path, config)
-    spoil(base, adapter)
-    with pytest.raises(error, match=words):
-        merge(adapter, base, tmp_path / "out")
-    assert not list((tmp_path / "out").iterdir())
-
-
-def test_a_transposed_weight_is_not_mistaken(tmp_path: Path) -> None:
-    """GPT-2's c_proj is square: only the kind of the layer tells which way round it is."""
-    model = tiny_gpt2()
-    base, adapter = save_base_and_adapter(model, tmp_path, PeraConfig(2, target_modules=["attn.c_proj"]))
-    path = adapter / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "layer_traits": {}}))
-    with pytest.raises(ConfigError, match="other weights"):
-        merge(adapter, base, tmp_path / "out")

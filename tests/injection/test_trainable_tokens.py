@@ -26,12 +26,12 @@ from pera_lightning import (
 )
 from pera_lightning.errors import AdapterFileError, InjectionError
 from pera_lightning.injection import adapter_bytes, token_layers
-from tests.support.models import randomise_adapter, tiny_gpt2, tiny_llama, token_ids
+from tests.support.models import randomise_adapter, tied_llama, tiny_gpt2, tiny_llama, token_ids
 from tests.support.module_state import Before, values
 
 IDS = (5, 9, 63)
 MODELS = {
-    "tied llama": lambda: tiny_llama(tie_word_embeddings=True),
+    "tied llama": tied_llama,
     "untied llama": lambda: tiny_llama(tie_word_embeddings=False),
     "gpt2": tiny_gpt2,
 }

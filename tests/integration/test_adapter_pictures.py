@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pera_lightning import AdapterPictures, PeraCallback
 from pera_lightning.errors import ConfigError, TrainingError
 from pera_lightning.integration import adapter_pictures
-from tests.integration.test_callback import make_trainer
+from tests.support.callback_fits import make_trainer
 from tests.support.models import Regressor
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from pera_lightning import PeraCallback, PeraConfig, load_adapter
-from pera_lightning.errors import CheckpointError, ConfigError, TargetError, TrainingError
+from pera_lightning.errors import ConfigError
 from pera_lightning.injection import adapted_layers
+from tests.support.callback_fits import best_checkpoint, make_trainer, trained_regressor
 from tests.support.models import Regressor
 
 # Lightning's remarks about tests that resume in another folder or with fewer callbacks than the first run.
@@ -23,36 +23,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning"),
 ]
 
+
 ADAPTER_NAMES = ("pera_A", "pera_B", "pera_h")
-
-
-def make_trainer(folder: Path, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
-    settings: dict[str, Any] = {
-        "default_root_dir": folder,
-        "accelerator": "cpu",
-        "max_epochs": 2,
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "log_every_n_steps": 1,
-        "num_sanity_val_steps": 0,
-    }
-    return pl.Trainer(callbacks=list(callbacks), **{**settings, **options})
-
-
-def best_checkpoint(folder: Path, **options: Any) -> ModelCheckpoint:
-    return ModelCheckpoint(folder / "checkpoints", monitor="val_loss", **options)
 
 
 @pytest.fixture
 def trained(tmp_path: Path) -> tuple[pl.Trainer, Regressor, Path]:
-    """A fit with a best checkpoint."""
-    torch.manual_seed(0)
-    checkpoint = best_checkpoint(tmp_path, save_last=True)
-    module = Regressor()
-    trainer = make_trainer(tmp_path, PeraCallback(rank=2), checkpoint)
-    trainer.fit(module)
-    return trainer, module, Path(checkpoint.best_model_path)
+    return trained_regressor(tmp_path)
 
 
 @pytest.mark.parametrize("build_in", ["__init__", "setup", "configure_model"])
@@ -126,37 +103,9 @@ def test_resume_equals_one_long_run_bit_by_bit(tmp_path: Path) -> None:
         assert torch.equal(ours, theirs), name
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"rank": 3}, "the rank is 2 there and 3 here"),
-        ({"rank": 2, "order": 1}, "pera_h"),
-        ({"rank": 2, "terms": "square"}, "pera_h"),
-        ({"rank": 2, "target_modules": ["0"]}, "net.2"),
-        ({"rank": 2, "alpha": 8}, "alpha"),
-        ({"rank": 2, "coefficient_scale": 30.0}, "coefficient_scale"),
-    ],
-)
-@pytest.mark.parametrize("run", ["fit", "test"])
-def test_refuses_a_checkpoint_of_other_options(
-    trained: tuple[pl.Trainer, Regressor, Path], tmp_path: Path, options: dict[str, Any], words: str, run: str
-) -> None:
-    trainer = make_trainer(tmp_path / "other", PeraCallback(**options))
-    with pytest.raises(CheckpointError, match=words):
-        getattr(trainer, run)(Regressor(), ckpt_path=trained[2])
-
-
 def test_dropout_may_change_between_runs(trained: tuple[pl.Trainer, Regressor, Path], tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path / "other", PeraCallback(rank=2, dropout=0.1))
     trainer.test(Regressor(), ckpt_path=trained[2], verbose=False)
-
-
-def test_refuses_a_checkpoint_of_the_plain_model(tmp_path: Path) -> None:
-    plain = make_trainer(tmp_path)
-    plain.fit(Regressor())
-    trainer = make_trainer(tmp_path / "adapted", PeraCallback(rank=2))
-    with pytest.raises(CheckpointError, match="checkpoint of the plain model"):
-        trainer.test(Regressor(), ckpt_path=plain.checkpoint_callback.best_model_path)
 
 
 def test_resuming_from_weights_only_says_so(tmp_path: Path) -> None:
@@ -219,72 +168,6 @@ def test_fast_dev_run_writes_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("adapter*"))
 
 
-class Diverging(Regressor):
-    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
-        loss = super().training_step(batch, batch_idx)
-        return loss * float("nan") if self.global_step == 5 else loss
-
-
-def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, PeraCallback(rank=2))
-    module = Diverging()
-    with pytest.raises(TrainingError, match="at step 5"):
-        trainer.fit(module)
-    assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
-    path = Path(trainer.checkpoint_callback.best_model_path)
-    state = torch.load(path, weights_only=True)
-    assert state["global_step"] == 4
-    assert all(torch.isfinite(value).all() for value in state["state_dict"].values())
-
-
-def test_a_wrong_target_stops_before_training_and_changes_nothing(tmp_path: Path) -> None:
-    module = Regressor()
-    trainer = make_trainer(tmp_path, PeraCallback(rank=2, target_modules=["q_proj"]))
-    with pytest.raises(TargetError, match="near names"):
-        trainer.fit(module)
-    assert all(parameter.requires_grad for parameter in module.parameters())
-    assert "configure_model" not in module.__dict__
-
-
-class EarlyOptimizer(Regressor):
-    def __init__(self) -> None:
-        super().__init__()
-        self.optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer
-
-
-def test_an_optimizer_without_the_adapters_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"6 forgotten, e.g. 'net.0.pera_A'"):
-        make_trainer(tmp_path, PeraCallback(rank=2)).fit(EarlyOptimizer())
-
-
-class Thawing(Regressor):
-    def on_train_epoch_start(self) -> None:
-        self.net.requires_grad_(True)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def test_a_base_that_thaws_is_refused_before_the_step(tmp_path: Path) -> None:
-    module = Thawing()
-    with pytest.raises(TrainingError, match=r"net.0.base_layer.weight"):
-        make_trainer(tmp_path, PeraCallback(rank=2)).fit(module)
-    assert torch.equal(module.net[0].base_layer.weight, Regressor().net[0].weight)
-
-
-def test_another_callback_on_an_adapted_module(tmp_path: Path) -> None:
-    module = Regressor()
-    make_trainer(tmp_path, PeraCallback(rank=2), enable_checkpointing=False).fit(module)
-    before = module.net[0].pera_B.clone()
-    make_trainer(tmp_path, PeraCallback(rank=2), enable_checkpointing=False).fit(module)
-    assert not torch.equal(module.net[0].pera_B, before)
-    with pytest.raises(ConfigError, match="other options"):
-        make_trainer(tmp_path, PeraCallback(rank=4), enable_checkpointing=False).fit(module)
-
-
 @pytest.mark.filterwarnings("ignore:The best checkpoint .* holds another adapter:UserWarning")
 def test_a_best_checkpoint_of_another_run_is_not_taken(tmp_path: Path) -> None:
     shared = best_checkpoint(tmp_path)
@@ -310,32 +193,6 @@ def test_hyperparameters_that_are_objects_do_not_lose_the_adapter(tmp_path: Path
     make_trainer(tmp_path, PeraCallback(rank=2), best_checkpoint(tmp_path)).fit(module)
     load_adapter(fresh := Regressor(), tmp_path / "adapter")
     assert torch.equal(fresh.net[0].pera_B, module.net[0].pera_B)
-
-
-class FailingSetup(Regressor):
-    def setup(self, stage: str) -> None:
-        raise RuntimeError("on purpose")
-
-
-def test_an_exception_before_injection_leaves_no_patch(tmp_path: Path) -> None:
-    module = FailingSetup()
-    with pytest.raises(RuntimeError, match="on purpose"):
-        make_trainer(tmp_path, PeraCallback(rank=2)).fit(module)
-    assert "configure_model" not in module.__dict__
-
-
-class Rebuilding(Regressor):
-    def setup(self, stage: str) -> None:
-        self.net = None
-        self._build()
-
-
-def test_a_model_that_is_built_anew_is_noticed(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, PeraCallback(rank=2), enable_checkpointing=False)
-    module = Rebuilding()
-    trainer.fit(module)
-    with pytest.raises(CheckpointError, match="built anew"):
-        trainer.validate(module, verbose=False)
 
 
 def test_options_in_one_object(tmp_path: Path) -> None:

@@ -27,6 +27,11 @@ def tiny_llama(**options: object) -> nn.Module:
     return LlamaForCausalLM(LlamaConfig(**{**settings, **options})).eval()
 
 
+def tied_llama() -> nn.Module:
+    """Whose head has the weight of the embedding."""
+    return tiny_llama(tie_word_embeddings=True)
+
+
 def tiny_gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
