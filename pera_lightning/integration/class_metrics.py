@@ -45,7 +45,9 @@ def _of_classes(number: int) -> dict[str, nn.Module]:
         # Over all rows: the default for several classes is the mean of the classes.
         "accuracy": Accuracy(task=task, num_classes=number, average="micro"),
         "f1": F1Score(task=task, num_classes=number, average="macro"),
-        "matthews": MatthewsCorrCoef(task=task, num_classes=number),
+        # Of two classes torchmetrics makes something above 0 where one class alone is predicted. With a third that
+        # never occurs it has the same values else, and 0 there, as GLUE's own evaluation has.
+        "matthews": MatthewsCorrCoef(task="multiclass", num_classes=max(number, 3)),
     }
 
 

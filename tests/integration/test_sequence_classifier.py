@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from pera_lightning import PeraCallback, PeraSequenceClassifier, load_adapter
 from pera_lightning.errors import ConfigError, InjectionError
 from pera_lightning.injection import adapted_layers, saved_modules
+from pera_lightning.integration.class_metrics import ClassMetrics
 from pera_lightning.integration.data import GlueDataModule
 from tests.support.classifiers import save_encoder, write_task
 
@@ -132,6 +133,16 @@ def test_metrics_of_classes_are_over_all_rows(tmp_path: Path, folder: str, class
     f1 = [_f1(predicted == number, target == number) for number in range(classes)]
     assert logged["val_f1"] == pytest.approx(f1[1] if classes == 2 else sum(f1) / classes)
     assert logged["val_matthews"] == pytest.approx(_matthews(predicted, target, classes), abs=1e-6)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("targets", [[0, 1, 1, 1], [0, 0, 0, 1], [1, 1, 1, 1]])
+def test_always_the_same_class_correlates_with_nothing(classes: int, targets: list[int]) -> None:
+    metric = ClassMetrics(classes).metrics()["matthews"]
+    for predicted in range(2):
+        metric.reset()
+        metric.update(torch.full((4,), predicted), torch.tensor(targets))
+        assert metric.compute() == 0
 
 
 def _f1(predicted: Tensor, target: Tensor) -> float:
