@@ -21,7 +21,8 @@ def plot_loss_curve(metrics: Path, picture: Path) -> Path:
 
     # The object interface: pyplot would keep the figure and pick a window system.
     figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel="optimizer step", ylabel="loss per answer token")
+    axes = figure.add_subplot(xlabel="optimizer step", ylabel="loss", title="Loss while training")
+    axes.locator_params(axis="x", integer=True)
     steps, losses = _column(metrics, "train_loss")
     if steps:
         axes.plot(steps, losses, color="tab:blue", alpha=0.3, label="training, single steps")

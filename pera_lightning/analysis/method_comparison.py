@@ -20,11 +20,12 @@ class ComparedRun:
         selection: The metric on the data to select by (validation); None where training diverged.
         report: The metric on the data to report (test); None where training diverged.
         metrics: All metrics of validation and test by the names they were logged under.
-        train_loss: Mean loss of the last tenth of the steps; None where training diverged at once.
-        energy: Norm of the polynomial part of dW over that of the linear one, mean over layers.
+        train_loss: Mean loss of the last tenth of the batches; None where training diverged at once.
+        energy: Norm of the polynomial part of dW over that of the linear one in the tested weights, mean over layers; 0
+            where training diverged.
         trainable: Number of trained parameters.
         steps: Optimizer steps made.
-        step_ms: Median milliseconds of a training step.
+        step_ms: Median milliseconds of an optimizer step.
         reason: Why it diverged; empty where it did not.
     """
 
@@ -62,7 +63,7 @@ class MethodSummary:
         reports: Seed -> reported metric, at that learning rate.
         differences: Seed -> difference of the reported metric from the reference method's, for seeds of both.
         interval: 95 % interval of the mean difference over seeds (Student's t); None with fewer than two seeds.
-        energy: Mean over those runs.
+        energy: Mean over those runs that did not diverge.
         trainable: Number of trained parameters.
         step_ms: Median over those runs.
         diverged: Runs of this method that diverged, at any learning rate.
@@ -150,7 +151,7 @@ def _summary(
         reports=reports,
         differences=differences,
         interval=mean_interval(list(differences.values())),
-        energy=statistics.fmean(run.energy for run in chosen) if chosen else math.nan,
+        energy=statistics.fmean(run.energy for run in chosen if not run.diverged) if reports else math.nan,
         trainable=own[0].trainable,
         step_ms=statistics.median(run.step_ms for run in chosen or own),
         diverged=sum(run.diverged for run in own),

@@ -37,8 +37,8 @@ def as_table(summaries: Sequence[MethodSummary], report: str) -> Table:
     table.caption = (
         "rate: the best learning rate in validation (! at an end of the grid: try beyond it). test: "
         f"{report}, mean over seeds and standard deviation. difference: mean over seeds of the difference from "
-        f"{reference} with the same seed, and its 95 % interval over seeds (Student's t). energy: norm of the polynomial part of "
-        "dW over that of the linear one."
+        f"{reference} with the same seed, and its 95 % interval over seeds (Student's t). energy: norm of the "
+        "polynomial part of dW over that of the linear one."
     )
     rows = [cells(summary, is_reference=summary.method == reference) for summary in summaries]
     for heading in HEADINGS:

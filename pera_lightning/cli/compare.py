@@ -6,6 +6,7 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from pera_lightning.errors import ConfigError
 
@@ -41,13 +42,13 @@ def compare(words: Sequence[str]) -> None:
     selection, report = _metrics(arguments.metric)
     plan = Plan(
         words=tuple(rest),
-        methods=dict(map(_method, arguments.methods)),
+        methods=_methods(arguments.methods),
         learning_rates=tuple(arguments.learning_rates),
         seeds=tuple(arguments.seeds),
         tuning_seeds=len(arguments.seeds) if arguments.tuning_seeds is None else arguments.tuning_seeds,
         selection=selection,
         report=report,
-        mode=arguments.mode or ("min" if report.endswith(("loss", "perplexity")) else "max"),
+        mode=arguments.mode or _mode(selection),
         out=Path(arguments.out),
         learning_rate_option=arguments.learning_rate_option,
         workers=arguments.workers,
@@ -89,7 +90,9 @@ def _parser() -> argparse.ArgumentParser:
         default=["loss"],
         help="logged as val_METRIC and test_METRIC, or the two names it is logged under (default: loss)",
     )
-    parser.add_argument("--mode", choices=["min", "max"], help="which is better (default: min for a loss, else max)")
+    parser.add_argument(
+        "--mode", choices=["min", "max"], help="which is better of the metric in validation (default: by its name)"
+    )
     parser.add_argument("--out", default="runs/compare", help="folder of the comparison (default: runs/compare)")
     parser.add_argument(
         "--learning_rate_option",
@@ -113,6 +116,40 @@ def _metrics(names: Sequence[str]) -> tuple[str, str]:
     return (names[0], names[1]) if len(names) == 2 else (f"val_{names[0]}", f"test_{names[0]}")
 
 
+LOWER_IS_BETTER = {"loss", "perplexity", "ppl", "nll", "error", "mse", "rmse", "mae", "wer", "cer"}
+HIGHER_IS_BETTER = {
+    *("accuracy", "acc", "f1", "matthews", "mcc", "pearson", "spearman", "precision", "recall", "auc", "auroc"),
+    *("match", "bleu", "rouge", "r2"),
+}
+"""Words in the names of metrics."""
+
+
+def _mode(name: str) -> Literal["min", "max"]:
+    """Which is better of a metric of this name."""
+    words = set(re.split(r"[^a-z0-9]+|_", name.lower()))
+    lower, higher = bool(words & LOWER_IS_BETTER), bool(words & HIGHER_IS_BETTER)
+    if lower == higher:
+        raise ConfigError(
+            "The name of the metric does not say whether more of it is better.",
+            got=name,
+            expected=f"a name with one of the words {', '.join(sorted(LOWER_IS_BETTER | HIGHER_IS_BETTER))}, or a mode",
+            fix="--mode min if less is better, --mode max if more is",
+        )
+    return "min" if lower else "max"
+
+
+def _methods(texts: Sequence[str]) -> dict[str, str]:
+    found = dict(map(_method, texts))
+    if len(found) < len(texts):
+        raise ConfigError(
+            "Methods are told apart by their names.",
+            got=" ".join(text.partition("=")[0] for text in texts),
+            expected="each name once",
+            fix='name them differently, as in "h30=--pera.coefficient_scale 30"',
+        )
+    return found
+
+
 def _method(text: str) -> tuple[str, str]:
     name, _, words = text.partition("=")
     if not words and name not in METHODS:
@@ -122,11 +159,11 @@ def _method(text: str) -> tuple[str, str]:
             expected=", ".join(METHODS),
             fix='use one of them, or "name=options of fit"',
         )
-    if not re.fullmatch(r"[\w.+-]+", name):
+    if not re.fullmatch(r"[\w+-][\w.+-]*", name):
         raise ConfigError(
             "The name of a method becomes the name of a folder.",
             got=repr(name),
-            expected="letters, digits, _ . + -",
+            expected="letters, digits, _ + - and, not as the first one, dots",
             fix="name it without blanks and other signs",
         )
     return name, words or METHODS[name]

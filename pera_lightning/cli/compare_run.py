@@ -8,6 +8,7 @@ import logging
 import math
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from pera_lightning.analysis import mean_energy
 from pera_lightning.analysis.method_comparison import ComparedRun
 from pera_lightning.checkpoint.atomic import replacing
 from pera_lightning.cli.trainer import PeraCLI, make_cli
-from pera_lightning.errors import ConfigError, TrainingError
+from pera_lightning.errors import ConfigError, PeraError, TrainingError
 
 RESULT = "run.json"
 
@@ -54,7 +55,17 @@ class Cell:
     def result(self) -> ComparedRun | None:
         """The result of an earlier call; None where there is none."""
         path = self.folder / RESULT
-        return ComparedRun(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            return ComparedRun(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(
+                "The result of a run is damaged.",
+                got=f"{path}: {error}",
+                expected="the file as compare wrote it",
+                fix="delete it, and the run is made again",
+            ) from error
 
 
 def run_cell(cell: Cell) -> ComparedRun:
@@ -74,7 +85,13 @@ def run_cell(cell: Cell) -> ComparedRun:
         with _written_to(cell.folder / "log.txt"):
             found = _measure(cell)
     except SystemExit as stop:
+        # Parsers leave with 2; Lightning with 1 where a run is interrupted.
+        if stop.code != 2:
+            raise
         raise _refused(cell) from stop
+    except PeraError:
+        print(f"{cell.folder}: this run ended the comparison; those that are finished are kept.", file=sys.stderr)
+        raise
     keep_result(cell, found)
     return found
 
@@ -100,10 +117,10 @@ def _written_to(path: Path) -> Iterator[None]:
 
 def _refused(cell: Cell) -> ConfigError:
     """What the command line of `fit` wrote before it gave up, which nobody would see in the log."""
-    written = (cell.folder / "log.txt").read_text(encoding="utf-8")
+    _, _, message = (cell.folder / "log.txt").read_text(encoding="utf-8").rpartition("error:")
     return ConfigError(
         f"`fit` does not take the options of {cell.method}.",
-        got=written[written.rfind("error:") + len("error:") :].strip() or "no message",
+        got=message.strip() or "no message",
         expected="options that `fit` takes",
         fix="correct them in the config, in --methods or after the options of compare",
     )
@@ -134,6 +151,10 @@ def _measure(cell: Cell) -> ComparedRun:
     values = [None if reason else _value(metrics, name) for name in (cell.selection, cell.report)]
     if not reason and None in values:
         reason = f"{cell.selection if values[0] is None else cell.report} is not finite"
+    losses = [name for name, value in metrics.items() if "loss" in name and not math.isfinite(value)]
+    if not reason and (losses or not record.is_finite):
+        # Of such outputs and weights an accuracy is still some number.
+        values, reason = [None, None], f"{losses[0] if losses else 'a weight'} is not finite"
     return ComparedRun(
         method=cell.method,
         learning_rate=cell.learning_rate,
@@ -142,9 +163,9 @@ def _measure(cell: Cell) -> ComparedRun:
         report=values[1],
         metrics=metrics,
         train_loss=record.last_losses(),
-        energy=record.energy,
+        energy=0.0 if reason else record.energy,
         trainable=record.trainable,
-        steps=len(record.losses),
+        steps=record.steps,
         step_ms=1000 * statistics.median(record.seconds) if record.seconds else math.nan,
         reason=reason,
     )
@@ -169,11 +190,13 @@ class _Record(Callback):
         self.losses: list[float] = []
         self.seconds: list[float] = []
         self.energy = 0.0
+        self.is_finite = True
         self.trainable = 0
-        self._started = 0.0
+        self.steps = 0
+        self._started = self._waiting = 0.0
 
     def last_losses(self) -> float | None:
-        """Mean loss of the last tenth of the steps."""
+        """Mean loss of the last tenth of the batches."""
         last = [loss for loss in self.losses[-max(1, len(self.losses) // 10) :] if math.isfinite(loss)]
         return statistics.fmean(last) if last else None
 
@@ -200,11 +223,18 @@ class _Record(Callback):
     ) -> None:
         # Asking for the loss waits for the GPU, so that the time is the step's.
         self.losses.append(float(outputs["loss"]) * trainer.accumulate_grad_batches)
-        self.seconds.append(time.perf_counter() - self._started)
+        self._waiting += time.perf_counter() - self._started
+        if trainer.global_step != self.steps:
+            self.steps = trainer.global_step
+            self.seconds.append(self._waiting)
+            self._waiting = 0.0
 
     @override
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Of the weights that were tested: after training they may be those of an earlier checkpoint.
         self.energy = mean_energy(pl_module)
+        trained = [value for value in pl_module.parameters() if value.requires_grad]
+        self.is_finite = all(bool(value.isfinite().all()) for value in trained)
 
 
 def _compared_fit(folder: Path, record: _Record) -> type[PeraCLI]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import math
 import multiprocessing
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from pera_lightning.checkpoint.out_folder import check_out_folder
+from pera_lightning.cli.comparison_settings import check_fit, keep_settings
 from pera_lightning.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,6 +60,20 @@ class Plan:
                     expected="one or more, each once",
                     fix="leave out what is there twice",
                 )
+        if not all(0 < rate < math.inf for rate in self.learning_rates):
+            raise ConfigError(
+                "A learning rate says how far a step goes.",
+                got=str(list(self.learning_rates)),
+                expected="numbers above 0",
+                fix="leave out the others",
+            )
+        if not all(0 <= seed < 2**32 for seed in self.seeds):
+            raise ConfigError(
+                "Random numbers start from a seed.",
+                got=str(list(self.seeds)),
+                expected="whole numbers from 0 to 4294967295",
+                fix="leave out the others",
+            )
         if self.workers < 1:
             raise ConfigError(
                 "workers says how many runs are made at a time.",
@@ -84,8 +101,26 @@ def run_comparison(plan: Plan) -> list[ComparedRun]:
     First every method tries every learning rate with the tuning seeds, then its best one with the other seeds.
 
     Raises:
-        ConfigError: The config or an override is wrong, or `plan.out` holds another comparison.
+        ConfigError: The config or an override is wrong, or `plan.out` holds another comparison or is in use.
     """
+    from filelock import FileLock, Timeout
+
+    check_out_folder(plan.out)
+    plan.out.mkdir(parents=True, exist_ok=True)
+    try:
+        # Two at a time would delete what the other one's run has written so far.
+        with FileLock(plan.out / ".lock", timeout=0):
+            return _run_comparison(plan)
+    except Timeout as error:
+        raise ConfigError(
+            "Another process writes to the folder of the comparison.",
+            got=str(plan.out),
+            expected="a folder that one comparison uses at a time",
+            fix="wait for it, or name another folder with --out; --workers makes several runs at a time",
+        ) from error
+
+
+def _run_comparison(plan: Plan) -> list[ComparedRun]:
     from pera_lightning.analysis.method_comparison import best_learning_rate, summarise
     from pera_lightning.analysis.method_table import write_runs
     from pera_lightning.analysis.plots.figure import save_figure
@@ -114,67 +149,33 @@ def make_cells(plan: Plan) -> Callable[[str, float, int], Cell]:
 
     # With some learning rate, the same for every plan: a wrong name of the option should not wait for the first run.
     rate = (f"--{plan.learning_rate_option}", "1.0")
-    parsed = {
-        method: parse_fit("compare", [*plan.words, *words.split(), *rate]).as_dict()
-        for method, words in plan.methods.items()
-    }
-    for options in parsed.values():
+    words = {method: shlex.split(text) for method, text in plan.methods.items()}
+    parsed = {method: parse_fit("compare", [*plan.words, *own, *rate]).as_dict() for method, own in words.items()}
+    for method, options in parsed.items():
+        check_fit(method, words[method], options, plan.learning_rate_option)
         # Its checks; the model and the data are checked by the first run.
         PeraCallback(**options["pera"])
-        _refuse_several_processes(options["trainer"])
-    _keep_settings(plan, parsed)
+    keep_settings(plan.out, {"selection": plan.selection, "report": plan.report}, parsed)
     first = next(iter(parsed.values()))
     takes_seed = "seed" in ((first.get("data") or {}).get("init_args") or {})
 
     def cell(method: str, learning_rate: float, seed: int) -> Cell:
-        folder = plan.out / "runs" / method / f"lr_{learning_rate:g}" / f"seed_{seed}"
-        words = [
-            *(*plan.words, *plan.methods[method].split()),
+        folder = plan.out / "runs" / method / f"lr_{_short(learning_rate)}" / f"seed_{seed}"
+        options = [
+            *(*plan.words, *words[method]),
             *(f"--{plan.learning_rate_option}", str(learning_rate)),
             *("--seed_everything", str(seed), "--trainer.devices", "1"),
             *(("--data.init_args.seed", str(seed)) if takes_seed else ()),
             *("--pera.adapter_dir", str(folder / "adapter")),
         ]
-        return Cell(method, learning_rate, seed, tuple(words), plan.selection, plan.report, folder)
+        return Cell(method, learning_rate, seed, tuple(options), plan.selection, plan.report, folder)
 
     return cell
 
 
-def _refuse_several_processes(trainer: dict[str, Any]) -> None:
-    if trainer["num_nodes"] > 1 or str(trainer["devices"]) not in ("auto", "1"):
-        raise ConfigError(
-            "A run of a comparison is made by one process.",
-            got=f"trainer.devices: {trainer['devices']}, trainer.num_nodes: {trainer['num_nodes']}",
-            expected="one device",
-            fix="--trainer.devices 1 --trainer.num_nodes 1, and --workers for several runs at a time",
-        )
-
-
-def _keep_settings(plan: Plan, parsed: dict[str, Any]) -> None:
-    """Write the settings of the methods into the folder, or refuse other ones than are there."""
-    from pera_lightning.checkpoint.atomic import replacing
-
-    path = plan.out / "settings.json"
-    # As JSON holds them: tuples are lists there.
-    chosen = {"selection": plan.selection, "report": plan.report}
-    settings = json.loads(json.dumps({**chosen, "methods": parsed}, default=str))
-    if path.is_file():
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        differing = [name for name in chosen if stored[name] != settings[name]]
-        differing += [
-            name for name, value in settings["methods"].items() if stored["methods"].get(name, value) != value
-        ]
-        if differing:
-            raise ConfigError(
-                f"{plan.out} holds a comparison with other settings.",
-                got=f"others for {', '.join(differing)}",
-                expected="the settings of the runs that are there",
-                fix="name another folder with --out, or set what the comparison there had (settings.json)",
-            )
-        settings["methods"] = stored["methods"] | settings["methods"]
-    plan.out.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+def _short(rate: float) -> str:
+    """As a person writes it, unless other learning rates would look the same."""
+    return f"{rate:g}" if float(f"{rate:g}") == rate else str(rate)
 
 
 def _run_all(cells: Sequence[Cell], workers: int, title: str) -> list[ComparedRun]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pera_lightning.errors import ConfigError
@@ -47,8 +48,11 @@ def evaluate(
     import torch
     from rich import get_console
 
+    from pera_lightning.checkpoint.out_folder import check_out_folder
     from pera_lightning.integration.evaluation import evaluate_commonsense
 
+    if out is not None:
+        check_out_folder(Path(out))
     model, tokenizer = _load(adapter, base, gguf_file, merged, dtype)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     evaluation = evaluate_commonsense(
@@ -63,10 +67,10 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         progress=True,
     )
+    get_console().print(evaluation.table())
     if out is not None:
         options = {"template": template, "limit": limit, "num_beams": num_beams, "merged": merged}
         evaluation.write(out, {"adapter": adapter, "base": base, **options})
-    get_console().print(evaluation.table())
 
 
 def _load(

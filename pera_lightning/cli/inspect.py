@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pera_lightning.errors import ConfigError, PeraError
+from pera_lightning.checkpoint.out_folder import check_out_folder
+from pera_lightning.errors import PeraError
 
 if TYPE_CHECKING:
     from pera_lightning.analysis import AdapterInspection, Interactions
+
+PICTURES = {"spectrum", "parts", "coefficients", "interactions"}
+"""Names of all pictures; not every adapter has all."""
 
 
 def inspect(
@@ -40,11 +44,8 @@ def inspect(
     from pera_lightning.analysis.inspection_table import as_table, write_table
 
     source = Path(adapter)
-    folder = source.absolute().with_name(f"{source.absolute().name}-inspect") if out is None else Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(
-            "The pictures need a folder.", got=f"the file {folder}", expected="a folder, new or not", fix="name another"
-        )
+    folder = source.resolve().with_name(f"{source.resolve().name}-inspect") if out is None else Path(out)
+    check_out_folder(folder)
     threads = torch.get_num_threads()
     # The matrices are so small that threads cost more than they bring.
     torch.set_num_threads(1)
@@ -53,7 +54,8 @@ def inspect(
     finally:
         torch.set_num_threads(threads)
     strengths = _strengths(found, source, base, gguf_file, prompts) if interactions else None
-    get_console().print(as_table(found))
+    console = get_console()
+    console.print(as_table(found, console.width))
     for words in found.others:
         print(f"also trained, in no row: {words}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,6 +93,9 @@ def _draw(found: AdapterInspection, strengths: Interactions | None, folder: Path
     picture = None if strengths is None else plot_interactions(strengths)
     if picture is not None:
         figures["interactions"] = picture
+    for name in PICTURES - figures.keys():
+        # Of another adapter, or of another call.
+        (folder / f"{name}.png").unlink(missing_ok=True)
     written = []
     for name, figure in figures.items():
         written.append(folder / f"{name}.png")

@@ -25,18 +25,24 @@ def main() -> None:
         else:
             _run_trainer()
     except Exception as error:
-        if not _is_a_users(error):
+        users = _users_error(error)
+        if users is None:
             raise
         # The message says all a user needs; a traceback through the Trainer would bury it.
-        sys.exit(f"\nerror: {error}{_HINT if 'gpu backend' in str(error) else ''}")
+        sys.exit(f"\nerror: {users}{_HINT if 'gpu backend' in str(users) else ''}")
 
 
-def _is_a_users(error: Exception) -> bool:
-    """Whether the message of an error is meant for the user: ours, or Lightning's about options of the Trainer."""
+def _users_error(error: BaseException) -> BaseException | None:
+    """The error whose message is meant for the user: ours, or Lightning's about options of the Trainer.
+
+    jsonargparse wraps what a class refuses while it is made into ValueErrors of its own.
+    """
     lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
-    return isinstance(error, PeraError) or (
-        lightning is not None and isinstance(error, lightning.MisconfigurationException)
-    )
+    kinds = (PeraError,) if lightning is None else (PeraError, lightning.MisconfigurationException)
+    link: BaseException | None = error
+    while type(link) is ValueError:
+        link = link.__cause__ or link.__context__
+    return link if isinstance(link, kinds) else None
 
 
 def _run_trainer() -> None:

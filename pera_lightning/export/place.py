@@ -13,6 +13,7 @@ from typing import Any
 
 from pera_lightning.checkpoint.adapter_files import CONFIG_FILE
 from pera_lightning.checkpoint.manifest import PEFT_TYPE
+from pera_lightning.checkpoint.out_folder import nearest_existing
 from pera_lightning.errors import ExportError
 from pera_lightning.export.export_report import REPORT_FILE
 
@@ -51,8 +52,7 @@ def check_new(folder: Path) -> None:
 
 
 def _check_folder(folder: Path) -> None:
-    # Of a path that is still to be made, what is there already.
-    found = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+    found = nearest_existing(folder)
     if not found.is_dir():
         raise ExportError(
             "The export needs a folder.",

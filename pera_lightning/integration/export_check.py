@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from pera_lightning.errors import ConfigError
 from pera_lightning.export.certificate import Certificate, Reference
 from pera_lightning.injection import remove_adapter
 from pera_lightning.integration.data.conversations import BadRows, read_conversations
@@ -34,8 +35,21 @@ SENTENCES = (
 
 
 def sentence_inputs(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Sentences, by default `SENTENCES`, as calls of a model, one each."""
-    return [dict(tokenizer(sentence, return_tensors="pt")) for sentence in sentences or SENTENCES]
+    """Sentences, by default `SENTENCES`, as calls of a model, one each.
+
+    Raises:
+        ConfigError: The tokenizer makes no token of one.
+    """
+    found = [dict(tokenizer(sentence, return_tensors="pt")) for sentence in sentences or SENTENCES]
+    for sentence, inputs in zip(sentences or SENTENCES, found, strict=True):
+        if inputs["input_ids"].numel() == 0:
+            raise ConfigError(
+                "A model cannot be called without a token.",
+                got=f"the prompt {sentence!r}",
+                expected="text",
+                fix="leave it out of the prompts",
+            )
+    return found
 
 
 def row_inputs(path: Path, encoder: ChatEncoder, positions: int) -> list[dict[str, Any]]:

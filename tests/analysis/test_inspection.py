@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from pera_lightning import PeraConfig, inject_adapter, save_adapter
@@ -112,11 +113,10 @@ def test_a_folder_is_read_without_its_model(tmp_path: Path) -> None:
 
 
 def test_the_table_on_the_screen_and_in_a_file(tmp_path: Path) -> None:
-    from rich.console import Console
 
     found = inspect_adapter(adapted(3))
     console = Console(width=140, record=True, file=io.StringIO())
-    console.print(as_table(found))
+    console.print(as_table(found, console.width))
     text = console.export_text()
     for word in ("layer", "square", "cross", "degree 3", "all layers", "14 x 9"):
         assert word in text
@@ -127,6 +127,23 @@ def test_the_table_on_the_screen_and_in_a_file(tmp_path: Path) -> None:
     assert float(rows[0]["norm"]) == pytest.approx(found.layers[0].norm)
     assert float(rows[0]["share of degree 3"]) == pytest.approx(found.layers[0].share("degree 3"))
     assert int(rows[2]["expanded_rank"]) == found.layers[2].expanded_rank
+
+
+def test_a_narrow_screen_shows_whole_numbers_and_names() -> None:
+    model = tiny_llama()
+    inject_adapter(model, PeraConfig(4))
+    randomise_adapter(model)
+    found = inspect_adapter(model)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(as_table(found, 80))
+    text = console.export_text()
+    assert "\u2026" not in text  # what rich shortens ends so
+    assert "effective" in text
+    assert "32 x 32" not in text
+    assert "More columns" in text
+    # Names are folded, not cut.
+    first = [line[:24].strip() for line in text.splitlines()]
+    assert "model.layers.1.mlp.down_proj" in "".join(first)
 
 
 def test_a_model_of_many_layers_of_half_precision() -> None:

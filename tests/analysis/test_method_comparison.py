@@ -13,7 +13,7 @@ from rich.console import Console
 
 from pera_lightning.analysis.method_comparison import ComparedRun, best_learning_rate, mean_interval, summarise
 from pera_lightning.analysis.method_table import as_table, read_runs, write_runs
-from pera_lightning.analysis.plots.method_comparison import plot_methods
+from pera_lightning.analysis.plots.method_comparison import plot_methods, tuned_curve
 
 
 def run_of(method: str, rate: float, seed: int, selection: float | None, report: float | None = 0.5) -> ComparedRun:
@@ -148,9 +148,19 @@ def test_the_picture_shows_every_run_and_marks_what_diverged() -> None:
     assert [list(line.get_xdata()) for line in crosses] == [[1e-2], [1e-2]]
     dots = [line for line in curves.lines if line.get_marker() == "."]
     assert [len(line.get_xdata()) for line in dots] == [4, 2, 0]
-    rings = [(*line.get_xdata(), *line.get_ydata()) for line in curves.lines if line.get_marker() == "o"]
+    *rings, chosen = [(*line.get_xdata(), *line.get_ydata()) for line in curves.lines if line.get_marker() == "o"]
+    assert chosen == ()  # of the legend
     assert rings == [(1e-2, pytest.approx(0.51)), (1e-3, pytest.approx(0.7))]
     assert curves.get_xlabel() == "learning rate"
+
+
+def test_a_curve_is_of_the_seeds_that_tried_every_learning_rate() -> None:
+    runs = [run_of("a", rate, seed, seed + rate) for rate in (1e-3, 1e-2, 1e-1) for seed in (0, 1)]
+    others = [run_of("a", 1e-2, 7, 100.0), run_of("a", 1e-1, 8, 100.0)]
+    assert tuned_curve([*others, *runs]) == {rate: pytest.approx(0.5 + rate) for rate in (1e-3, 1e-2, 1e-1)}
+    diverged = [run_of("a", 1.0, seed, None if seed else 0.5) for seed in (0, 1)]
+    assert list(tuned_curve(runs + diverged)) == [1e-3, 1e-2, 1e-1]
+    assert tuned_curve([]) == tuned_curve([run_of("a", 1e-3, 0, 0.5), run_of("a", 1e-2, 1, 0.5)]) == {}
 
 
 def test_differences_by_rounding_look_like_none() -> None:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
+import shutil
+import statistics
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from pera_lightning import PeraSequenceClassifier
+from pera_lightning.analysis import inspect_adapter
 from pera_lightning.analysis.method_table import read_runs
-from pera_lightning.cli.compare import METHODS, _method
-from pera_lightning.cli.compare_run import Cell, run_cell
+from pera_lightning.cli.compare import METHODS, _method, _mode
+from pera_lightning.cli.compare_run import Cell, _Record, run_cell
+from pera_lightning.cli.comparison import Plan, make_cells
 from pera_lightning.errors import ConfigError, DataError, TrainingError
 from tests.cli.test_main import run
 from tests.support.classifiers import save_encoder, write_task
@@ -119,8 +125,24 @@ def test_goes_on_with_the_runs_that_are_missing(project: Path, compared: str) ->
         ((*RATES, "--methods", "a b=--pera.order 1"), "becomes the name of a folder"),
         ((*RATES, "--seeds", 1, 1), "each once"),
         ((*RATES, "--seeds", 1, "--tuning_seeds", 2), "a number from 1 to 1"),
-        ((*RATES, "--out", "out", "--metric", "accuracy", "--pera.rank", 3), "with other settings"),
-        ((*RATES, "--out", "out", "--metric", "f1", "--methods", "cross"), "others for selection, report"),
+        ((*RATES, "--out", "out", "--metric", "accuracy", "--pera.rank", 3), "lora.pera.rank: 3 here, 2 there"),
+        (
+            (*RATES, "--out", "out", "--metric", "f1", "--methods", "cross"),
+            "selection: val_f1 here, val_accuracy there",
+        ),
+        ((*RATES, "--metric", "score"), "does not say whether more of it is better"),
+        ((*RATES, "--metric", "loss_accuracy"), "does not say whether more of it is better"),
+        ((*RATES, "--methods", "a=--pera.alpha 1", "a=--pera.alpha 2"), "each name once"),
+        ((*RATES, "--methods", "..=--pera.alpha 1"), "not as the first one, dots"),
+        ((*RATES, "--out", "new", "--methods", "a=--model.init_args.learning_rate 1"), "those of the comparison"),
+        ((*RATES, "--out", "new", "--methods", "a=--seed_everything=1"), "those of the comparison"),
+        (("--learning_rates", 1e-2, 0), "numbers above 0"),
+        (("--learning_rates", "inf"), "numbers above 0"),
+        ((*RATES, "--seeds", -1), "from 0 to 4294967295"),
+        ((*RATES, "--out", "new", "--ckpt_path", "some.ckpt"), "start from the same untrained adapter"),
+        ((*RATES, "--out", "new", "--trainer.fast_dev_run", "true"), "needs whole runs"),
+        ((*RATES, "--out", "fit.yaml"), "which is a file"),
+        ((*RATES, "--out", "fit.yaml/below"), "which is a file"),
         ((*RATES, "--metric", "f1", "loss", "accuracy"), "One metric is compared by"),
         ((*RATES, "--out", "new", "--trainer.devices", 2), "made by one process"),
         ((*RATES, "--out", "new", "--pera.rank", 0), "rank"),
@@ -155,6 +177,90 @@ def test_a_run_that_diverged_is_a_result(inside: Path, tmp_path: Path) -> None:
     assert "not finite" in found.reason
     assert found.selection is found.report is None
     assert json.loads((tmp_path / "run.json").read_text())["reason"] == found.reason
+
+
+def test_a_run_that_diverged_in_its_last_step_is_one(inside: Path, tmp_path: Path) -> None:
+    words = ("--model.init_args.learning_rate", "1e30", "--model.init_args.schedule", "constant")
+    found = run_cell(cell(inside, tmp_path, *words, "--trainer.max_steps", "1", "--trainer.callbacks", "null"))
+    # The accuracy is finite: that of always the same class.
+    assert math.isfinite(found.metrics["test_accuracy"])
+    assert (found.diverged, found.reason, found.energy) == (True, "val_loss is not finite", 0)
+
+
+def test_weights_that_are_not_finite_are_no_result(
+    inside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = _Record.on_test_end
+
+    def with_infinite_h(self: _Record, trainer: Any, module: Any) -> None:
+        [value, *_] = [value for name, value in module.named_parameters() if name.endswith("pera_h")]
+        value.data.fill_(math.inf)
+        measure(self, trainer, module)
+
+    monkeypatch.setattr(_Record, "on_test_end", with_infinite_h)
+    found = run_cell(cell(inside, tmp_path))
+    assert (found.diverged, found.reason, found.selection, found.report) == (True, "a weight is not finite", None, None)
+
+
+def test_steps_are_those_of_the_optimizer(inside: Path, tmp_path: Path) -> None:
+    one = run_cell(cell(inside, tmp_path / "one"))
+    four = run_cell(cell(inside, tmp_path / "four", "--trainer.accumulate_grad_batches", "2"))
+    assert (one.steps, four.steps) == (4, 2)
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_the_energy_is_that_of_the_weights_that_are_tested(inside: Path, tmp_path: Path, mode: str) -> None:
+    callback = {"class_path": "ModelCheckpoint", "init_args": {"monitor": "val_loss", "mode": mode}}
+    (tmp_path / "best.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}}))
+    adapter = ("--pera.adapter_dir", str(tmp_path / "adapter"), "--pera.coefficient_scale", "30")
+    found = run_cell(cell(inside, tmp_path, "--config", str(tmp_path / "best.yaml"), *adapter))
+    layers = inspect_adapter(tmp_path / "adapter").layers
+    assert found.energy == pytest.approx(statistics.fmean(layer.polynomial_energy for layer in layers), rel=1e-5)
+
+
+def test_an_interrupted_run_is_not_taken_for_a_wrong_option(
+    inside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise SystemExit(1)
+
+    monkeypatch.setattr("pera_lightning.cli.compare_run.make_cli", interrupted)
+    with pytest.raises(SystemExit):
+        run_cell(cell(inside, tmp_path))
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[1]"])
+def test_damaged_files_are_named(project: Path, compared: str, tmp_path: Path, text: str) -> None:
+    words = ("--methods", "lora", *RATES, "--seeds", 0, "--metric", "accuracy", "--out", tmp_path / "out")
+    shutil.copytree(project / "out", tmp_path / "out")
+    result = tmp_path / "out/runs/lora/lr_0.01/seed_0/run.json"
+    result.write_text(text)
+    assert f"got:      {result}: " in compare(project, *words, ok=False)
+    (tmp_path / "out/settings.json").write_text(text)
+    assert "settings of a comparison are damaged" in compare(project, *words, ok=False)
+
+
+def test_two_comparisons_at_a_time_need_two_folders(project: Path, compared: str) -> None:
+    words = ("--methods", "lora", *RATES, "--seeds", 0, "--metric", "accuracy", "--out", "out")
+    with FileLock(project / "out" / ".lock"):
+        assert "Another process writes" in compare(project, *words, ok=False)
+    assert "test_accuracy" in compare(project, *words)
+
+
+def test_learning_rates_that_look_alike_have_folders_of_their_own(inside: Path, tmp_path: Path) -> None:
+    rates = (1e-2, 1.0000001e-2, 3e-4)
+    plan = Plan(("--config", "fit.yaml"), {"lora": ""}, rates, (0,), 1, "val_loss", "test_loss", "min", tmp_path)
+    cells = make_cells(plan)
+    folders = [cells("lora", rate, 0).folder.parent.name for rate in rates]
+    assert folders == ["lr_0.01", "lr_0.010000001", "lr_0.0003"]
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("val_loss", "min"), ("val/loss_epoch", "min"), ("valid.RMSE", "min"), ("val_f1", "max"), ("val acc", "max")],
+)
+def test_the_metric_to_select_by_says_what_is_better(name: str, mode: str) -> None:
+    assert _mode(name) == mode
 
 
 def test_a_run_leaves_the_loggers_as_they_were(inside: Path, tmp_path: Path) -> None:
@@ -198,6 +304,14 @@ def test_what_the_command_line_of_a_fit_refuses_is_said(inside: Path, tmp_path: 
 def test_methods_are_options_of_a_fit() -> None:
     assert _method("full") == ("full", METHODS["full"])
     assert _method("h=--pera.coefficient_scale 3") == ("h", "--pera.coefficient_scale 3")
+
+
+def test_options_of_a_method_may_hold_blanks(inside: Path, tmp_path: Path) -> None:
+    methods = {"few": '--pera.target_modules \'["query", "value"]\''}
+    cells = make_cells(
+        Plan(("--config", "fit.yaml"), methods, (1e-2,), (0,), 1, "val_loss", "test_loss", "min", tmp_path)
+    )
+    assert '["query", "value"]' in cells("few", 1e-2, 0).words
 
 
 def test_what_else_goes_wrong_is_no_result(inside: Path, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
+import itertools
+import math
 from collections.abc import Callable, Sequence
 
 from matplotlib.axes import Axes
@@ -21,8 +22,9 @@ def plot_methods(
 ) -> Figure:
     """Left the selection metric against the learning rate, right the paired differences of the reported metric.
 
-    Left: a dot for each run, a line through the means over seeds, a ring around the chosen learning rate, crosses at
-    the lower edge for runs that diverged. Right: a dot for each seed, a bar for the mean and its 95 % interval.
+    Left: a dot for each run, a line through the means of the seeds that tried every learning rate, a ring around the
+    chosen one, crosses at the lower edge for runs that diverged. Right: a dot for each seed, a diamond for the mean, a
+    bar for its 95 % interval.
 
     Args:
         runs: All runs.
@@ -48,8 +50,10 @@ def draw_learning_rates(
     colours: Sequence[str],
 ) -> None:
     """The left half of `plot_methods`, without a legend, in a colour for each method."""
-    for summary, colour in zip(summaries, colours, strict=True):
-        _draw_curve(axes, [run for run in runs if run.method == summary.method], summary, colour)
+    # Dashes, because methods that do the same lie on each other.
+    for summary, colour, line in zip(summaries, colours, itertools.cycle(("-", "--", ":", "-.")), strict=False):
+        _draw_curve(axes, [run for run in runs if run.method == summary.method], summary, colour, line)
+    axes.plot([], [], "o", color="grey", fillstyle="none", markersize=9, label="chosen")
     rates = sorted({run.learning_rate for run in runs})
     axes.set_xscale("log")
     axes.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=30 if len(rates) > 3 else 0)
@@ -61,11 +65,11 @@ def draw_learning_rates(
     axes.grid(alpha=0.3)
 
 
-def _draw_curve(axes: Axes, runs: Sequence[ComparedRun], summary: MethodSummary, colour: str) -> None:
+def _draw_curve(axes: Axes, runs: Sequence[ComparedRun], summary: MethodSummary, colour: str, line: str) -> None:
     finished = [(run.learning_rate, run.selection) for run in runs if run.selection is not None]
-    rates = sorted({rate for rate, _ in finished})
-    means = [statistics.fmean(value for at, value in finished if at == rate) for rate in rates]
-    axes.plot(rates, means, color=colour, label=summary.method, linewidth=1.4)
+    tried = tuned_curve(runs)
+    rates, means = list(tried), list(tried.values())
+    axes.plot(rates, means, line, color=colour, label=summary.method, linewidth=1.6)
     axes.plot([rate for rate, _ in finished], [value for _, value in finished], ".", color=colour, alpha=0.5)
     diverged = [run.learning_rate for run in runs if run.diverged]
     if diverged:
@@ -76,6 +80,20 @@ def _draw_curve(axes: Axes, runs: Sequence[ComparedRun], summary: MethodSummary,
     if summary.learning_rate in rates:
         best = means[rates.index(summary.learning_rate)]
         axes.plot([summary.learning_rate], [best], "o", color=colour, fillstyle="none", markersize=9)
+
+
+def tuned_curve(runs: Sequence[ComparedRun]) -> dict[float, float]:
+    """Learning rate -> mean selection metric of one method's runs, over the seeds that tried every learning rate.
+
+    Means over other seeds at one learning rate than at the next would show how seeds differ. Learning rates at which
+    one of these seeds diverged are left out.
+    """
+    scores: dict[float, dict[int, float]] = {}
+    for run in runs:
+        scores.setdefault(run.learning_rate, {})[run.seed] = math.nan if run.selection is None else run.selection
+    seeds = set.intersection(*map(set, scores.values())) if scores else set()
+    means = {rate: math.fsum(scores[rate][seed] for seed in seeds) / len(seeds) for rate in sorted(scores) if seeds}
+    return {rate: mean for rate, mean in means.items() if not math.isnan(mean)}
 
 
 def _draw_differences(axes: Axes, summaries: Sequence[MethodSummary], report: str) -> None:
@@ -94,6 +112,7 @@ def _draw_differences(axes: Axes, summaries: Sequence[MethodSummary], report: st
     _widen(axes.get_xlim, axes.set_xlim, reference.mean)
     axes.locator_params(axis="x", nbins=5)
     axes.set_xlabel(f"{report}, difference from {reference.method}")
+    axes.set_title("seeds, their mean and its 95 % interval", fontsize="medium")
     axes.grid(alpha=0.3, axis="x")
 
 

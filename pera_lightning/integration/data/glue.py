@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
+from pera_lightning.errors import ConfigError
 from pera_lightning.integration.data.glue_files import GlueRow, check_task, split_in_halves
 from pera_lightning.integration.data.glue_sources import HUB_DATASET, labels_of, training_rows, validation_rows
 from pera_lightning.integration.data.module_parts import distributed_processes, find_tokenizer, loader_options
@@ -104,7 +105,7 @@ class GlueDataModule(LightningDataModule):
         """Reads and tokenises the splits that the stage needs and that are not there yet.
 
         Raises:
-            ConfigError: There is no tokenizer.
+            ConfigError: There is no tokenizer, or max_length leaves nothing of the texts.
             DataError: A file is missing, empty or damaged, or the hub cannot be reached.
         """
         tokenizer = find_tokenizer(self, self._given_tokenizer)
@@ -152,9 +153,23 @@ class GlueDataModule(LightningDataModule):
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))
         return [rows[index] for index in sorted(order[: self.max_train_rows].tolist())]
 
+    def _length(self, texts: int) -> int:
+        """Tokens to which rows are cut: no more than the model takes."""
+        needed = self._tokenizer.num_special_tokens_to_add(pair=texts == 2) + texts
+        if self.max_length < needed:
+            # Of a length that leaves no token of a text, tokenizers cut nothing and say nothing.
+            raise ConfigError(
+                "max_length leaves nothing of the texts.",
+                got=str(self.max_length),
+                expected=f"{needed} or more: a token of each text beside those that the tokenizer adds",
+                fix="raise max_length",
+            )
+        return min(self.max_length, self._tokenizer.model_max_length)
+
     def _keep(self, split: Split, rows: list[GlueRow]) -> None:
+        length = self._length(len(rows[0].texts))
         encoded = self._tokenizer(
-            *map(list, zip(*(row.texts for row in rows), strict=True)), truncation=True, max_length=self.max_length
+            *map(list, zip(*(row.texts for row in rows), strict=True)), truncation=True, max_length=length
         )
         as_label = float if self.num_labels == 1 else int
         self._splits[split] = [
@@ -162,9 +177,9 @@ class GlueDataModule(LightningDataModule):
             for index, row in enumerate(rows)
         ]
         tokens = [len(row["input_ids"]) for row in self._splits[split]]
-        # What is cut fills max_length; of what fills it some may just fit.
-        full = sum(count == self.max_length for count in tokens)
-        rank_zero_info(f"{split}: {len(rows):,} rows, {sum(tokens):,} tokens, {full:,} rows of max_length or cut to it")
+        # What is cut fills it; of what fills it some may just fit.
+        full = sum(count == length for count in tokens)
+        rank_zero_info(f"{split}: {len(rows):,} rows, {sum(tokens):,} tokens, {full:,} rows of {length} or cut to it")
 
     def _dataloader(
         self, split: Split, batch_size: int, sampler: DistributedSampler[Any] | None = None

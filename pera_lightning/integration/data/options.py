@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any, get_args
 
 from pera_lightning.errors import ConfigError
@@ -19,9 +20,14 @@ def check_choice(name: str, value: object, choices: Any) -> None:
 
 
 def check_at_least_one(name: str, value: int | None) -> None:
-    """Raises a `ConfigError` for a number below 1; `None` (not given) passes."""
-    if value is not None and value < 1:
-        raise ConfigError(f"{name} is too small.", got=value, expected="at least 1", fix=f"raise {name}")
+    """Raises a `ConfigError` for anything but a whole number of 1 or more; `None` (not given) passes."""
+    if value is not None and (not isinstance(value, Integral) or value < 1):
+        raise ConfigError(
+            f"{name} is too small or no whole number.",
+            got=value,
+            expected="a whole number, at least 1",
+            fix=f"change {name}",
+        )
 
 
 def contradiction(got: str, expected: str) -> ConfigError:

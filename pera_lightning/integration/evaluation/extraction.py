@@ -16,8 +16,8 @@ def extract_answer(text: str, options: Sequence[str]) -> str | None:
         text: What the model wrote, without the prompt.
         options: The answers that the question allows, such as `["answer1", "answer2"]`.
     """
-    names = "|".join(re.escape(option) for option in options)
-    found = re.search(rf"(?<![^\W_])({names})(?![^\W_])", text, flags=re.IGNORECASE)
-    if found is None:
-        return None
-    return next(option for option in options if option.lower() == found[1].lower())
+    # Longer ones first: of options that begin alike the whole one is named.
+    ordered = sorted(options, key=len, reverse=True)
+    names = "|".join(f"({re.escape(option)})" for option in ordered)
+    found = re.search(rf"(?<![^\W_])(?:{names})(?![^\W_])", text, flags=re.IGNORECASE)
+    return None if found is None or found.lastindex is None else ordered[found.lastindex - 1]

@@ -53,7 +53,16 @@ def read_tasks(folder: str | Path, limit: int | None = None) -> dict[str, list[Q
             expected="one or more of them",
             fix="name the folder that holds a folder for each task",
         )
-    return {task: list(itertools.islice(_questions(path), limit)) for task, path in files.items()}
+    questions = {task: list(itertools.islice(_questions(path), limit)) for task, path in files.items()}
+    for task, found in questions.items():
+        if not found:
+            raise DataError(
+                "A test set is empty.",
+                got=f"no question in {files[task]}",
+                expected="one or more",
+                fix="complete the file, or remove it to leave the task out",
+            )
+    return questions
 
 
 def _questions(path: Path) -> Iterator[Question]:

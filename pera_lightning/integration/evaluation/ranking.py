@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pera_lightning.errors import ConfigError
 from pera_lightning.integration.answer_loss import IGNORE_INDEX, logits_at
 from pera_lightning.integration.data.collate import PaddingCollator
 from pera_lightning.integration.data.examples import Example
@@ -62,6 +63,9 @@ def log_likelihoods(
 
     Returns:
         Log-likelihoods in nats, in the order of the questions and of their examples.
+
+    Raises:
+        ConfigError: One is not a number.
     """
     collate = PaddingCollator(pad_id)
     found = [0.0] * sum(map(len, questions))
@@ -70,6 +74,14 @@ def log_likelihoods(
         batch = {name: values.to(model.device) for name, values in batch.items()}
         sums = _sums(model, batch, [len(group.examples) for group in groups], _shared(groups), batch_size)
         positions = [position for group in groups for position in group.positions]
+        if sums.isnan().any():
+            # Of those no option is the best one; a comparison would take the first.
+            raise ConfigError(
+                "The model's outputs are not numbers.",
+                got=f"NaN as the log-likelihood of {int(sums.isnan().sum())} of {len(sums)} answers",
+                expected="finite outputs",
+                fix="--dtype float32, if values overflowed in half precision; else the adapter or its base is damaged",
+            )
         for position, value in zip(positions, sums.tolist(), strict=True):
             found[position] = value
         advance(len(positions))

@@ -8,9 +8,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from pera_lightning.checkpoint.atomic import replacing
+from pera_lightning.integration.data.commonsense import CommonsenseTask
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -103,12 +104,17 @@ class Evaluation:
     def write(self, folder: str | Path, about: Mapping[str, Any] | None = None) -> None:
         """Writes `results.json` and one `<task>.jsonl` of predictions for each task, each file whole or not at all.
 
+        Files of tasks that an earlier evaluation wrote there, and that are not among these, are deleted.
+
         Args:
             folder: Made if it is not there.
             about: Further entries of `results.json`, such as the adapter's name.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        for task in get_args(CommonsenseTask):
+            if task not in self.predictions:
+                (folder / f"{task}.jsonl").unlink(missing_ok=True)
         for task, rows in self.predictions.items():
             lines = (json.dumps({**dataclasses.asdict(row), "correct": row.correct}) + "\n" for row in rows)
             _write(folder / f"{task}.jsonl", "".join(lines))
