@@ -64,7 +64,12 @@ def test_generation(project: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [((), "There is nothing to evaluate"), (("--base", "model", "--merged", "true"), "nothing to merge")],
+    [
+        ((), "There is nothing to evaluate"),
+        (("--base", "model", "--merged", "true"), "nothing to merge"),
+        # Before the model, which is not there, is looked for.
+        (("--base", "nowhere", "--out", "tasks/piqa/test.json/out"), "which is a file"),
+    ],
 )
 def test_refusals(project: Path, words: tuple[str, ...], message: str) -> None:
     assert message in run("evaluate", "--tasks", "tasks", *words, folder=project, ok=False)

@@ -64,12 +64,29 @@ def test_plain_lora(project: Path) -> None:
     assert pictures(project / "y") == ["parts", "spectrum"]
 
 
+def test_pictures_of_another_adapter_are_gone(project: Path) -> None:
+    words = ("--interactions", "false", "--out", "again")
+    run("inspect", "--adapter", "adapter", *words, folder=project)
+    (project / "again/mine.png").touch()
+    run("inspect", "--adapter", "lora", *words, folder=project)
+    assert pictures(project / "again") == ["mine", "parts", "spectrum"]
+
+
+def test_a_folder_named_from_within_has_its_pictures_beside_it(project: Path) -> None:
+    (project / "adapter/below").mkdir()
+    run("inspect", "--adapter", "..", "--interactions", "false", folder=project / "adapter/below")
+    assert (project / "adapter-inspect/layers.csv").is_file()
+    assert [path.name for path in (project / "adapter/below").iterdir()] == []
+
+
 def test_what_a_user_gets_wrong(project: Path) -> None:
     (project / "file").touch()
     (project / "empty").mkdir()
     for words, message in (
         (("--adapter", "nowhere"), "adapter's config is missing"),
-        (("--adapter", "adapter", "--out", "file"), "The pictures need a folder"),
+        (("--adapter", "nowhere", "--out", "file"), "which is a file"),
+        (("--adapter", "nowhere", "--out", "file/below"), "which is a file"),
+        (("--adapter", "adapter", "--prompts", '[""]'), "without a token"),
         (("--adapter", "adapter", "--base", "empty"), "empty"),
     ):
         assert message in run("inspect", *words, folder=project, ok=False)

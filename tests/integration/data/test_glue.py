@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from pera_lightning.errors import ConfigError, DataError
 from pera_lightning.integration.data import GlueDataModule, glue_sources
@@ -164,6 +166,29 @@ def test_impossible_options_are_refused(tmp_path: Path, tokenizer: Any) -> None:
         GlueDataModule("cola", str(tmp_path)).setup("fit")
     with pytest.raises(DataError, match=r"train\.tsv"):
         GlueDataModule("cola", str(tmp_path), tokenizer=tokenizer).setup("fit")
+
+
+@pytest.mark.parametrize("task", ["cola", "rte"])
+def test_a_length_that_leaves_nothing_is_refused(tmp_path: Path, tokenizer: Any, task: str) -> None:
+    end = ("<eos>", tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <eos>", pair="$A <eos> $B:1 <eos>:1", special_tokens=[end]
+    )
+    needed = 2 if task == "cola" else 4
+    folder = write_task(tmp_path / "t", task, 9)
+    data = GlueDataModule(task, folder, tokenizer=tokenizer, max_length=needed)
+    data.setup("fit")
+    assert max(batch["input_ids"].shape[1] for batch in data.train_dataloader()) == needed
+    with pytest.raises(ConfigError, match=f"(?s)leaves nothing.*expected: {needed} or more"):
+        GlueDataModule(task, folder, tokenizer=tokenizer, max_length=needed - 1).setup("fit")
+
+
+def test_rows_are_no_longer_than_the_model_takes(tmp_path: Path, tokenizer: Any) -> None:
+    short = copy.deepcopy(tokenizer)
+    short.model_max_length = 4
+    data = GlueDataModule("cola", write_task(tmp_path / "t", "cola", 9), tokenizer=short)
+    data.setup("fit")
+    assert {batch["input_ids"].shape[1] for batch in data.train_dataloader()} == {4}
 
 
 def test_says_what_it_trains_on_without_this_machines_folders() -> None:

@@ -20,3 +20,5 @@ def test_a_count_must_be_at_least_one_where_given() -> None:
     check_at_least_one("option", None)
     with pytest.raises(ConfigError, match="option is too small"):
         check_at_least_one("option", 0)
+    with pytest.raises(ConfigError, match=r"no whole number[\s\S]*got: +1\.5"):
+        check_at_least_one("option", 1.5)  # type: ignore[arg-type]

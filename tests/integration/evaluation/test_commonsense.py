@@ -143,6 +143,24 @@ def test_files(tmp_path: Path) -> None:
     assert [row["correct"] for row in rows] == [True, True, False, False]
 
 
+def test_files_of_an_earlier_evaluation_of_more_tasks_are_gone(tmp_path: Path) -> None:
+    whole = made_up()
+    whole.write(tmp_path)
+    (tmp_path / "notes.jsonl").write_text("mine")
+    Evaluation("rank", {"piqa": whole.predictions["piqa"]}, 1.0).write(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "piqa.jsonl", "notes.jsonl"}
+
+
+@pytest.mark.parametrize("text", ["", "[]"])
+def test_an_empty_test_set_is_named_before_the_model_answers(tmp_path: Path, model: Any, text: str) -> None:
+    for task in ("boolq", "piqa"):
+        (tmp_path / task).mkdir()
+    write_rows(tmp_path / "boolq" / "test.json", [question("boolq", 0)])
+    (tmp_path / "piqa" / "test.json").write_text(text)
+    with pytest.raises(DataError, match=r"(?s)empty.*piqa.test\.json"):
+        evaluate_commonsense(None, TOKENIZER, tmp_path)  # type: ignore[arg-type]
+
+
 def test_limit_and_a_folder_of_some_tasks(tmp_path: Path, model: Any) -> None:
     (tmp_path / "piqa").mkdir()
     write_rows(tmp_path / "piqa" / "test.json", [question("piqa", number) for number in range(3)])

@@ -34,6 +34,8 @@ ANSWERS = ["answer1", "answer2", "answer3", "answer4"]
         ("truely", ["true", "false"], None),
         ("option2\n\n### Instruction:\noption1", ["option1", "option2"], "option2"),
         ("x+y (", ["x.y", "x+y"], "x+y"),
+        ("a_b", ["a", "a_b"], "a_b"),
+        ("\u017folution1", ["solution1", "solution2"], "solution1"),  # a long s, which is an s in another case
     ],
 )
 def test_extraction(text: str, options: list[str], expected: str | None) -> None:

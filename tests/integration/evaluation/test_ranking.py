@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pera_lightning import PeraConfig, inject_adapter, merge_adapter
+from pera_lightning.errors import ConfigError
 from pera_lightning.integration.data.examples import Example
 from pera_lightning.integration.evaluation import evaluate_commonsense
 from pera_lightning.integration.evaluation.prompt_cache import empty_cache, keeps_prompts, rows_of
@@ -208,6 +209,14 @@ def test_tokens_of_the_commonsense_tasks(tmp_path: Path) -> None:
     evaluate_commonsense(model, tokenizer, folder, how="rank")
     assert total == at_once
     assert one_by_one > 3 * at_once
+
+
+def test_outputs_that_are_not_numbers_choose_nothing() -> None:
+    model = tiny_gpt2()
+    with torch.no_grad():
+        model.transformer.ln_f.weight[0] = float("nan")
+    with pytest.raises(ConfigError, match=r"are not numbers[\s\S]*of [1-4] answers"):
+        log_likelihoods(model, ragged(), batch_size=3, pad_id=PAD, advance=lambda count: None)
 
 
 def test_advances_by_every_example() -> None:
