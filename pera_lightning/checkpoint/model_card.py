@@ -33,7 +33,18 @@ def model_card(manifest: Manifest, parameters: int, run: Mapping[str, str]) -> s
         "written with": ", ".join(f"{name} {number}" for name, number in manifest.versions.items()),
     }
     table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
-    usage = [
+    usage = _usage_of_classifier(base) if _is_classifier(manifest) else _usage()
+    title = "# PERA adapter"
+    text = "An adapter by Polynomial Expansion Rank Adaptation (arXiv 2604.11841): low-rank factors with products."
+    return "\n".join([*header, "", title, "", text, "", *table, "", *usage, ""])
+
+
+def _is_classifier(manifest: Manifest) -> bool:
+    return "ForSequenceClassification" in (manifest.architecture or "")
+
+
+def _usage() -> list[str]:
+    return [
         "```python",
         "from pera_lightning import load_adapter",
         "",
@@ -47,9 +58,25 @@ def model_card(manifest: Manifest, parameters: int, run: Mapping[str, str]) -> s
         "python -m pera_lightning export --adapter THIS_FOLDER --out merged --to merged",
         "```",
     ]
-    title = "# PERA adapter"
-    text = "An adapter by Polynomial Expansion Rank Adaptation (arXiv 2604.11841): low-rank factors with products."
-    return "\n".join([*header, "", title, "", text, "", *table, "", *usage, ""])
+
+
+def _usage_of_classifier(base: str) -> list[str]:
+    return [
+        "```python",
+        "from pera_lightning import load_adapter",
+        "from transformers import AutoModelForSequenceClassification",
+        "",
+        "# As many labels as in training: 1 where scores were learned, not classes.",
+        f"model = AutoModelForSequenceClassification.from_pretrained({base!r}, num_labels=2)",
+        "load_adapter(model, 'this folder')  # also fills the head",
+        "```",
+        "",
+        "PEFT loads it as the plain LoRA that it is:",
+        "",
+        "```",
+        "python -m pera_lightning export --adapter THIS_FOLDER --out lora --check false",
+        "```",
+    ]
 
 
 def hub_header(manifest: Manifest, library: str, tags: list[str]) -> list[str]:

@@ -15,6 +15,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
 from pera_lightning.cli.base_comparison import as_table, comparison, write_comparison
+from pera_lightning.cli.predictions import write_predictions
+from pera_lightning.errors import CheckpointError
 from pera_lightning.injection import adapter_disabled
 
 # Not used here, but with the classes imported the command line accepts and offers their short names.
@@ -76,6 +78,7 @@ class PeraCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         torch.set_float32_matmul_precision(self._get(self.config, "float32_matmul_precision"))
+        _check_checkpoint(self._get(self.config, "ckpt_path"))
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -109,6 +112,16 @@ class PeraCLI(LightningCLI):
             if folder is not None:
                 write_comparison(table, Path(folder) / "comparison.csv")
 
+    def after_predict(self) -> None:
+        """Write the predictions beside the logs."""
+        trainer = self.trainer
+        if trainer.predict_loop.num_dataloaders != 1 or not trainer.predict_loop.predictions:
+            return
+        name = "predictions" if trainer.world_size == 1 else f"predictions_{trainer.global_rank}"
+        path = Path(trainer.log_dir or trainer.default_root_dir) / f"{name}.jsonl"
+        rows = write_predictions(trainer.predict_loop.predictions, path)
+        print(f"{rows:,} predictions written to {path}")
+
     def after_fit(self) -> None:
         """Draw the loss curve of the run beside its CSV metrics."""
         for logger in self.trainer.loggers:
@@ -119,6 +132,19 @@ class PeraCLI(LightningCLI):
 
                 picture = plot_loss_curve(metrics, metrics.with_name("loss_curve.png"))
                 rank_zero_info(f"Loss curve written to {picture}")
+
+
+def _check_checkpoint(path: str | Path | None) -> None:
+    """Look for the checkpoint before the model and the data are loaded."""
+    names = ("best", "last", "hpc", "registry")
+    if path is None or str(path) in names or ":" in str(path) or Path(path).exists():
+        return
+    raise CheckpointError(
+        "There is no such checkpoint.",
+        got=f"{path} (from {Path.cwd()})",
+        expected="a checkpoint that a fit has written",
+        fix="correct ckpt_path; a fit that ended before its first validation has no best checkpoint",
+    )
 
 
 def make_cli(kind: type[PeraCLI], words: list[str] | None = None, prog: str = "pera_lightning") -> PeraCLI:

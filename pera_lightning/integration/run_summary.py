@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -17,7 +18,7 @@ def run_summary(trainer: pl.Trainer, best: Path | None) -> dict[str, str]:
         trainer: The Trainer at the end of its fit.
         best: The checkpoint that the adapter comes from; None if from the last step.
     """
-    rows = {"trained": f"{trainer.current_epoch} epochs, {trainer.global_step} steps"}
+    rows = {"trained": f"{_epochs(trainer)}{trainer.global_step} steps"}
     data = getattr(getattr(trainer, "datamodule", None), "train_source", None)
     if data:
         rows["data"] = data
@@ -25,6 +26,12 @@ def run_summary(trainer: pl.Trainer, best: Path | None) -> dict[str, str]:
         rows["weights"] = f"of {best.name}{_score(trainer, best)}"
     metrics = sorted(trainer.callback_metrics.items())[:_METRICS]
     return rows | {f"{name}, last": f"{float(value):.4g}" for name, value in metrics}
+
+
+def _epochs(trainer: pl.Trainer) -> str:
+    """Passes through the data, also begun ones: Lightning counts those as whole."""
+    batches, in_epoch = trainer.fit_loop.epoch_loop.total_batch_idx + 1, trainer.num_training_batches
+    return f"{batches / in_epoch:.3g} epochs, " if math.isfinite(in_epoch) and in_epoch > 0 else ""
 
 
 def _score(trainer: pl.Trainer, best: Path) -> str:

@@ -135,6 +135,15 @@ def test_other_subcommands(project: Path, subcommand: str) -> None:
     run(subcommand, "--config", "config.yaml", "--trainer.logger", "false", folder=project)
 
 
+def test_predictions_are_a_file(project: Path) -> None:
+    words = ("predict", "--config", "config.yaml", "--trainer.logger", "false", "--trainer.default_root_dir", "found")
+    printed = run(*words, folder=project)
+    rows = [json.loads(line) for line in (project / "found/predictions.jsonl").read_text().splitlines()]
+    assert f"{len(rows)} predictions written to found/predictions.jsonl" in printed
+    assert len(rows) > 0
+    assert all(isinstance(row["prediction"], str) for row in rows)
+
+
 def test_fit_resumes(project: Path) -> None:
     run(
         *("fit", "--config", "config.yaml", "--ckpt_path", "runs/tiny/fit/checkpoints/best.ckpt"),
@@ -214,6 +223,7 @@ def test_a_misspelt_key_is_named(project: Path) -> None:
         (("--pera.target_modules", "[q_porj]"), "q_proj"),
         (("--model.init_args.pretrained", "nowhere/at/all"), "nowhere"),
         (("--data.init_args.train_files", "missing.jsonl"), "missing.jsonl"),
+        (("--ckpt_path", "runs/nowhere.ckpt"), "There is no such checkpoint"),
     ],
 )
 def test_user_errors_say_what_to_do(project: Path, words: tuple[str, ...], message: str) -> None:

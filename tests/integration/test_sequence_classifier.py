@@ -92,6 +92,20 @@ def test_the_folder_of_the_adapter_holds_the_head_for_the_plain_model(tmp_path: 
     assert torch.equal(plain.eval()(input_ids=ids).logits, module.model.eval()(input_ids=ids).logits)
 
 
+def test_the_card_says_how_to_load_it(tmp_path: Path, folder: str, stsb: str) -> None:
+    module = PeraSequenceClassifier(folder, learning_rate=0.01)
+    make_trainer(tmp_path, max_steps=1).fit(module, GlueDataModule("stsb", stsb, batch_size=8))
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    # The epoch was not finished.
+    assert "| trained | 0.5 epochs, 1 steps |" in card
+    code = card.split("```python")[1].split("```")[0].replace("num_labels=2", "num_labels=1")
+    found: dict[str, Any] = {}
+    exec(code.replace("this folder", str(tmp_path / "adapter")), found)
+    ids = torch.randint(6, 30, (3, 7))
+    logits = [model.eval()(input_ids=ids).logits for model in (found["model"], module.model)]
+    assert torch.equal(*logits)
+
+
 def test_a_resumed_run_equals_one_long_run(tmp_path: Path, cola: str) -> None:
     folder = save_encoder(tmp_path / "bert")  # with dropout
 

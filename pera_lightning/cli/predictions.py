@@ -1,0 +1,37 @@
+"""What `predict` found, as a file with a row for each example."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pera_lightning.checkpoint.atomic import replacing
+
+
+def write_predictions(batches: Sequence[Any], path: Path) -> int:
+    """Write predictions as JSONL, in the order of the data.
+
+    Args:
+        batches: What `predict_step` returned for every batch: a mapping of names to values of all examples, or the
+            values themselves, which then are named "prediction". Values are a tensor (B, ...) or a list of B.
+        path: The file.
+
+    Returns:
+        The number of rows.
+    """
+    rows = [row for batch in batches for row in _rows(batch)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return len(rows)
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any]]:
+    named = batch if isinstance(batch, Mapping) else {"prediction": batch}
+    columns = {name: values.tolist() if isinstance(values, Tensor) else values for name, values in named.items()}
+    for values in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, values, strict=True))

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pera_lightning.cli.predictions import write_predictions
+
+
+@pytest.mark.parametrize(
+    ("batches", "rows"),
+    [
+        ([["alpha", "béta"], ["gamma"]], [{"prediction": "alpha"}, {"prediction": "béta"}, {"prediction": "gamma"}]),
+        ([torch.tensor([[1.0, 2.0], [3.0, 4.0]])], [{"prediction": [1.0, 2.0]}, {"prediction": [3.0, 4.0]}]),
+        (
+            [{"labels": torch.tensor([1, 0]), "texts": ["a", "b"]}, {"labels": torch.tensor([1]), "texts": ["c"]}],
+            [{"labels": 1, "texts": "a"}, {"labels": 0, "texts": "b"}, {"labels": 1, "texts": "c"}],
+        ),
+    ],
+)
+def test_a_row_for_every_example(tmp_path: Path, batches: list[Any], rows: list[dict[str, Any]]) -> None:
+    path = tmp_path / "new" / "predictions.jsonl"
+    assert write_predictions(batches, path) == len(rows)
+    assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == rows
+
+
+def test_columns_of_unequal_length_write_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        write_predictions([{"labels": [1, 0], "texts": ["a"]}], tmp_path / "predictions.jsonl")
+    assert list(tmp_path.iterdir()) == []
