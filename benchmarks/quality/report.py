@@ -6,12 +6,13 @@ import dataclasses
 import itertools
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.quality.pictures import Results, plot_learning_rates, plot_overview, plot_ranks, title
 from benchmarks.quality.studies import FORMS, STUDIES, Study
-from pera_lightning.analysis.method_comparison import ComparedRun, MethodSummary
+from pera_lightning.analysis.method_comparison import ComparedRun, MethodSummary, mean_interval
 from pera_lightning.analysis.method_table import read_runs
 from pera_lightning.analysis.plots.figure import save_figure
 
@@ -26,13 +27,22 @@ Every row is made by `python -m benchmarks.quality run STUDY --data FOLDER` (the
 holds `glue/CoLA/train.tsv` and so on, and `commonsense/`), which calls `python -m pera_lightning compare`. Methods of
 a study share the rank, the rows and their order, the number of steps and every random start of the same seed. Each
 tries the same learning rates, with seed 0 in the studies of upper layers and seeds 0 and 1 in those of all layers,
-and is reported at its own best with seeds 0, 1 and 2 (STS-B at rank 8: 0 to 5). The learning rate is chosen by the
-loss on one half of GLUE's validation set (commonsense: 200 rows held out); the other half (25 rows of each test set)
-is reported and seen once. *Difference* is the mean over seeds of the difference from LoRA with the same seed, with
-its 95 % bootstrap interval over seeds: it knows how seeds differ, not how other test rows would, and with three seeds
-it is too narrow. `!` marks a best learning rate at an end of the grid. *Energy* is the norm of the polynomial part of
-dW over that of the linear part, mean over layers. Step times are not here: runs shared a machine; docs/cost.md has
-them.
+and is reported at its own best with seeds 0, 1 and 2 (STS-B in upper layers: 0 to 5). The learning rate is chosen by
+the loss on one half of the task's `dev.tsv` (commonsense: 400 rows held out); the other half (50 rows of each test
+set) is reported and seen once.
+
+*Difference* is the mean over seeds of the difference from LoRA with the same seed, with its 95 % interval by Student's
+t. It knows how seeds differ, not how other test rows would, and not that a learning rate that one seed chose may be
+the wrong one: a method that chose another rate than LoRA differs for that reason too. `!` marks a best learning rate at
+an end of the grid (of two it always is). *Energy* is the norm of the polynomial part of dW over that of the linear
+part, mean over layers. *Diverged* are runs whose loss or weights were not finite; a run that learned nothing is not.
+Step times are not here: runs shared a machine; docs/cost.md has them.
+
+The rows are samples of public files in GLUE's format, not GLUE's own splits, so that the numbers are nobody else's:
+SST-2 (4,000 rows to train on, 436 in `dev.tsv`) and CoLA (4,000, 522) of their training and validation sets; STS-B
+(3,200, 750) both of its training set; MRPC (3,200, 863) of its training set and its official test set; commonsense as
+in LLM-Adapters, the training mix put together from eight tasks (8,000, 3,050). Other files give other numbers, and
+`check` then says "not the same".
 
 *Upper layers*: adapters are in the upper layers only, and what the lower ones make of a row is computed once
 (`benchmarks/quality/frozen_layers.py`; without their dropout), which makes the many runs possible, and leaves so few
@@ -53,8 +63,11 @@ are in `benchmarks/results/quality/`.
 
 {together}
 
-*Better* and *worse*: the interval of the difference does not hold 0, and the mean difference is at least 0.1 % of
-LoRA's test loss. The last column is the mean over studies of the difference in % of LoRA's loss, with its extremes.
+*Better* and *worse*: the interval over seeds of the difference does not hold 0, and the mean difference is at least
+0.1 % of LoRA's test loss; one in twenty such verdicts comes by chance. The last columns are the mean over studies of
+the difference in % of LoRA's loss, with its 95 % interval: with each method at its own best learning rate, and with
+both at LoRA's. Studies of one task at several ranks share rows and seeds, so that they count for less than as many
+tasks would.
 """
 
 
@@ -82,20 +95,39 @@ def kept_results() -> list[Results]:
 
 
 def table_of_all(results: Sequence[Results]) -> str:
-    """How often each of the study's forms is better than LoRA, even with it or worse."""
-    lines = ["| method | studies | energy | better | even | worse | test loss |", "| --- " * 7 + "|"]
+    """How far each of the study's forms is from LoRA over all studies, and in how many it can be told from it."""
+    lines = [
+        "| method | studies | energy | better | even | worse | test loss, best rates | test loss, LoRA's rate |",
+        "| --- " * 8 + "|",
+    ]
     for method in list(FORMS)[1:]:
-        pairs = [(found.summaries[0], own) for found in results for own in found.summaries if own.method == method]
-        verdicts = [_verdict(own, lora.mean) for lora, own in pairs]
-        shares = [100 * own.difference / lora.mean for lora, own in pairs]
+        pairs = [(found, own) for found in results for own in found.summaries if own.method == method]
+        verdicts = [_verdict(own, found.summaries[0].mean) for found, own in pairs]
         energies = [own.energy for _, own in pairs]
+        at_best = [100 * own.difference / found.summaries[0].mean for found, own in pairs]
+        at_equal = [100 * at_loras_rate(found, method) / found.summaries[0].mean for found, _ in pairs]
         cells = [
             *(method, str(len(pairs)), f"{min(energies):.2g} to {max(energies):.2g}"),
             *(str(verdicts.count(name)) for name in ("better", "even", "worse")),
-            f"{sum(shares) / len(shares):+.2f} % ({min(shares):+.2f} to {max(shares):+.2f})",
+            *(_over_studies(at_best), _over_studies(at_equal)),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def at_loras_rate(found: Results, method: str) -> float:
+    """Mean difference of the test loss from LoRA's where both have LoRA's best learning rate, over common seeds."""
+    lora = found.summaries[0]
+    own = {
+        run.seed: run.report for run in found.runs if (run.method, run.learning_rate) == (method, lora.learning_rate)
+    }
+    return statistics.fmean(own[seed] - value for seed, value in lora.reports.items() if own.get(seed) is not None)
+
+
+def _over_studies(shares: Sequence[float]) -> str:
+    interval = mean_interval(shares)
+    ends = "" if interval is None else f" [{interval[0]:+.2f}, {interval[1]:+.2f}]"
+    return f"{statistics.fmean(shares):+.2f} %{ends}"
 
 
 def _verdict(summary: MethodSummary, reference: float) -> str:
@@ -129,8 +161,9 @@ def _section(group: Sequence[Results], picture: str) -> str:
             lines.append([str(found.study.rank), *_row(loss, other, own, is_reference=place == 0)])
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     names = ", ".join(f"`{found.study.name}`" for found in group)
+    rates = ", ".join(f"{rate:g}" for rate in sorted({run.learning_rate for found in group for run in found.runs}))
     return (
-        f"## {title(study)}\n\n{study.about} {_made(group)}. Studies: {names}.\n\n{table}\n\n"
+        f"## {title(study)}\n\n{study.about} Learning rates: {rates}. {_made(group)}. Studies: {names}.\n\n{table}\n\n"
         f"![Validation loss against learning rate]({picture})\n"
     )
 
@@ -166,5 +199,11 @@ def _mean(summary: MethodSummary) -> str:
 def _difference(summary: MethodSummary, is_reference: bool) -> str:
     if is_reference or not summary.differences:
         return "-"
-    interval = "" if summary.interval is None else f" [{summary.interval[0]:+.4f}, {summary.interval[1]:+.4f}]"
-    return f"{summary.difference:+.4f}{interval}"
+    interval = "" if summary.interval is None else f" [{', '.join(map(_signed, summary.interval))}]"
+    return f"{_signed(summary.difference)}{interval}"
+
+
+def _signed(value: float) -> str:
+    """Without a sign where nothing is left of the value."""
+    text = f"{value:+.4f}"
+    return text if float(text) else "0"
