@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
-from pera_lightning.errors import ConfigError
+from pera_lightning.errors import ConfigError, DataError
 from pera_lightning.integration.class_metrics import ClassMetrics
 from pera_lightning.integration.optimization import OptimizerName, Schedule
 from pera_lightning.integration.option_checks import count
@@ -176,8 +176,21 @@ class PeraSequenceClassifier(PretrainedModule):
 
     def _outputs_and_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         outputs, labels = self._outputs(batch), batch["labels"]
-        loss = F.mse_loss(outputs, labels.float()) if self.num_labels == 1 else F.cross_entropy(outputs, labels)
-        return outputs, loss
+        if self.num_labels == 1:
+            return outputs, F.mse_loss(outputs, labels.float())
+        try:
+            return outputs, F.cross_entropy(outputs, labels)
+        except (IndexError, RuntimeError) as error:
+            classes = outputs.shape[-1]
+            # A GPU that has stopped a kernel answers no more questions.
+            if labels.is_cuda or (labels.dtype == torch.int64 and labels.min() >= 0 and labels.max() < classes):
+                raise
+            raise DataError(
+                "Labels do not fit the classifier.",
+                got=f"{labels.dtype} from {labels.min()} to {labels.max()}",
+                expected=f"class numbers (torch.int64) from 0 to {classes - 1}",
+                fix="set num_labels, or correct the data; scores are learned with num_labels=1",
+            ) from error
 
     def _evaluate(self, stage: str, metrics: ClassMetrics, batch: dict[str, Tensor]) -> None:
         outputs, loss = self._outputs_and_loss(batch)

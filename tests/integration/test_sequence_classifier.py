@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pera_lightning import PeraCallback, PeraSequenceClassifier, load_adapter
-from pera_lightning.errors import ConfigError, InjectionError
+from pera_lightning.errors import ConfigError, DataError, InjectionError
 from pera_lightning.injection import adapted_layers, saved_modules
 from pera_lightning.integration.class_metrics import ClassMetrics
 from pera_lightning.integration.data import GlueDataModule
@@ -157,6 +157,13 @@ def test_always_the_same_class_correlates_with_nothing(classes: int, targets: li
         metric.reset()
         metric.update(torch.full((4,), predicted), torch.tensor(targets))
         assert metric.compute() == 0
+
+
+@pytest.mark.parametrize("labels", [[0, 5], [-1, 1], [0.0, 1.0]])
+def test_labels_that_are_no_class(tmp_path: Path, folder: str, labels: list[float]) -> None:
+    module = PeraSequenceClassifier(folder, num_labels=2)
+    with pytest.raises(DataError, match=r"(?s)Labels do not fit.*torch\.(int64|float32) from .*0 to 1"):
+        make_trainer(tmp_path).fit(module, loader([batch_of(labels)]))
 
 
 def _f1(predicted: Tensor, target: Tensor) -> float:
