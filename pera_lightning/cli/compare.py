@@ -126,7 +126,7 @@ HIGHER_IS_BETTER = {
 
 def _mode(name: str) -> Literal["min", "max"]:
     """Which is better of a metric of this name."""
-    words = set(re.split(r"[^a-z0-9]+|_", name.lower()))
+    words = set(re.split(r"[^a-z0-9]+", name.lower()))
     lower, higher = bool(words & LOWER_IS_BETTER), bool(words & HIGHER_IS_BETTER)
     if lower == higher:
         raise ConfigError(

@@ -79,6 +79,8 @@ class PeraCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         torch.set_float32_matmul_precision(self._get(self.config, "float32_matmul_precision"))
         _check_checkpoint(self._get(self.config, "ckpt_path"))
+        if self.subcommand not in (None, "fit"):
+            _keep_metrics(self._get(self.config, "trainer").logger, self.subcommand)
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -145,6 +147,18 @@ def _check_checkpoint(path: str | Path | None) -> None:
         expected="a checkpoint that a fit has written",
         fix="correct ckpt_path; a fit that ended before its first validation has no best checkpoint",
     )
+
+
+def _keep_metrics(loggers: Any, subcommand: str) -> None:
+    """Let a CSVLogger write elsewhere than over the metrics of a fit, which it would delete first."""
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        options = getattr(logger, "init_args", None)
+        if options is None or not logger.class_path.endswith("CSVLogger") or options.version in (None, subcommand):
+            continue
+        folder = Path(options.save_dir, options.name)
+        if (folder / str(options.version) / "metrics.csv").is_file():
+            rank_zero_info(f"{folder / options.version} keeps its metrics; those of {subcommand} go to {subcommand}.")
+            options.version = subcommand
 
 
 def make_cli(kind: type[PeraCLI], words: list[str] | None = None, prog: str = "pera_lightning") -> PeraCLI:

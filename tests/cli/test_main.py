@@ -135,6 +135,15 @@ def test_other_subcommands(project: Path, subcommand: str) -> None:
     run(subcommand, "--config", "config.yaml", "--trainer.logger", "false", folder=project)
 
 
+@pytest.mark.parametrize("subcommand", ["validate", "predict"])
+def test_the_metrics_of_a_fit_stay(project: Path, subcommand: str) -> None:
+    fit = project / "runs/tiny/fit"
+    before = (fit / "metrics.csv").read_bytes()
+    run(subcommand, "--config", "config.yaml", folder=project)
+    assert (fit / "metrics.csv").read_bytes() == before
+    assert fit.with_name(subcommand).is_dir()
+
+
 def test_predictions_are_a_file(project: Path) -> None:
     words = ("predict", "--config", "config.yaml", "--trainer.logger", "false", "--trainer.default_root_dir", "found")
     printed = run(*words, folder=project)
@@ -224,6 +233,7 @@ def test_a_misspelt_key_is_named(project: Path) -> None:
         (("--model.init_args.pretrained", "nowhere/at/all"), "nowhere"),
         (("--data.init_args.train_files", "missing.jsonl"), "missing.jsonl"),
         (("--ckpt_path", "runs/nowhere.ckpt"), "There is no such checkpoint"),
+        (("--model.init_args.learning_rate", "0"), "learning_rate cannot have this value"),
     ],
 )
 def test_user_errors_say_what_to_do(project: Path, words: tuple[str, ...], message: str) -> None:
