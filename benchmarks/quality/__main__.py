@@ -47,8 +47,11 @@ def _keep(found: Path, kept: Path) -> None:
     if kept.is_file() and kept.read_bytes() == found.read_bytes():
         return
     shutil.copyfile(found, kept)
-    made = {"date": str(datetime.date.today()), "machine": header()}
-    kept.with_suffix(".json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    about = kept.with_suffix(".json")
+    # Some of the runs may be another machine's.
+    earlier = json.loads(about.read_text(encoding="utf-8"))["machine"].split("; ") if about.is_file() else []
+    made = {"date": str(datetime.date.today()), "machine": "; ".join(dict.fromkeys([*earlier, header()]))}
+    about.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
 
 
 def _restore(plan: Plan, results: Path) -> None:

@@ -27,7 +27,7 @@ Every row is made by `python -m benchmarks.quality run STUDY --data FOLDER` (the
 holds `glue/CoLA/train.tsv` and so on, and `commonsense/`), which calls `python -m pera_lightning compare`. Methods of
 a study share the rank, the rows and their order, the number of steps and every random start of the same seed. Each
 tries the same learning rates, with seed 0 in the studies of upper layers and seeds 0 and 1 in those of all layers,
-and is reported at its own best with seeds 0, 1 and 2 (STS-B in upper layers: 0 to 5). The learning rate is chosen by
+and is reported at its own best with seeds 0, 1 and 2 (STS-B at rank 8: 0 to 5). The learning rate is chosen by
 the loss on one half of the task's `dev.tsv` (commonsense: 400 rows held out); the other half (50 rows of each test
 set) is reported and seen once.
 
