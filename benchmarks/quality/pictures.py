@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,12 +68,16 @@ def _draw_difference(axes: Axes, summary: MethodSummary, scale: float, height: f
 
 
 def plot_ranks(groups: Sequence[Sequence[Results]]) -> Figure:
-    """Loss at the end of the training and of the test against the rank, a column for each group of studies."""
+    """What a rank can fit, and what is left of it in the test, against the rank; a column for each group of studies.
+
+    Above the lowest training loss of all learning rates, with the seeds that tried them all; below the test loss at the
+    learning rate that validation chose.
+    """
     figure = new_figure(3.2 * len(groups), 5.6)
     rows = figure.subplots(2, len(groups), squeeze=False)
     for column, group in enumerate(groups):
         rows[0][column].set_title(group[0].study.task)
-        for axes, name in ((rows[0][column], "training loss, last tenth"), (rows[1][column], "test loss")):
+        for axes, name in ((rows[0][column], "lowest training loss"), (rows[1][column], "test loss")):
             _draw_ranks(axes, group, is_test=name == "test loss")
             axes.set_ylabel(name if column == 0 else "")
             axes.set_xlabel("rank" if name == "test loss" else "")
@@ -96,11 +101,15 @@ def _draw_ranks(axes: Axes, group: Sequence[Results], *, is_test: bool) -> None:
 
 
 def _losses(found: Results, method: str, *, is_test: bool) -> list[float]:
-    """Of the seeds at the method's best learning rate."""
-    [summary] = [summary for summary in found.summaries if summary.method == method]
-    runs = [run for run in found.runs if (run.method, run.learning_rate) == (method, summary.learning_rate)]
-    values = [run.report if is_test else run.train_loss for run in runs]
-    return [value for value in values if value is not None]
+    """Of seeds: in the test at the method's best learning rate, in training at the one with the lowest loss."""
+    if is_test:
+        [summary] = [summary for summary in found.summaries if summary.method == method]
+        return list(summary.reports.values())
+    lowest = []
+    for seed in found.study.seeds[: found.study.tuning_seeds]:
+        runs = [run for run in found.runs if (run.method, run.seed) == (method, seed)]
+        lowest.append(min((run.train_loss for run in runs if run.train_loss is not None), default=math.nan))
+    return lowest
 
 
 def plot_learning_rates(group: Sequence[Results]) -> Figure:
