@@ -142,7 +142,7 @@ def test_a_narrow_screen_shows_whole_numbers_and_names() -> None:
     assert "32 x 32" not in text
     assert "More columns" in text
     # Names are folded, not cut.
-    [headings] = [line for line in text.splitlines() if "|dW|" in line and "layer" in line]
+    headings = next(line for line in text.splitlines() if "|dW|" in line)
     names = [line[: headings.index("|dW|") - 2].strip() for line in text.splitlines()]
     assert "model.layers.1.mlp.down_proj" in "".join(names)
 
