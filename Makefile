@@ -20,7 +20,7 @@ help:
 	@echo "make strategies  the same fit on several CPU processes under each strategy (minutes), written to docs/strategies.md"
 	@echo "make killed-worker   kills one of two workers in every way of starting them (minutes), written to docs/killed_worker.md"
 	@echo "make exports     what exports of the quickstart's adapter lose (minutes, after make quickstart), written to docs/export.md"
-	@echo "make quality     methods side by side on GLUE's tasks in data/glue (hours), written to docs/RESULTS.md"
+	@echo "make quality     methods side by side on tasks in data/ (many hours), written to docs/RESULTS.md"
 	@echo "make compatibility   which models work: writes docs/compatibility.md from the tests"
 	@echo "make docs        writes docs/errors.md from the messages in the source"
 	@echo "make clean       remove the environment, models and runs"

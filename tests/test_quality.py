@@ -180,6 +180,12 @@ def test_the_same_learning_rate_is_loras_best_one() -> None:
     assert at_loras_rate(Results(study, runs), "full") == pytest.approx(0.1)
 
 
+def test_a_closer_look_does_not_count() -> None:
+    found = kept_results()[0]
+    look = Results(dataclasses.replace(found.study, is_closer_look=True), found.runs)
+    assert table_of_all([found, look]) == table_of_all([found]) != table_of_all([found, found])
+
+
 def test_differences_over_studies() -> None:
     # 4.3027 is Student's t for three values.
     assert _over_studies([1.0, 2.0, 3.0]) == f"+2.00 % [{2 - 4.3027 / 3**0.5:+.2f}, {2 + 4.3027 / 3**0.5:+.2f}]"

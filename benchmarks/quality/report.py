@@ -26,10 +26,10 @@ INTRODUCTION = """# Does the polynomial help?
 Every row is made by `python -m benchmarks.quality run STUDY --data FOLDER` (the STUDY stands at its table; FOLDER
 holds `glue/CoLA/train.tsv` and so on, and `commonsense/`), which calls `python -m pera_lightning compare`. Methods of
 a study share the rank, the rows and their order, the number of steps and every random start of the same seed. Each
-tries the same learning rates, with seed 0 in the studies of upper layers and seeds 0 and 1 in those of all layers,
-and is reported at its own best with seeds 0, 1 and 2 (STS-B at rank 8: 0 to 5). The learning rate is chosen by
-the loss on one half of the task's `dev.tsv` (commonsense: 400 rows held out); the other half (50 rows of each test
-set) is reported and seen once.
+tries the same learning rates, with seed 0 in the studies of upper layers (with all seeds in that of finer learning
+rates) and seeds 0 and 1 in those of all layers, and is reported at its own best with seeds 0, 1 and 2 (STS-B at rank
+8: 0 to 5). The learning rate is chosen by the loss on one half of the task's `dev.tsv` (commonsense: 400 rows held
+out); the other half (50 rows of each test set) is reported and seen once.
 
 *Difference* is the mean over seeds of the difference from LoRA with the same seed, with its 95 % interval by Student's
 t. It knows how seeds differ, not how other test rows would, and not that a learning rate that one seed chose may be
@@ -75,7 +75,7 @@ def write_page(folder: Path) -> list[Path]:
     """RESULTS.md and its pictures, of the studies that have results; returns what was written."""
     done = kept_results()
     groups = [list(found) for _, found in itertools.groupby(done, key=lambda found: found.study.group)]
-    compared = [found for found in done if found.study.methods.keys() <= FORMS.keys()]
+    compared = [found for found in _counted(done) if found.study.methods.keys() <= FORMS.keys()]
     figures = {"overview": plot_overview(compared), "ranks": plot_ranks([group for group in groups if len(group) > 1])}
     parts = [INTRODUCTION.format(findings=FINDINGS.read_text(encoding="utf-8"), together=table_of_all(done))]
     for group in groups:
@@ -101,7 +101,7 @@ def table_of_all(results: Sequence[Results]) -> str:
         "| --- " * 8 + "|",
     ]
     for method in list(FORMS)[1:]:
-        pairs = [(found, own) for found in results for own in found.summaries if own.method == method]
+        pairs = [(found, own) for found in _counted(results) for own in found.summaries if own.method == method]
         verdicts = [_verdict(own, found.summaries[0].mean) for found, own in pairs]
         energies = [own.energy for _, own in pairs]
         at_best = [100 * own.difference / found.summaries[0].mean for found, own in pairs]
@@ -113,6 +113,10 @@ def table_of_all(results: Sequence[Results]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _counted(results: Sequence[Results]) -> list[Results]:
+    return [found for found in results if not found.study.is_closer_look]
 
 
 def at_loras_rate(found: Results, method: str) -> float:

@@ -36,6 +36,7 @@ class Study:
         tuning_seeds: How many of them try every learning rate.
         write_data: Makes data that is in no file: from the folder given to the script, into that named by `data`, which
             then is one under `RUNS`.
+        is_closer_look: Whether it looks at another study's question again, and so does not count beside that one.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Study:
     seeds: tuple[int, ...]
     tuning_seeds: int
     write_data: Callable[[Path, Path], None] | None = None
+    is_closer_look: bool = False
 
     @property
     def group(self) -> str:
@@ -219,6 +221,19 @@ def random_labels(rank: int) -> Study:
     )
 
 
+def finer_rates() -> Study:
+    """Where `normalised_h10` was ahead on a grid of factors of three: whether LoRA is between its rates."""
+    study = glue("stsb_rates_upper_rank_4", UPPER["stsb"], "stsb", 4, upper=True)
+    return dataclasses.replace(
+        study,
+        task="STS-B, finer learning rates",
+        learning_rates=(2e-3, 3e-3, 5e-3, 7e-3),
+        methods={name: FORMS[name] for name in ("lora", "normalised_h10")},
+        tuning_seeds=3,
+        is_closer_look=True,
+    )
+
+
 RANKS = 1, 2, 4, 8
 STUDIES = {
     study.name: study
@@ -229,6 +244,7 @@ STUDIES = {
             for task, data in UPPER.items()
             for rank in RANKS
         ),
+        finer_rates(),
         *map(random_labels, RANKS),
         *map(commonsense, RANKS),
         dataclasses.replace(
