@@ -22,6 +22,10 @@ def write_predictions(batches: Sequence[Any], path: Path) -> int:
 
     Returns:
         The number of rows.
+
+    Raises:
+        TypeError: `predict_step` returned something else; nothing is written.
+        ValueError: The values of a mapping are not equally many; nothing is written.
     """
     rows = [row for batch in batches for row in _rows(batch)]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,6 +36,9 @@ def write_predictions(batches: Sequence[Any], path: Path) -> int:
 
 def _rows(batch: Any) -> Iterator[dict[str, Any]]:
     named = batch if isinstance(batch, Mapping) else {"prediction": batch}
+    for values in named.values():
+        if not isinstance(values, (Tensor, list)):
+            raise TypeError(f"{type(values).__name__} in place of a tensor or a list with a value for each example")
     columns = {name: values.tolist() if isinstance(values, Tensor) else values for name, values in named.items()}
     for values in zip(*columns.values(), strict=True):
         yield dict(zip(columns, values, strict=True))

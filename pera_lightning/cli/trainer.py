@@ -121,8 +121,13 @@ class PeraCLI(LightningCLI):
             return
         name = "predictions" if trainer.world_size == 1 else f"predictions_{trainer.global_rank}"
         path = Path(trainer.log_dir or trainer.default_root_dir) / f"{name}.jsonl"
-        rows = write_predictions(trainer.predict_loop.predictions, path)
-        print(f"{rows:,} predictions written to {path}")
+        try:
+            rows = write_predictions(trainer.predict_loop.predictions, path)
+        except (TypeError, ValueError) as error:
+            # Any module may predict; what it returns need not be rows.
+            print(f"The predictions are not written: {error}")
+        else:
+            print(f"{rows:,} predictions written to {path}")
 
     def after_fit(self) -> None:
         """Draw the loss curve of the run beside its CSV metrics."""
@@ -155,9 +160,11 @@ def _keep_metrics(loggers: Any, subcommand: str) -> None:
         options = getattr(logger, "init_args", None)
         if options is None or not logger.class_path.endswith("CSVLogger") or options.version in (None, subcommand):
             continue
-        folder = Path(options.save_dir, options.name)
-        if (folder / str(options.version) / "metrics.csv").is_file():
-            rank_zero_info(f"{folder / options.version} keeps its metrics; those of {subcommand} go to {subcommand}.")
+        # As CSVLogger names its folders.
+        version = options.version if isinstance(options.version, str) else f"version_{options.version}"
+        folder = Path(options.save_dir, options.name or "", version)
+        if (folder / "metrics.csv").is_file():
+            rank_zero_info(f"{folder} keeps its metrics; those of {subcommand} go to {subcommand}.")
             options.version = subcommand
 
 

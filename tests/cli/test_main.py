@@ -14,7 +14,7 @@ import rich
 import torch
 import yaml
 
-from pera_lightning import load_adapter
+from pera_lightning import PeraCausalLM, load_adapter
 from pera_lightning.cli.main import main
 from tests.conftest import ROOT
 from tests.support.models import tiny_llama
@@ -142,6 +142,24 @@ def test_the_metrics_of_a_fit_stay(project: Path, subcommand: str) -> None:
     run(subcommand, "--config", "config.yaml", folder=project)
     assert (fit / "metrics.csv").read_bytes() == before
     assert fit.with_name(subcommand).is_dir()
+
+
+@pytest.mark.parametrize("name", ["tiny", None])
+def test_the_metrics_of_a_numbered_version_stay(project: Path, name: str | None) -> None:
+    logger = {"class_path": "CSVLogger", "init_args": {"save_dir": "numbered", "name": name, "version": 3}}
+    (project / "numbered.yaml").write_text(yaml.safe_dump({"trainer": {"logger": logger}}))
+    metrics = project / "numbered" / (name or "") / "version_3/metrics.csv"
+    metrics.parent.mkdir(parents=True)
+    metrics.write_text("mine")
+    run("validate", "--config", "config.yaml", "--config", "numbered.yaml", folder=project)
+    assert metrics.read_text() == "mine"
+
+
+def test_predictions_that_are_no_rows_are_said(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PeraCausalLM, "predict_step", lambda *_: (1, 2))
+    words = ("predict", "--config", "config.yaml", "--trainer.logger", "false", "--trainer.default_root_dir", "none")
+    assert "not written: tuple in place of" in run(*words, folder=project)
+    assert not (project / "none/predictions.jsonl").exists()
 
 
 def test_predictions_are_a_file(project: Path) -> None:

@@ -27,6 +27,15 @@ def test_a_row_for_every_example(tmp_path: Path, batches: list[Any], rows: list[
     assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == rows
 
 
+@pytest.mark.parametrize(
+    "batch", [None, (torch.ones(2), torch.ones(2)), "text", torch.tensor(1.0), [object()], {"a": 1}]
+)
+def test_what_is_no_row_writes_nothing(tmp_path: Path, batch: Any) -> None:
+    with pytest.raises(TypeError):
+        write_predictions([["alpha"], batch], tmp_path / "predictions.jsonl")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_columns_of_unequal_length_write_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="shorter"):
         write_predictions([{"labels": [1, 0], "texts": ["a"]}], tmp_path / "predictions.jsonl")
