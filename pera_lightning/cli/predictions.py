@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from pera_lightning.checkpoint.atomic import replacing
+from pera_lightning.errors import DataError
 
 
 def write_predictions(batches: Sequence[Any], path: Path) -> int:
@@ -24,7 +25,8 @@ def write_predictions(batches: Sequence[Any], path: Path) -> int:
         The number of rows.
 
     Raises:
-        TypeError: `predict_step` returned something else; nothing is written.
+        DataError: `predict_step` returned something else; nothing is written.
+        TypeError: A value has no place in JSON, or a tensor has no dimension; nothing is written.
         ValueError: The values of a mapping are not equally many; nothing is written.
     """
     rows = [row for batch in batches for row in _rows(batch)]
@@ -38,7 +40,12 @@ def _rows(batch: Any) -> Iterator[dict[str, Any]]:
     named = batch if isinstance(batch, Mapping) else {"prediction": batch}
     for values in named.values():
         if not isinstance(values, (Tensor, list)):
-            raise TypeError(f"{type(values).__name__} in place of a tensor or a list with a value for each example")
+            raise DataError(
+                "Predictions are no rows.",
+                got=f"{type(values).__name__} from predict_step",
+                expected="a tensor or a list with a value for each example, or a mapping of names to such values",
+                fix="return these; the predictions of this run are not written",
+            )
     columns = {name: values.tolist() if isinstance(values, Tensor) else values for name, values in named.items()}
     for values in zip(*columns.values(), strict=True):
         yield dict(zip(columns, values, strict=True))

@@ -125,7 +125,7 @@ class PeraCLI(LightningCLI):
             rows = write_predictions(trainer.predict_loop.predictions, path)
         except (TypeError, ValueError) as error:
             # Any module may predict; what it returns need not be rows.
-            print(f"The predictions are not written: {error}")
+            print(error)
         else:
             print(f"{rows:,} predictions written to {path}")
 

@@ -158,7 +158,7 @@ def test_the_metrics_of_a_numbered_version_stay(project: Path, name: str | None)
 def test_predictions_that_are_no_rows_are_said(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PeraCausalLM, "predict_step", lambda *_: (1, 2))
     words = ("predict", "--config", "config.yaml", "--trainer.logger", "false", "--trainer.default_root_dir", "none")
-    assert "not written: tuple in place of" in run(*words, folder=project)
+    assert "tuple from predict_step" in run(*words, folder=project)
     assert not (project / "none/predictions.jsonl").exists()
 
 
