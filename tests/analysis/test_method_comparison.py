@@ -74,6 +74,12 @@ def test_summaries_pair_the_seeds_of_the_reference() -> None:
     assert set(full.reports) == {0, 1, 7}
 
 
+def test_the_energy_is_that_of_runs_that_did_not_diverge() -> None:
+    runs = [dataclasses.replace(run_of("full", 1e-3, seed, 0.5), energy=0.4) for seed in (0, 1)]
+    runs.append(dataclasses.replace(run_of("full", 1e-3, 2, None), energy=0.0))
+    assert summarise(runs, (0,), "max")[0].energy == pytest.approx(0.4)
+
+
 def test_a_best_rate_within_the_grid_is_not_at_its_edge() -> None:
     runs = [run_of("a", rate, 0, value) for rate, value in ((1e-3, 0.1), (1e-2, 0.2), (1e-1, 0.1))]
     assert not summarise(runs, (0,), "max")[0].at_edge
