@@ -8,6 +8,7 @@ import logging
 import math
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,6 +74,18 @@ def test_steps_are_those_of_the_optimizer(inside: Path, tmp_path: Path) -> None:
     one = run_cell(cell(inside, tmp_path / "one"))
     four = run_cell(cell(inside, tmp_path / "four", "--trainer.accumulate_grad_batches", "2"))
     assert (one.steps, four.steps) == (4, 2)
+
+
+def test_the_time_of_a_step_is_that_of_all_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 10.0, 12.0, 20.0, 23.0, 30.0, 34.0])
+    monkeypatch.setattr("pera_lightning.cli.compare_run.time.perf_counter", lambda: next(clock))
+    record = _Record("val_loss")
+    for batch in range(4):
+        trainer: Any = SimpleNamespace(accumulate_grad_batches=2, global_step=(batch + 1) // 2)
+        record.on_train_batch_start(trainer, None, None, batch)  # type: ignore[arg-type]
+        record.on_train_batch_end(trainer, None, {"loss": 0.25}, None, batch)  # type: ignore[arg-type]
+    assert (record.steps, record.seconds) == (2, [1.0 + 2.0, 3.0 + 4.0])
+    assert record.losses == [0.5] * 4
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
