@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks.quality.random_labels import ROWS, write_random_labels
+from benchmarks.quality.small_model import PRETRAINING_STEPS, write_small_model
 from pera_lightning.cli.compare import METHODS
 from pera_lightning.cli.comparison import Plan
 
@@ -34,8 +35,8 @@ class Study:
         methods: Names of `compare`'s methods, or name -> options.
         seeds: Seeds at the best learning rate.
         tuning_seeds: How many of them try every learning rate.
-        write_data: Makes data that is in no file: from the folder given to the script, into that named by `data`, which
-            then is one under `RUNS`.
+        write_data: Makes what is in no file: from the folder given to the script, into that which `data` names first,
+            which then is one under `RUNS`.
         is_closer_look: Whether it looks at another study's question again, and so does not count beside that one.
     """
 
@@ -64,8 +65,8 @@ class Study:
     def prepare(self, data: Path) -> None:
         """Write the data, where they have to be made."""
         if self.write_data is not None:
-            for path in self.data.values():
-                self.write_data(data, RUNS / path)
+            [folder] = {Path(path).parts[0] for path in self.data.values()}
+            self.write_data(data, RUNS / folder)
 
     def plan(self, data: Path, workers: int, out: Path | None = None) -> Plan:
         """The comparison, on the data in a folder; its runs go to `out`, by default a folder under `RUNS`."""
@@ -93,12 +94,13 @@ FORMS = {
     **{name: METHODS[name] for name in ("lora", "full")},
     "normalised": f"{METHODS['full']} {_FOLLOWING}",
     "normalised_h10": f"{METHODS['full']} {_FOLLOWING} {_FAST_H}",
+    "auto": METHODS["full_auto"],
 }
 """The methods of the study: LoRA, the paper's form, and forms that make the products larger (docs/RESEARCH.md)."""
 IDEAS = {
     "lora": METHODS["lora"],
     "order_3": METHODS["order_3"],
-    "auto": METHODS["full_auto"],
+    "auto": FORMS["auto"],
     "natural": f"{METHODS['full']} {_VARIANT}NaturalScale --model.init_args.b_lr_factor 0.03",
     "square": f"{METHODS['square']} {_FOLLOWING} {_FAST_H}",
     "drawn": f"{METHODS['full']} {_FOLLOWING} {_VARIANT}DrawnCoefficients --trainer.callbacks.std 0.5",
@@ -106,7 +108,9 @@ IDEAS = {
     "--trainer.callbacks.penalty 0.01",
 }
 """Further forms of docs/RESEARCH.md; the last three have products as large as `normalised`."""
-_UPPER_FORMS = {name: words for name, words in FORMS.items() if name != "normalised"}
+_WHOLE_FORMS = {name: words for name, words in FORMS.items() if name != "auto"}
+_UPPER_FORMS = {name: words for name, words in _WHOLE_FORMS.items() if name != "normalised"}
+_SMALL_FORMS = {name: words for name, words in FORMS.items() if name != "normalised"}
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,9 @@ UPPER = {
 MORE_SEEDS = {"stsb_upper_rank_8": (0, 1, 2, 3, 4, 5)}
 """Where three seeds had shown a difference, and more were to say whether it is one."""
 
+SMALL_STEPS = 300
+"""Of the small language model."""
+
 _FURTHER = dataclasses.replace(UPPER["stsb"], learning_rates=(3e-3, 1e-2))
 _UPPER_OPTIONS = (
     r"--pera.exclude_modules .*layer\.[0-3]\..* "
@@ -144,7 +151,9 @@ _UPPER_OPTIONS = (
 )
 
 
-def glue(name: str, data: GlueTask, task: str, rank: int, *, upper: bool, methods: dict[str, str] = FORMS) -> Study:
+def glue(
+    name: str, data: GlueTask, task: str, rank: int, *, upper: bool, methods: dict[str, str] = _WHOLE_FORMS
+) -> Study:
     """A task of GLUE with MiniLM."""
     options = (
         f"--data.init_args.task {task} --data.init_args.max_train_rows {data.rows} --data.init_args.max_length 64 "
@@ -221,6 +230,37 @@ def random_labels(rank: int) -> Study:
     )
 
 
+def small_model(rank: int) -> Study:
+    """Where the rank binds: all layers of a small model move to a text of another kind."""
+    folder = "small_model"
+    return Study(
+        name=f"small_model_rank_{rank}",
+        task="Small language model",
+        about="A Llama of 3 layers, 128 wide (0.6M parameters), whose tokens are bytes, pretrained on WikiText-2 for "
+        f"{PRETRAINING_STEPS} steps; every linear layer adapted, {SMALL_STEPS} steps of 16 blocks of 64 bytes of "
+        "Shakespeare's plays.",
+        rank=rank,
+        config="configs/text_smollm2_cpu.yaml",
+        data={
+            "model.init_args.pretrained": f"{folder}/base",
+            **{f"data.init_args.{split}_files": f"{folder}/{split}.txt" for split in ("train", "val", "test")},
+        },
+        options="--model.init_args.dtype auto --pera.target_modules all-linear --pera.exclude_modules null "
+        f"--data.init_args.block_length 64 --data.init_args.batch_size 16 --data.init_args.eval_batch_size 64 "
+        f"--data.init_args.max_train_blocks {16 * SMALL_STEPS} --trainer.check_val_every_n_epoch 2 "
+        "--trainer.callbacks null",
+        metric="loss",
+        mode="min",
+        also="token_accuracy",
+        # A factor of 1.5 from one to the next: the losses differ by less than they do between coarser ones.
+        learning_rates=(1.5e-2, 2.2e-2, 3.3e-2, 5e-2, 7.5e-2) if rank < 4 else (5e-3, 7.5e-3, 1.1e-2, 1.6e-2, 2.4e-2),
+        methods=_SMALL_FORMS,
+        seeds=(0, 1, 2, 3),
+        tuning_seeds=2,
+        write_data=write_small_model,
+    )
+
+
 def finer_rates() -> Study:
     """Where `normalised_h10` was ahead on a grid of factors of three: whether LoRA is between its rates."""
     study = glue("stsb_rates_upper_rank_4", UPPER["stsb"], "stsb", 4, upper=True)
@@ -245,7 +285,8 @@ STUDIES = {
             for rank in RANKS
         ),
         finer_rates(),
-        *map(random_labels, RANKS),
+        *map(small_model, RANKS),
+        random_labels(1),
         *map(commonsense, RANKS),
         dataclasses.replace(
             glue("ideas_upper_rank_2", _FURTHER, "stsb", 2, upper=True, methods=IDEAS), task="Further forms: STS-B"
