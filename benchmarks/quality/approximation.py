@@ -8,7 +8,9 @@ not what an optimizer with a few hundred steps and a loss on batches makes of it
 from __future__ import annotations
 
 import itertools
+import json
 import statistics
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from benchmarks.quality.studies import RUNS, SMALL_STEPS, STUDIES
 from benchmarks.quality.variants import rms
 from pera_lightning.functional import delta_weight, expanded_rank
 
+RESULT = Path("benchmarks/results/quality/approximation.json")
 RANKS = 1, 2, 4, 8
 WIDTHS = 128, 384, 1024
 STARTS = 4
@@ -102,7 +105,7 @@ def _descend(change: Tensor, rank: int, terms: Terms, random: torch.Generator) -
         tolerance_grad=1e-10,
         tolerance_change=1e-14,
     )
-    optimizer.step(left_over)  # type: ignore[no-untyped-call]
+    optimizer.step(left_over)
     with torch.no_grad():
         whole = delta_weight(*factors, order=2, terms=terms, scaling=scaling)
         linear = delta_weight(*factors[:2], order=1, scaling=scaling)
@@ -140,12 +143,17 @@ def changes_of_training(data: Path) -> list[Tensor]:
     return [(new.weight - old.weight).detach().double() for old, new in zip(*layers, strict=True)]
 
 
+def kept() -> list[Approximation]:
+    """What the repository keeps."""
+    return [Approximation(**row) for row in json.loads(RESULT.read_text(encoding="utf-8"))["rows"]]
+
+
 def measure(data: Path) -> list[Approximation]:
     """All targets at all ranks, the mean over the matrices of a target."""
     found = []
     for target, changes in targets(data):
         cases = list(itertools.product(RANKS, TERMS, changes))
-        tried = {(rank, terms): [] for rank in RANKS for terms in TERMS}
+        tried = defaultdict[tuple[int, Terms], list[tuple[float, ...]]](list)
         for rank, terms, change in track(cases, target):
             lora = left_by_lora(change)
             left, energy = approximate(change, rank, terms)

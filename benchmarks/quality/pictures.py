@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.quality.approximation import Approximation
 from benchmarks.quality.studies import FORMS, IDEAS, Study
 from pera_lightning.analysis.method_comparison import ComparedRun, MethodSummary, summarise
 from pera_lightning.analysis.plots.figure import new_figure
 from pera_lightning.analysis.plots.method_comparison import draw_learning_rates
 
-_COLOURS = {method: f"C{number}" for number, method in enumerate({**FORMS, **IDEAS})}
+_PALETTE = *(f"C{number}" for number in range(10)), "black"
+_COLOURS = dict(zip({**FORMS, **IDEAS}, _PALETTE, strict=True))
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,30 @@ def _losses(found: Results, method: str, *, is_test: bool) -> list[float]:
         runs = [run for run in found.runs if (run.method, run.seed) == (method, seed)]
         lowest.append(min((run.train_loss for run in runs if run.train_loss is not None), default=math.nan))
     return lowest
+
+
+def plot_worth(found: Sequence[Approximation]) -> Figure:
+    """The rank of LoRA that comes as near to a weight change, against the rank of PERA."""
+    figure = new_figure(6.5, 4.6)
+    axes = figure.subplots()
+    ranks = sorted({row.rank for row in found})
+    for number, target in enumerate(dict.fromkeys(row.target for row in found)):
+        for terms, line in (("full", "o-"), ("square", "s:")):
+            rows = [row for row in found if (row.target, row.terms) == (target, terms)]
+            worth = [row.worth for row in rows]
+            label = f"{target}, {terms} terms"
+            axes.plot([row.rank for row in rows], worth, line, color=f"C{number}", markersize=4, label=label)
+    axes.plot(ranks, ranks, color="black", linewidth=0.8, label="LoRA itself")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    axes.set_xticks(ranks, [str(rank) for rank in ranks])
+    axes.set_yticks([*ranks, 12], [str(rank) for rank in (*ranks, 12)])
+    axes.set_xlabel("rank of PERA")
+    axes.set_ylabel("rank of LoRA that comes as near")
+    axes.set_title("How near a weight change an adapter comes at best", fontsize="medium")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return figure
 
 
 def plot_learning_rates(group: Sequence[Results]) -> Figure:

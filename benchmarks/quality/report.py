@@ -10,7 +10,16 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.quality.pictures import Results, plot_learning_rates, plot_overview, plot_ranks, title
+from benchmarks.quality import approximation
+from benchmarks.quality.approximation import Approximation
+from benchmarks.quality.pictures import (
+    Results,
+    plot_learning_rates,
+    plot_overview,
+    plot_ranks,
+    plot_worth,
+    title,
+)
 from benchmarks.quality.studies import FORMS, STUDIES, Study
 from pera_lightning.analysis.method_comparison import ComparedRun, MethodSummary, mean_interval
 from pera_lightning.analysis.method_table import read_runs
@@ -69,6 +78,20 @@ the difference in % of LoRA's loss, with its 95 % interval: with each method at 
 both at LoRA's. Studies of one task at several ranks share rows and seeds, so that they count for less than as many
 tasks would.
 """
+AT_BEST = """## What the products could do at best
+
+Without data or training: how near a given weight change does an adapter of rank r come, if its factors and coefficients
+may be anything? LoRA's best is known from the singular values. PERA's (order 2) is what L-BFGS found from {starts}
+starts in float64, so that there may be better. *Leaves*: share of the squared norm of the change that is not
+reached. *Worth*: the rank of LoRA that leaves as little, between two ranks by a straight line. *Energy*: norm of the
+polynomial part over that of the linear one. Targets: random matrices, and what training all weights of the small
+language model below changes in the linear layers of its middle layer (mean over them).
+`python -m benchmarks.quality approximate --data FOLDER`; {made}.
+
+{table}
+
+![How near a weight change an adapter comes at best](results_at_best.png)
+"""
 
 
 def write_page(folder: Path) -> list[Path]:
@@ -77,7 +100,10 @@ def write_page(folder: Path) -> list[Path]:
     groups = [list(found) for _, found in itertools.groupby(done, key=lambda found: found.study.group)]
     compared = [found for found in _counted(done) if found.study.methods.keys() <= FORMS.keys()]
     figures = {"overview": plot_overview(compared), "ranks": plot_ranks([group for group in groups if len(group) > 1])}
-    parts = [INTRODUCTION.format(findings=FINDINGS.read_text(encoding="utf-8"), together=table_of_all(done))]
+    at_best = approximation.kept()
+    figures["at_best"] = plot_worth(at_best)
+    introduction = INTRODUCTION.format(findings=FINDINGS.read_text(encoding="utf-8"), together=table_of_all(done))
+    parts = [introduction, _at_best_section(at_best)]
     for group in groups:
         name = group[0].study.group
         figures[name] = plot_learning_rates(group)
@@ -87,6 +113,24 @@ def write_page(folder: Path) -> list[Path]:
         save_figure(figure, path)
     written[0].write_text("\n".join(parts), encoding="utf-8")
     return written
+
+
+def _at_best_section(found: Sequence[Approximation]) -> str:
+    lines = [
+        "| change | rank | LoRA leaves | square leaves | worth | energy | full leaves | worth | energy |",
+        "| --- " * 9 + "|",
+    ]
+    for square, full in zip(found[::2], found[1::2], strict=True):
+        cells = [square.target, str(square.rank), f"{square.lora:.4f}"]
+        for own in (square, full):
+            cells += [f"{own.pera:.4f}", f"{own.worth:.2f}", f"{own.energy:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    made = json.loads(approximation.RESULT.read_text(encoding="utf-8"))
+    return AT_BEST.format(
+        starts=approximation.STARTS,
+        made=f"{made['date']}, {made['machine']}",
+        table="\n".join(lines),
+    )
 
 
 def kept_results() -> list[Results]:

@@ -95,6 +95,7 @@ FORMS = {
     "normalised": f"{METHODS['full']} {_FOLLOWING}",
     "normalised_h10": f"{METHODS['full']} {_FOLLOWING} {_FAST_H}",
     "auto": METHODS["full_auto"],
+    "auto_h3": f"{METHODS['full_auto']} --model.init_args.h_lr_factor 3",
 }
 """The methods of the study: LoRA, the paper's form, and forms that make the products larger (docs/RESEARCH.md)."""
 IDEAS = {
@@ -108,7 +109,7 @@ IDEAS = {
     "--trainer.callbacks.penalty 0.01",
 }
 """Further forms of docs/RESEARCH.md; the last three have products as large as `normalised`."""
-_WHOLE_FORMS = {name: words for name, words in FORMS.items() if name != "auto"}
+_WHOLE_FORMS = {name: words for name, words in FORMS.items() if not name.startswith("auto")}
 _UPPER_FORMS = {name: words for name, words in _WHOLE_FORMS.items() if name != "normalised"}
 _SMALL_FORMS = {name: words for name, words in FORMS.items() if name != "normalised"}
 
@@ -245,7 +246,7 @@ def small_model(rank: int) -> Study:
             "model.init_args.pretrained": f"{folder}/base",
             **{f"data.init_args.{split}_files": f"{folder}/{split}.txt" for split in ("train", "val", "test")},
         },
-        options="--model.init_args.dtype auto --pera.target_modules all-linear --pera.exclude_modules null "
+        options="--model.init_args.dtype auto --pera.target_modules all-linear --pera.exclude_modules [] "
         f"--data.init_args.block_length 64 --data.init_args.batch_size 16 --data.init_args.eval_batch_size 64 "
         f"--data.init_args.max_train_blocks {16 * SMALL_STEPS} --trainer.check_val_every_n_epoch 2 "
         "--trainer.callbacks null",

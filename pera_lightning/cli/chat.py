@@ -44,6 +44,7 @@ def chat(
         merged=merged,
         dtype=dtype,
     )
+    print("An empty line or Ctrl-D ends the conversation.", file=sys.stderr)
     messages: list[dict[str, str]] = []
     while text := _next_message():
         messages.append({"role": "user", "content": text})

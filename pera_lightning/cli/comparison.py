@@ -204,10 +204,10 @@ def _made_by_workers(cells: Sequence[Cell], workers: int) -> Iterator[ComparedRu
     from pera_lightning.cli.compare_run import run_cell
 
     # Forked processes could not use a GPU that this one has touched.
-    with ProcessPoolExecutor(min(workers, len(cells)), mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(run_cell, cell) for cell in cells]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    pool = ProcessPoolExecutor(min(workers, len(cells)), mp_context=multiprocessing.get_context("spawn"))
+    try:
+        for future in as_completed([pool.submit(run_cell, cell) for cell in cells]):
+            yield future.result()
+    finally:
+        # Not left to a with statement: it would take the cancellation back before it is done.
+        pool.shutdown(cancel_futures=True)

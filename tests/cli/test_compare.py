@@ -197,6 +197,14 @@ def test_workers_are_processes_of_their_own(project: Path) -> None:
     assert [run.seed for run in read_runs(project / "parallel" / "runs.csv")] == [0, 1]
 
 
+def test_workers_stop_where_a_run_cannot_be_made(project: Path) -> None:
+    words = ("--methods", "lora=--pera.target_modules nowhere", "--learning_rates", "1e-3", "--seeds", *range(10))
+    printed = compare(project, *words, "--workers", 2, "--out", "stopped", ok=False)
+    assert "matches no module" in printed
+    # Those that a worker had, and those that were handed to it already.
+    assert 1 <= len(list((project / "stopped" / "runs").rglob("log.txt"))) <= 6
+
+
 def test_seeds_decide_the_order_of_the_data_too(project: Path, compared: str) -> None:
     for path in (project / "out").rglob("config.yaml"):
         config = yaml.safe_load(path.read_text())
