@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -83,8 +84,8 @@ def plot_ranks(groups: Sequence[Sequence[Results]]) -> Figure:
             _draw_ranks(axes, group, is_test=name == "test loss")
             axes.set_ylabel(name if column == 0 else "")
             axes.set_xlabel("rank" if name == "test loss" else "")
-    handles, labels = rows[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
+    lines = {label: line for axes in rows[0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=len(lines), fontsize="small")
     return figure
 
 
@@ -116,7 +117,7 @@ def _losses(found: Results, method: str, *, is_test: bool) -> list[float]:
 
 def plot_worth(found: Sequence[Approximation]) -> Figure:
     """The rank of LoRA that comes as near to a weight change, against the rank of PERA."""
-    figure = new_figure(6.5, 4.6)
+    figure = new_figure(6.5, 5.6)
     axes = figure.subplots()
     ranks = sorted({row.rank for row in found})
     for number, target in enumerate(dict.fromkeys(row.target for row in found)):
@@ -134,20 +135,32 @@ def plot_worth(found: Sequence[Approximation]) -> Figure:
     axes.set_ylabel("rank of LoRA that comes as near")
     axes.set_title("How near a weight change an adapter comes at best", fontsize="medium")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     return figure
 
 
 def plot_learning_rates(group: Sequence[Results]) -> Figure:
     """The selection metric against the learning rate, a panel for each rank."""
     figure = new_figure(max(5.0, 3.4 * len(group)), 3.6)
-    panels = figure.subplots(1, len(group), squeeze=False, sharey=True)[0]
+    panels = figure.subplots(1, len(group), squeeze=False)[0]
     figure.suptitle(title(group[0].study))
     for axes, found in zip(panels, group, strict=True):
         colours = [_COLOURS[method] for method in found.study.methods]
         draw_learning_rates(axes, found.runs, found.summaries, f"validation {found.study.metric}", colours)
-        axes.set_title(f"rank {found.study.rank}", fontsize="medium")
-        axes.label_outer()
+        is_cut = _cut(axes, [run.selection for run in found.runs if run.selection is not None])
+        axes.set_title(f"rank {found.study.rank}{', higher losses cut off' if is_cut else ''}", fontsize="medium")
+        if axes is not panels[0]:
+            axes.set_ylabel("")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize="small")
     return figure
+
+
+def _cut(axes: Axes, losses: Sequence[float]) -> bool:
+    """Whether some were so high that all others would have been one line; they are outside of the picture then."""
+    low, usual = min(losses), statistics.median(losses)
+    high = low + 5 * (usual - low)
+    if max(losses) <= 2 * high - low:
+        return False
+    axes.set_ylim(low - (usual - low) / 2, high)
+    return True

@@ -33,12 +33,13 @@ INTRODUCTION = """# Does the polynomial help?
 ## How it was measured
 
 Every row is made by `python -m benchmarks.quality run STUDY --data FOLDER` (the STUDY stands at its table; FOLDER
-holds `glue/CoLA/train.tsv` and so on, and `commonsense/`), which calls `python -m pera_lightning compare`. Methods of
-a study share the rank, the rows and their order, the number of steps and every random start of the same seed. Each
-tries the same learning rates, with seed 0 in the studies of upper layers (with all seeds in that of finer learning
-rates) and seeds 0 and 1 in those of all layers, and is reported at its own best with seeds 0, 1 and 2 (STS-B at rank
-8: 0 to 5). The learning rate is chosen by the loss on one half of the task's `dev.tsv` (commonsense: 400 rows held
-out); the other half (50 rows of each test set) is reported and seen once.
+holds `glue/CoLA/train.tsv` and so on, `commonsense/`, `wikitext2/` and `text/`), which calls
+`python -m pera_lightning compare`. Methods of a study share the rank, the rows and their order, the number of steps and
+every random start of the same seed. Each tries the same learning rates, with seed 0 in the studies of upper layers
+(with all seeds in that of finer learning rates) and seeds 0 and 1 in those of all layers, and is reported at its own
+best with seeds 0, 1 and 2 (STS-B at rank 8: 0 to 5; the small language model: 0 to 3). The learning rate is chosen by
+the loss on one half of the task's `dev.tsv` (commonsense: 400 rows held out; Shakespeare: 5 % of the text); the other
+half (50 rows of each test set; the next 5 %) is reported and seen once.
 
 *Difference* is the mean over seeds of the difference from LoRA with the same seed, with its 95 % interval by Student's
 t. It knows how seeds differ, not how other test rows would, and not that a learning rate that one seed chose may be
@@ -59,7 +60,9 @@ parameters that the rank matters.
 
 Methods: `lora` (order 1); `full`, the paper's form; `normalised`: before every step h is scaled by
 1 / (RMS(A) RMS(B)), with which products are as large as the factors' own entries all along (docs/RESEARCH.md);
-`normalised_h10`: the same with ten times the learning rate for h. Further forms are explained in docs/RESEARCH.md.
+`normalised_h10`: the same with ten times the learning rate for h; `auto`: the option `coefficient_scale: auto`, which
+is 1 / RMS(A) at the start of training; `auto_h3`: the same with three times the learning rate for h. Further forms are
+explained in docs/RESEARCH.md.
 
 `python -m benchmarks.quality check --data FOLDER` makes three of the runs again and compares; the runs of all studies
 are in `benchmarks/results/quality/`.
