@@ -149,6 +149,8 @@ def table_of_all(results: Sequence[Results]) -> str:
     ]
     for method in list(FORMS)[1:]:
         pairs = [(found, own) for found in _counted(results) for own in found.summaries if own.method == method]
+        if not pairs:
+            continue
         verdicts = [_verdict(own, found.summaries[0].mean) for found, own in pairs]
         energies = [own.energy for _, own in pairs]
         at_best = [100 * own.difference / found.summaries[0].mean for found, own in pairs]
