@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from benchmarks.quality.frozen_layers import FrozenLayers, States, remember_layers
-from benchmarks.quality.pictures import Results
+from benchmarks.quality.pictures import Results, _cut
 from benchmarks.quality.random_labels import write_random_labels
 from benchmarks.quality.report import (
     RESULTS,
@@ -28,6 +28,7 @@ from benchmarks.quality.studies import STUDIES
 from benchmarks.quality.variants import DrawnCoefficients, FollowingScale, NaturalScale, PenalisedCoefficients
 from pera_lightning import PeraConfig, inject_adapter
 from pera_lightning.analysis.method_comparison import ComparedRun
+from pera_lightning.analysis.plots.figure import new_figure
 from pera_lightning.cli.parsed_fit import parse_fit
 from pera_lightning.injection import adapted_layers
 from pera_lightning.layers import PeraLinear
@@ -190,6 +191,15 @@ def test_differences_over_studies() -> None:
     # 4.3027 is Student's t for three values.
     assert _over_studies([1.0, 2.0, 3.0]) == f"+2.00 % [{2 - 4.3027 / 3**0.5:+.2f}, {2 + 4.3027 / 3**0.5:+.2f}]"
     assert _over_studies([-1.0]) == "-1.00 %"
+
+
+def test_losses_that_would_hide_all_others_are_cut_off() -> None:
+    axes = new_figure(2, 2).subplots()
+    axes.plot([2.1, 2.2, 2.3, 9.0])
+    assert _cut(axes, [2.1, 2.2, 2.3, 9.0])
+    low, high = axes.get_ylim()
+    assert low < 2.1 < 2.3 < high < 9.0
+    assert not _cut(axes, [2.1, 2.2, 2.3, 2.9])
 
 
 def test_what_is_rounded_away_has_no_sign() -> None:

@@ -30,6 +30,7 @@ RESULT = Path("benchmarks/results/quality/approximation.json")
 RANKS = 1, 2, 4, 8
 WIDTHS = 128, 384, 1024
 STARTS = 4
+ITERATIONS = 400
 Terms = Literal["square", "full"]
 TERMS: tuple[Terms, ...] = get_args(Terms)
 
@@ -70,7 +71,7 @@ def approximate(change: Tensor, rank: int, terms: Terms, *, starts: int = STARTS
         change: Shape (out, in), float64.
         rank: Rank of the adapter.
         terms: The products that take part.
-        starts: Tries. Each begins near LoRA's best factors, in another basis, which products tell apart, and with
+        starts: Tries. Each begins at LoRA's best factors, in another basis, which products tell apart, and as much
             noise: what is best for LoRA can be a local best for PERA.
     """
     return min(_descend(change, rank, terms, torch.Generator().manual_seed(start)) for start in range(starts))
@@ -98,7 +99,7 @@ def _descend(change: Tensor, rank: int, terms: Terms, random: torch.Generator) -
 
     optimizer = torch.optim.LBFGS(
         factors,
-        max_iter=400,
+        max_iter=ITERATIONS,
         history_size=20,
         line_search_fn="strong_wolfe",
         # Far below torch's own: it gains little for a while before it gains much.
@@ -113,8 +114,13 @@ def _descend(change: Tensor, rank: int, terms: Terms, random: torch.Generator) -
 
 
 def worth_in_ranks(left: float, lora: Tensor) -> float:
-    """The rank at which LoRA leaves that share, between two ranks by a straight line."""
-    above = int((lora > left).sum())
+    """The rank at which LoRA leaves that share, between two ranks by a straight line.
+
+    Args:
+        left: The share, at most 1.
+        lora: What LoRA leaves at rank 0, 1, 2, ...
+    """
+    above = max(int((lora > left).sum()), 1)
     if above == len(lora):
         return float(above - 1)
     step = lora[above - 1] - lora[above]
