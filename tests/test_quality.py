@@ -6,11 +6,13 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
+from benchmarks.quality.__main__ import agreement
 from benchmarks.quality.frozen_layers import FrozenLayers, States, remember_layers
 from benchmarks.quality.pictures import Results, _cut
 from benchmarks.quality.random_labels import write_random_labels
@@ -170,6 +172,22 @@ def test_random_labels_are_the_same_rows_twice(tmp_path: Path) -> None:
 
 def run_of(method: str, rate: float, seed: int, selection: float, report: float | None) -> ComparedRun:
     return ComparedRun(method, rate, seed, selection, report, {}, 0.5, 0.0, 10, 4, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, "the same, bit by bit"),
+        ({"metrics": {"test_loss": 0.50005}}, "the same to 1e-4"),
+        ({"energy": 0.1}, "the same to 1e-4"),
+        ({"metrics": {"test_loss": 0.5002}}, "not the same"),
+        ({"metrics": {"test_f1": 0.5}}, "not the same"),
+        ({"steps": 5}, "not the same"),
+    ],
+)
+def test_agreement_of_a_run_that_is_made_again(change: dict[str, Any], expected: str) -> None:
+    kept = dataclasses.replace(run_of("lora", 1e-3, 0, 0.4, 0.5), metrics={"test_loss": 0.5})
+    assert agreement(kept, dataclasses.replace(kept, **change)).startswith(expected)
 
 
 def test_the_same_learning_rate_is_loras_best_one() -> None:
