@@ -39,6 +39,6 @@ def test_products_do_not_come_less_near_than_lora() -> None:
 
 def test_worth_is_between_the_ranks_that_leave_more_and_less() -> None:
     lora = torch.tensor([1.0, 0.6, 0.4, 0.0])
-    assert [worth_in_ranks(left, lora) for left in (1.0, 0.8, 0.6, 0.5, 0.1, -1e-9)] == pytest.approx(
-        [0, 0.5, 1, 1.5, 2.75, 3]
+    assert [worth_in_ranks(left, lora) for left in (1.2, 1.0, 0.8, 0.6, 0.5, 0.1, -1e-9)] == pytest.approx(
+        [-0.5, 0, 0.5, 1, 1.5, 2.75, 3]
     )

@@ -117,7 +117,7 @@ def worth_in_ranks(left: float, lora: Tensor) -> float:
     """The rank at which LoRA leaves that share, between two ranks by a straight line.
 
     Args:
-        left: The share, at most 1.
+        left: The share; above 1, where the approximation is worse than none, the rank is below 0.
         lora: What LoRA leaves at rank 0, 1, 2, ...
     """
     above = max(int((lora > left).sum()), 1)
