@@ -24,8 +24,11 @@ from benchmarks.quality.studies import FORMS, SMALL_STEPS, STUDIES, Study
 from pera_lightning.analysis.method_comparison import ComparedRun, MethodSummary, mean_interval
 from pera_lightning.analysis.method_table import read_runs
 from pera_lightning.analysis.plots.figure import save_figure
+from pera_lightning.analysis.plots.method_comparison import plot_methods
 
 RESULTS = Path("benchmarks/results/quality")
+SHOWN = "small_model_rank_4"
+"""The study whose picture, as `compare` draws it, stands for others in the README."""
 FINDINGS = Path(__file__).with_name("findings.md")
 INTRODUCTION = """# Does the polynomial help?
 
@@ -107,6 +110,8 @@ def write_page(folder: Path) -> list[Path]:
     figures = {"overview": plot_overview(compared), "ranks": plot_ranks([group for group in groups if len(group) > 1])}
     at_best = approximation.kept()
     figures["at_best"] = plot_worth(at_best)
+    [shown] = [found for found in done if found.study.name == SHOWN]
+    figures["compare"] = plot_methods(shown.runs, shown.summaries, "val_loss", "test_loss")
     introduction = INTRODUCTION.format(findings=FINDINGS.read_text(encoding="utf-8"), together=table_of_all(done))
     parts = [introduction, _at_best_section(at_best)]
     for group in groups:
