@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.quality.approximation import TERMS, approximate, left_by_lora, worth_in_ranks
+from benchmarks.quality.approximation import TERMS, Terms, approximate, left_by_lora, worth_in_ranks
 from tests.support.reference import reference_delta_weight
 
 
@@ -22,10 +22,10 @@ def test_what_lora_leaves_is_what_its_best_factors_leave() -> None:
 
 
 @pytest.mark.parametrize("terms", TERMS)
-def test_a_change_that_is_pera_of_the_rank_is_reached(terms: str) -> None:
+def test_a_change_that_is_pera_of_the_rank_is_reached(terms: Terms) -> None:
     count = 3 if terms == "full" else 2
     change = reference_delta_weight(drawn(2, 10), drawn(12, 2, seed=1), drawn(count, seed=2), 2, terms, 1.0)
-    left, energy = approximate(change, 2, terms, starts=8)  # type: ignore[arg-type]
+    left, energy = approximate(change, 2, terms, starts=8)
     assert left < 1e-9
     assert energy > 0.1
     assert left_by_lora(change)[2] > 0.01

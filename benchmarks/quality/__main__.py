@@ -97,12 +97,13 @@ def agreement(kept: ComparedRun, again: ComparedRun) -> str:
     """How far two results of one run agree; other machines, threads and versions round otherwise."""
     if _numbers(kept) == _numbers(again):
         return "the same, bit by bit"
-    same_task = (kept.trainable, kept.steps, kept.metrics.keys()) == (
-        again.trainable,
-        again.steps,
-        again.metrics.keys(),
-    )
-    if same_task and all(abs(value - again.metrics[name]) <= 1e-4 for name, value in kept.metrics.items()):
+    same_work = (kept.trainable, kept.steps) == (again.trainable, again.steps)
+    same_metrics = kept.metrics.keys() == again.metrics.keys()
+    if (
+        same_work
+        and same_metrics
+        and all(abs(kept.metrics[name] - again.metrics[name]) <= 1e-4 for name in kept.metrics)
+    ):
         return "the same to 1e-4: it was made on another machine, or with other threads or versions"
     return DIFFERENT
 
@@ -116,12 +117,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["run", "approximate", "report", "check"])
     parser.add_argument("studies", nargs="*", metavar="STUDY", help=f"for run; default: all of {', '.join(STUDIES)}")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="folder with glue/ and commonsense/")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder with glue/, commonsense/, ...")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.studies if name not in STUDIES]
     if unknown:
         parser.error(f"no study is named {unknown[0]}; there are {', '.join(STUDIES)}")
+    if arguments.command != "report" and not arguments.data.is_dir():
+        parser.error(f"--data is no folder: {arguments.data}; name the one with glue/, commonsense/, wikitext2/, text/")
     if arguments.command == "run":
         run(arguments.studies or list(STUDIES), arguments.data, arguments.workers)
     elif arguments.command == "approximate":

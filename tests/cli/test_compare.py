@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from filelock import FileLock
 
 from pera_lightning.analysis.method_table import read_runs
 from pera_lightning.cli.compare import METHODS, _method, _mode
-from pera_lightning.cli.comparison import Plan, make_cells
+from pera_lightning.cli.comparison import Plan, _made_by_workers, make_cells
+from pera_lightning.errors import TrainingError
 from tests.cli.test_main import run
 from tests.support.comparisons import write_fit
 
@@ -197,12 +199,27 @@ def test_workers_are_processes_of_their_own(project: Path) -> None:
     assert [run.seed for run in read_runs(project / "parallel" / "runs.csv")] == [0, 1]
 
 
-def test_workers_stop_where_a_run_cannot_be_made(project: Path) -> None:
-    words = ("--methods", "lora=--pera.target_modules nowhere", "--learning_rates", "1e-3", "--seeds", *range(10))
-    printed = compare(project, *words, "--workers", 2, "--out", "stopped", ok=False)
-    assert "matches no module" in printed
+def fail(begun: Path) -> None:
+    begun.touch()
+    raise TrainingError("It cannot be made.", got="a run", expected="another", fix="none")
+
+
+def test_workers_stop_where_a_run_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cancelled: list[bool] = []
+
+    class Recorded(ProcessPoolExecutor):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            cancelled.append(cancel_futures)
+            super().shutdown(wait, cancel_futures=cancel_futures)
+
+    monkeypatch.setattr("pera_lightning.cli.comparison.ProcessPoolExecutor", Recorded)
+    monkeypatch.setattr("pera_lightning.cli.compare_run.run_cell", fail)
+    with pytest.raises(TrainingError, match="It cannot be made"):
+        list(_made_by_workers([tmp_path / str(number) for number in range(40)], 2))  # type: ignore[misc]
     # Those that a worker had, and those that were handed to it already.
-    assert 1 <= len(list((project / "stopped" / "runs").rglob("log.txt"))) <= 6
+    assert 1 <= len(list(tmp_path.iterdir())) <= 8
+    # A second call without it, as a with statement makes, can come before the first one has taken effect.
+    assert cancelled == [True]
 
 
 def test_seeds_decide_the_order_of_the_data_too(project: Path, compared: str) -> None:
