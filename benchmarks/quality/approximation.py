@@ -74,18 +74,20 @@ def approximate(change: Tensor, rank: int, terms: Terms, *, starts: int = STARTS
         starts: Tries. Each begins at LoRA's best factors, in another basis, which products tell apart, and as much
             noise: what is best for LoRA can be a local best for PERA.
     """
-    left, values, right = torch.linalg.svd(change, full_matrices=False)
-    lora = left[:, :rank] * values[:rank], right[:rank]
-    return min(_descend(change, lora, terms, torch.Generator().manual_seed(start)) for start in range(starts))
+    decomposed = torch.linalg.svd(change, full_matrices=False)
+    randoms = [torch.Generator().manual_seed(start) for start in range(starts)]
+    return min(_descend(change, decomposed, rank, terms, random) for random in randoms)
 
 
-def _descend(change: Tensor, lora: tuple[Tensor, Tensor], terms: Terms, random: torch.Generator) -> tuple[float, float]:
+def _descend(
+    change: Tensor, decomposed: tuple[Tensor, ...], rank: int, terms: Terms, random: torch.Generator
+) -> tuple[float, float]:
     def noise(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=random, dtype=like.dtype)
 
-    rank = len(lora[1])
+    left, values, right = decomposed
     basis = torch.linalg.qr(noise(change[:rank, :rank])).Q
-    best = basis.T @ lora[1], lora[0] @ basis
+    best = basis.T @ right[:rank], left[:, :rank] @ (values[:rank, None] * basis)
     # With entries of size 1, products are as large as what they are made of.
     A, B = (factor / rms(factor) + noise(factor) for factor in best)
     scaling = 2 * rms(best[0]) * rms(best[1])
