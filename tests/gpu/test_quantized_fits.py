@@ -1,4 +1,4 @@
-"""What only a GPU can show. Skipped by name elsewhere; see `ALLOWED_SKIPS` in tests/conftest.py."""
+"""Fits over quantised bases, by Lightning's plugin and by PeraCausalLM."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ from transformers import AutoModelForCausalLM
 from pera_lightning import PeraCallback, PeraCausalLM, load_adapter, merge_adapter
 from pera_lightning.injection import adapted_layers
 from pera_lightning.integration.answer_loss import answer_logits, answer_loss
-from tests.conftest import NO_GPU
 from tests.support.models import tiny_llama
 from tests.support.pretrained import character_tokenizer, padded_batch, save_pretrained
 
 pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU),
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no:UserWarning"),
+    pytest.mark.filterwarnings("ignore:There is no CUDA device to page from:UserWarning"),
 ]
 
 QUESTIONS = [("aaaaa? ", "alpha"), ("bbb? ", "beta")]
@@ -42,7 +40,6 @@ def batches() -> DataLoader[Any]:
 def make_trainer(folder: Path, **options: Any) -> pl.Trainer:
     settings: dict[str, Any] = {
         "default_root_dir": folder,
-        "accelerator": "gpu",
         "devices": 1,
         "max_epochs": 1,
         "logger": False,
@@ -67,10 +64,10 @@ class SomebodysModule(pl.LightningModule):
 
 
 @pytest.mark.parametrize("mode", ["nf4", "nf4-dq", "fp4", "int8"])
-def test_lightnings_plugin_end_to_end(tmp_path: Path, folder: str, mode: Any) -> None:
+def test_lightnings_plugin_end_to_end(tmp_path: Path, folder: str, accelerator: str, cuda: Any, mode: Any) -> None:
     module = SomebodysModule(folder)
     plugin = BitsandbytesPrecision(mode, ignore_modules={"net.lm_head"})
-    make_trainer(tmp_path, plugins=[plugin]).fit(module, batches())
+    make_trainer(tmp_path, accelerator=accelerator, plugins=[plugin]).fit(module, batches())
     layers = dict(adapted_layers(module))
     assert {layer.quantization for layer in layers.values()} == {mode}
     assert all(layer.pera_B.abs().max() > 0 for layer in layers.values())
@@ -78,17 +75,19 @@ def test_lightnings_plugin_end_to_end(tmp_path: Path, folder: str, mode: Any) ->
 
 @pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_8bit"])
 @pytest.mark.parametrize("quantization", ["nf4-dq", "int8"])
-def test_trains_saves_loads_and_merges(tmp_path: Path, folder: str, quantization: Any, optimizer: Any) -> None:
+def test_trains_saves_loads_and_merges(
+    tmp_path: Path, folder: str, device: torch.device, accelerator: str, quantization: Any, optimizer: Any
+) -> None:
     module = PeraCausalLM(
         folder, quantization=quantization, dtype="bfloat16", optimizer=optimizer, gradient_checkpointing=True
     )
-    make_trainer(tmp_path).fit(module, batches())
+    make_trainer(tmp_path, accelerator=accelerator).fit(module, batches())
     fresh = PeraCausalLM(folder, quantization=quantization, dtype="bfloat16")
     fresh.configure_model()
     load_adapter(fresh.model, tmp_path / "adapter")
-    ids = torch.randint(3, 64, (2, 7), device="cuda")
+    ids = torch.randint(3, 64, (2, 7), device=device)
     with torch.no_grad():
-        expected = fresh.model.cuda().eval()(ids).logits
+        expected = fresh.model.to(device).eval()(ids).logits
         merge_adapter(fresh.model)
         found = fresh.model(ids).logits
     assert (found - expected).norm() < 0.05 * expected.norm()  # bfloat16 keeps 8 bits; int8 rounds its inputs too
