@@ -1,0 +1,191 @@
+"""The kernels for adapters of one shape, with everything that never changes worked out once."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from pera_lightning.errors import ConfigError
+from pera_lightning.functional.form import Form
+from pera_lightning.functional.kernels import drop as drop_module
+from pera_lightning.functional.kernels import expand as expand_module
+from pera_lightning.functional.kernels import fold as fold_module
+from pera_lightning.functional.kernels.availability import interpreted, unavailable_reason
+from pera_lightning.functional.kernels.launch import Launcher, number_key
+from pera_lightning.functional.kernels.tables import compute_dtype, padded_width, tables_of
+from pera_lightning.functional.monomials import column_count
+
+_expand = Launcher(expand_module.expand_kernel)
+_fold = Launcher(fold_module.fold_kernel)
+_drop = Launcher(drop_module.drop_kernel)
+
+
+class AdapterKernels:
+    """`expand` and `fold` for one form and shape.
+
+    Args:
+        form: Order, terms and constant factors.
+        rank: Number of components.
+        in_features: Length of the rows of A.
+        out_features: Rows of B.
+        dtype: Of the expanded factors and their gradients.
+        factor_dtype: Of A, B, h and their gradients.
+        device: Of all tensors.
+
+    Raises:
+        ConfigError: No kernel runs on the device.
+    """
+
+    def __init__(
+        self,
+        form: Form,
+        rank: int,
+        in_features: int,
+        out_features: int,
+        dtype: torch.dtype,
+        factor_dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        _refuse(device)
+        self._rank, self._in, self._out = rank, in_features, out_features
+        self._dtype, self._factor_dtype, self._device = dtype, factor_dtype, device
+        self._columns, self._width = column_count(rank, form.order, form.terms), padded_width(form, rank)
+        self._compute = compute_dtype(torch.promote_types(dtype, factor_dtype))
+        self._tables = tables_of(form, rank, in_features, self._compute, device)
+        compute = tl.float64 if self._compute == torch.float64 else tl.float32
+        self._constants = (self._columns > rank, form.order, compute)
+        numbers = (in_features, out_features, rank, self._columns, self._width)
+        self._numbers = numbers
+        self._key = (device, dtype, factor_dtype, *self._constants[:2], self._tables.count, *map(number_key, numbers))
+        blocks = _blocks(in_features, expand_module.BLOCK) + _blocks(out_features, expand_module.BLOCK)
+        self._expand_programs = blocks * _blocks(self._width, expand_module.BLOCK_K)
+        components = _blocks(rank, fold_module.BLOCK_I)
+        self._A_programs = components * _blocks(in_features, fold_module.BLOCK)
+        self._row_blocks = _blocks(out_features, fold_module.BLOCK)
+        self._B_programs = components * self._row_blocks
+        self._h_programs = self._row_blocks * _blocks(self._columns - rank, fold_module.BLOCK_K)
+
+    def expand(self, A: Tensor, B: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The expanded factors: `right` (width, in) and `left` (out, width) with coefficients and scaling.
+
+        Args:
+            A: Shape (rank, in).
+            B: Shape (out, rank).
+            h: Coefficients without their constant factors; None where there are none.
+        """
+        right = torch.empty(self._width, self._in, dtype=self._dtype, device=self._device)
+        left = torch.empty(self._out, self._width, dtype=self._dtype, device=self._device)
+        factors = _contiguous(A, B, B if h is None else h)
+        _expand(
+            self._key,
+            self._expand_programs,
+            (*factors, self._tables.members, self._tables.scales, right, left),
+            *self._numbers,
+            *self._constants,
+            expand_module.BLOCK_K,
+            expand_module.BLOCK,
+        )
+        return right, left
+
+    def fold(
+        self, right_grad: Tensor | None, left_grad: Tensor | None, A: Tensor, B: Tensor, h: Tensor | None, want_h: bool
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The gradients of A, B and h from those of `right` and `left`.
+
+        Args:
+            right_grad: Shape (width, in); None where A's gradient is not wanted.
+            left_grad: Shape (out, width); None where neither B's nor h's gradient is wanted.
+            A: Shape (rank, in).
+            B: Shape (out, rank).
+            h: Coefficients, or None.
+            want_h: Whether the gradient of h is wanted.
+
+        Returns:
+            In the shapes and the dtype of A, B and h; None where not wanted.
+        """
+        want_h = want_h and h is not None
+        A_grad = None if right_grad is None else torch.empty_like(A, memory_format=torch.contiguous_format)
+        B_grad = None if left_grad is None else torch.empty_like(B, memory_format=torch.contiguous_format)
+        # One row per block of rows of B: added up afterwards, in an order that never changes.
+        sums = B.new_empty(self._row_blocks, self._columns - self._rank, dtype=self._compute) if want_h else None
+        A_programs = 0 if A_grad is None else self._A_programs
+        B_programs = 0 if B_grad is None else self._B_programs
+        grads = _contiguous(_either(right_grad, left_grad), _either(left_grad, right_grad))
+        factors = _contiguous(A, B, B if h is None else h)
+        _fold(
+            self._key,
+            A_programs + B_programs + (self._h_programs if want_h else 0),
+            (
+                *grads,
+                *factors,
+                *self._tables,
+                _either(A_grad, B_grad),
+                _either(B_grad, A_grad),
+                self._tables.scales if sums is None else sums,
+            ),
+            *self._numbers,
+            A_programs,
+            B_programs,
+            self._tables.count,
+            *self._constants,
+            fold_module.BLOCK_I,
+            fold_module.BLOCK,
+            fold_module.BLOCK_K,
+        )
+        h_grad = None if sums is None or h is None else sums.sum(0).to(h.dtype)
+        return A_grad, B_grad, h_grad
+
+
+adapter_kernels = lru_cache(maxsize=1024)(AdapterKernels)
+"""The kernels of a shape, made once."""
+
+
+def drop(x: Tensor, seed: Tensor, lost: int, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """The entries of x that a seed keeps, zeros in place of the others; the same each time.
+
+    Args:
+        x: Any shape.
+        seed: int64 of one entry, on the device of x.
+        lost: How many of 65536 entries are lost, on average.
+        dtype: Of the result.
+        out: Where to write it; x itself is all right.
+
+    Raises:
+        ConfigError: No kernel runs on the device.
+    """
+    _refuse(x.device)
+    x = x.contiguous()
+    out = torch.empty_like(x, dtype=dtype) if out is None else out
+    count = x.numel()
+    key = (x.device, x.dtype, out.dtype, number_key(count))
+    _drop(key, _blocks(count, drop_module.ENTRIES), (x, out, seed), count, lost, drop_module.GROUP)
+    return out
+
+
+def _blocks(size: int, block: int) -> int:
+    return -(-size // block)
+
+
+def _contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors)
+
+
+def _either(first: Tensor | None, other: Tensor | None) -> Tensor:
+    """The first, or something that a kernel may be given in its place and never looks at."""
+    found = other if first is None else first
+    assert found is not None, "nothing is wanted"
+    return found
+
+
+def _refuse(device: torch.device) -> None:
+    if device.type == "cuda" or interpreted():
+        return
+    raise ConfigError(
+        "A kernel was asked for where none runs.",
+        got=f"tensors on {device}: {unavailable_reason(device)}",
+        expected="tensors on a CUDA GPU",
+        fix="call pera_linear, which takes plain operations elsewhere",
+    )

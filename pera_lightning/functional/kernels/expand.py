@@ -1,0 +1,75 @@
+"""Triton: the expansion of both factors in one launch.
+
+A `right` (width, in) and a `left` (out, width), the shapes in which torch's products take the weights of a linear
+layer: `y = (x right^T) left^T`. Products, coefficients and scaling are taken in float32 (float64 for float64) and
+rounded once.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+BLOCK_K = 16
+"""Expanded columns of a program; `Tables` pads its rows to it."""
+BLOCK = 128
+"""Columns of A or rows of B of a program."""
+
+
+@triton.jit
+def member_products(factor, base, stride, members, k, there, ORDER: tl.constexpr, COMPUTE: tl.constexpr):
+    """The products of the components `members[k]` of a factor, which lie at `base + component * stride`."""
+    component = tl.load(members + k * ORDER)
+    value = tl.load(factor + base + component.to(tl.int64) * stride, mask=there, other=0.0).to(COMPUTE)
+    for position in tl.static_range(1, ORDER):
+        component = tl.load(members + k * ORDER + position)
+        place = factor + base + component.to(tl.int64) * stride
+        value *= tl.load(place, mask=there & (component >= 0), other=1.0).to(COMPUTE)
+    return value
+
+
+@triton.jit
+def expand_kernel(
+    A,
+    B,
+    h,
+    members,
+    scales,
+    right,
+    left,
+    in_features,
+    out_features,
+    rank,
+    columns,
+    width,
+    HAS_H: tl.constexpr,
+    ORDER: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """`right` from the first programs, `left` from the others; see `Tables` for members and scales."""
+    k_blocks = tl.cdiv(width, BLOCK_K)
+    right_blocks = tl.cdiv(in_features, BLOCK)
+    program = tl.program_id(0)
+    k = (program % k_blocks) * BLOCK_K + tl.arange(0, BLOCK_K)
+    block = program // k_blocks
+    if block < right_blocks:
+        right_row = k[:, None]
+        right_column = (block * BLOCK + tl.arange(0, BLOCK))[None, :].to(tl.int64)
+        inside = right_column < in_features
+        there = (right_row < columns) & inside
+        product = member_products(A, right_column, in_features, members, right_row, there, ORDER, COMPUTE)
+        product *= tl.load(scales + 2 * right_row)
+        place = right + right_row.to(tl.int64) * in_features + right_column
+        tl.store(place, product.to(right.dtype.element_ty), mask=(right_row < width) & inside)
+    else:
+        row = ((block - right_blocks) * BLOCK + tl.arange(0, BLOCK))[:, None].to(tl.int64)
+        column = k[None, :]
+        real = column < columns
+        value = member_products(B, row * rank, 1, members, column, real & (row < out_features), ORDER, COMPUTE)
+        value *= tl.load(scales + 2 * column + 1)
+        if HAS_H:
+            value *= tl.load(h + column - rank, mask=(column >= rank) & real, other=1.0).to(COMPUTE)
+        target = left + row * width + column
+        tl.store(target, value.to(left.dtype.element_ty), mask=(column < width) & (row < out_features))

@@ -1,0 +1,99 @@
+"""What the kernels look up about a form: which components each product has, and what it is multiplied with."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pera_lightning.config import Terms
+from pera_lightning.functional.form import Form
+from pera_lightning.functional.monomials import column_count, monomials_of_degree
+
+WIDTH_STEP = 16
+"""The K columns are padded with zeros to a multiple of it: matrix units work in such steps, and rows stay aligned."""
+ROW_STEP = 16
+"""Both tables of products have rows up to a multiple of it, and one step more, for programs to read past the end."""
+
+
+def padded_width(form: Form, rank: int) -> int:
+    """K, padded."""
+    return -(-column_count(rank, form.order, form.terms) // WIDTH_STEP) * WIDTH_STEP
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What products and sums of entries are taken in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Tables(NamedTuple):
+    """Constants of a form and a rank on one device."""
+
+    members: Tensor
+    """int32 (rows, order): the components of each product; -1 where it has fewer."""
+    scales: Tensor
+    """(rows, 2): constant factors of the products of A and of B, scaling included; the coefficients h come on top."""
+    entries: Tensor
+    """int32 (components, count, order + 1): of each component, the products it is part of: which one, its exponent
+    there, and the components that are left when it is taken out once; -1 where there are fewer."""
+
+    @property
+    def count(self) -> int:
+        """How many products a component is part of; all of them in equally many."""
+        return self.entries.shape[1]
+
+
+@lru_cache(maxsize=64)
+def tables_of(form: Form, rank: int, in_features: int, dtype: torch.dtype, device: torch.device) -> Tables:
+    """The tables, made once.
+
+    Args:
+        form: Order, terms and constant factors.
+        rank: Number of components.
+        in_features: Length of the rows of A. Products of d entries of A shrink as its power 1 - d; in float16 they
+            would soon be nothing, so that powers of two near it move from the products of A to those of B.
+        dtype: Of the scales.
+        device: Of the tables.
+    """
+    every = _products(rank, form.order, form.terms)
+    rows = -(-len(every) // ROW_STEP) * ROW_STEP + ROW_STEP
+    members = [_padded(product, form.order) for product in every]
+    members += [[0] + [-1] * (form.order - 1)] * (rows - len(every))
+    shift = round(math.log2(in_features) / 2)
+    scales = []
+    for product in every:
+        degree = len(product)
+        factor = form.factors[degree - 2] if degree > 1 else 1.0
+        moved = 2.0 ** (shift * (degree - 1))
+        scales.append([moved, form.scaling * factor / moved])
+    scales += [[0.0, 0.0]] * (rows - len(every))
+    with torch.inference_mode(mode=False):
+        return Tables(
+            torch.tensor(members, dtype=torch.int32, device=device),
+            torch.tensor(scales, dtype=dtype, device=device),
+            _entries(every, rank, form.order).to(device),
+        )
+
+
+def _products(rank: int, order: int, terms: Terms) -> list[tuple[int, ...]]:
+    higher = (product for degree in range(2, order + 1) for product in monomials_of_degree(rank, degree, terms))
+    return [(component,) for component in range(rank)] + list(higher)
+
+
+def _entries(every: list[tuple[int, ...]], rank: int, order: int) -> Tensor:
+    found: list[list[list[int]]] = [[] for _ in range(rank)]
+    for k, product in enumerate(every):
+        for component in set(product):
+            others = list(product)
+            others.remove(component)
+            found[component].append([k, product.count(component), *_padded(others, order - 1)])
+    table = torch.zeros(-(-rank // ROW_STEP) * ROW_STEP, len(found[0]), order + 1, dtype=torch.int32, device="cpu")
+    table[:rank] = torch.tensor(found, dtype=torch.int32, device="cpu")
+    return table
+
+
+def _padded(components: tuple[int, ...] | list[int], length: int) -> list[int]:
+    return list(components) + [-1] * (length - len(components))
