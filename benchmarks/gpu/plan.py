@@ -110,5 +110,5 @@ def _tiny(row: Row) -> dict[str, Any]:
     if row.part == "batch":
         shrunk |= {"first": 1, "most": 2}
     if row.part == "compile":
-        shrunk |= {"layers": 1, "backend": "aot_eager"}
+        shrunk |= {"layers": 1, "backend": "eager"}
     return {**settings, **shrunk}

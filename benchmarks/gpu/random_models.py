@@ -14,6 +14,7 @@ from benchmarks.gpu.shapes import Architecture
 from benchmarks.models import TARGETS
 from pera_lightning import PeraConfig, inject_adapter, quantize_model
 from pera_lightning.analysis.memory import quantizable_layers, quantized_bytes
+from pera_lightning.integration.pretrained import enable_gradient_checkpointing
 
 SPREAD = 0.02
 """Standard deviation of the weights, as transformers starts them."""
@@ -69,7 +70,7 @@ def adapted(base: Any, kind: str, settings: dict[str, Any]) -> nn.Module:
     """A copy of the base that shares its weights, with a LoRA of PEFT ("lora"), a PERA ("pera") or neither ("base")."""
     model = share(base)
     if settings.get("checkpointing"):
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable_gradient_checkpointing(model)
     rank, dropout = settings["rank"], settings["dropout"]
     if kind == "lora":
         # What `from_pretrained` leaves on a quantised model, and PEFT asks for.

@@ -12,6 +12,9 @@ import torch
 from tests.conftest import NO_GPU
 from tests.gpu.failures import note
 
+# Read when cuBLAS is first used; without it torch's deterministic mode refuses its products.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 DEVICE = os.environ.get("PERA_TEST_GPU_DEVICE", "cuda")
 FAILURES = os.environ.get("PERA_TEST_FAILURES")
 NO_COUNTERPART = "has no counterpart on a CPU"
