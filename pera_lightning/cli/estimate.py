@@ -105,6 +105,7 @@ def _parts_table(fit: FitOnMeta) -> Table:
         (f"their gradients{', and DDP buckets' if options.reduces_gradients else ''}", held.gradients, "counting"),
         (f"optimizer: {options.optimizer}", held.optimizer, "counting"),
         (f"activations, checkpointing {'on' if checkpointing else 'off'}", step.kept, "a step on torch's meta device"),
+        *_offloaded_row(fit),
         ("working memory at the peak", step.peak - step.kept, "a step on torch's meta device"),
         ("  at another time: logits", step.loss, "a step on torch's meta device"),
         ("  within: largest expansion K(m+n)", fit.largest_expansion(), "counting"),
@@ -123,6 +124,14 @@ def _parts_table(fit: FitOnMeta) -> Table:
             total = needed(held, size)
             table.add_row(name, f"{total / 2**20:,.1f}", f"{total / GB:.2f} GB")
     return table
+
+
+def _offloaded_row(fit: FitOnMeta) -> list[tuple[str, float, str]]:
+    options = fit.options
+    if not options.activation_offloading:
+        return []
+    size = fit.offloaded(options.gradient_checkpointing, options.batch_size, options.length)
+    return [("  in pinned CPU memory instead", size, "a step on torch's meta device")]
 
 
 def _cards_table(fit: FitOnMeta, growths: dict[bool, _Growths], cards: Sequence[float]) -> Table:

@@ -14,6 +14,7 @@ from pera_lightning.analysis.memory import HeldMemory
 from pera_lightning.analysis.step_memory import StepMemory, measure_forward, measure_step
 from pera_lightning.cli.fit_options import FitOptions
 from pera_lightning.injection import inject_adapter
+from pera_lightning.integration.activation_offloading import ActivationOffloading
 from pera_lightning.integration.answer_loss import answer_loss, has_frozen_head, head_loss
 from pera_lightning.integration.pretrained import enable_gradient_checkpointing
 
@@ -29,6 +30,8 @@ class MetaModel(NamedTuple):
     """The layers that would be quantised."""
     chunks_loss: bool
     """Whether the loss does without the whole logits."""
+    offloading: ActivationOffloading
+    """Of its activations, if they are offloaded."""
 
 
 class FitOnMeta:
@@ -73,6 +76,12 @@ class FitOnMeta:
             return head_loss(model.lm, out.flatten(0, 1).clone(), targets.flatten())
 
         return measure_step(model.holder, body, loss, **self._kernels(model, self.is_masked(batch_size)))
+
+    def offloaded(self, checkpointing: bool, batch_size: int, length: int) -> int:
+        """Bytes that wait in CPU memory for a training step's backward pass."""
+        # The last step that was measured may have been another one.
+        self._step(checkpointing, batch_size, length)
+        return self._model(checkpointing).offloading.moved
 
     def validation_peak(self, checkpointing: bool) -> int:
         """The most bytes that a validation step allocates; its metrics want the logits as a whole. 0 without any."""
@@ -127,7 +136,11 @@ class FitOnMeta:
         holder.model = lm
         inject_adapter(holder, self.options.pera)
         holder.train()
-        return MetaModel(holder, lm, quantized, has_frozen_head(lm) and _ends_in_head(lm))
+        chunks_loss = has_frozen_head(lm) and _ends_in_head(lm)
+        offloading = ActivationOffloading()
+        if self.options.activation_offloading:
+            offloading.attach(lm.base_model)
+        return MetaModel(holder, lm, quantized, chunks_loss, offloading)
 
     def _kernels(self, model: MetaModel, masked: bool) -> dict[str, Any]:
         int8 = self.options.quantization == "int8"

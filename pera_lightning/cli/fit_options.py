@@ -32,6 +32,7 @@ class FitOptions:
         optimizer: Name of the optimizer.
         attention: "eager", "sdpa" or "flash".
         gradient_checkpointing: Whether activations are computed again in the backward pass.
+        activation_offloading: Whether they wait for it in CPU memory.
         batch_size: Rows, with packing packs, of a training batch.
         length: Most tokens of such a row.
         packing: Whether the packs of a batch stand in one row.
@@ -49,6 +50,7 @@ class FitOptions:
     optimizer: str
     attention: str
     gradient_checkpointing: bool
+    activation_offloading: bool
     batch_size: int
     length: int
     packing: bool
@@ -84,6 +86,7 @@ class FitOptions:
             optimizer=model["optimizer"],
             attention=_attention(model["attn_implementation"]),
             gradient_checkpointing=model["gradient_checkpointing"],
+            activation_offloading=model["activation_offloading"],
             batch_size=data["batch_size"],
             **rows(data),
             eval_batch_size=(data["eval_batch_size"] or data["batch_size"]) if validates else None,

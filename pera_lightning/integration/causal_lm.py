@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from pera_lightning.bases import QUANTIZATIONS, Quantization, check_quantization, set_compute_dtype
 from pera_lightning.injection import describe_bytes
+from pera_lightning.integration.activation_offloading import ActivationOffloading
 from pera_lightning.integration.answer_loss import (
     IGNORE_INDEX,
     answer_logits,
@@ -65,6 +66,8 @@ class PeraCausalLM(PretrainedModule):
         attn_implementation: "eager", "sdpa", "flash_attention_2", ...; null leaves the choice to transformers.
         trust_remote_code: Whether code that comes with the repository may run.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+        activation_offloading: Keep in CPU memory what the forward pass saves for the backward pass: less GPU memory
+            and more time. Best with gradient_checkpointing, which leaves one tensor per layer to be moved.
         optimizer: "adamw", or bitsandbytes' with moments in 8 bits: "adamw_8bit", or "paged_adamw_8bit", which makes
             room on the GPU when memory runs out.
         learning_rate: Peak learning rate of AdamW, for the factors A and everything trained whole.
@@ -93,6 +96,7 @@ class PeraCausalLM(PretrainedModule):
         attn_implementation: str | None = None,
         trust_remote_code: bool = False,
         gradient_checkpointing: bool = False,
+        activation_offloading: bool = False,
         optimizer: OptimizerName = "adamw",
         learning_rate: float = 2e-4,
         b_lr_factor: float = 1.0,
@@ -114,6 +118,7 @@ class PeraCausalLM(PretrainedModule):
         if self.quantization is not None:
             check_quantization(self.quantization)
         self.gradient_checkpointing = gradient_checkpointing
+        self.activation_offloading = activation_offloading
         self.set_optimization(
             optimizer=optimizer,
             learning_rate=learning_rate,
@@ -150,6 +155,8 @@ class PeraCausalLM(PretrainedModule):
                 self.model = self._parallel.model
             if self.gradient_checkpointing:
                 enable_gradient_checkpointing(self.model)
+            if self.activation_offloading:
+                ActivationOffloading().attach(self.model.base_model)
         set_compute_dtype(self.model, self._compute_dtype(self.model.dtype))
         if self._parallel is not None and not has_pera_callback(self.trainer):
             self.shard_model()

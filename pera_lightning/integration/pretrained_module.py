@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from pera_lightning.errors import InjectionError
 from pera_lightning.injection import adapted_layers, parameter_groups
+from pera_lightning.integration.activation_offloading import check_offloading
 from pera_lightning.integration.optimization import OptimizerName, Schedule, make_optimizer, warmup_schedule
 from pera_lightning.integration.option_checks import between, one_of, positive
 from pera_lightning.integration.pretrained import PretrainedSource, load_tokenizer
@@ -27,6 +28,8 @@ class PretrainedModule(LightningModule):
 
     A subclass calls `set_source` and `set_optimization` in `__init__`, and makes `self.model` in `configure_model`.
     """
+
+    activation_offloading: bool
 
     def set_source(self, source: PretrainedSource, dtype: Dtype, attn_implementation: str | None) -> None:
         """Keep where the model comes from and how it is loaded; nothing is loaded yet."""
@@ -92,6 +95,16 @@ class PretrainedModule(LightningModule):
                 fix="run it with a Trainer, or call configure_model() first",
             )
         return self.model
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Refuse what cannot be, before anything is loaded.
+
+        Raises:
+            ConfigError: Activations are to be offloaded under a strategy that shards the model.
+        """
+        if stage == "fit" and self.activation_offloading:
+            check_offloading(self.trainer)
 
     @override
     def on_fit_start(self) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from pera_lightning.errors import ConfigError, DataError
+from pera_lightning.integration.activation_offloading import ActivationOffloading
 from pera_lightning.integration.class_metrics import ClassMetrics
 from pera_lightning.integration.optimization import OptimizerName, Schedule
 from pera_lightning.integration.option_checks import count
@@ -40,6 +41,8 @@ class PeraSequenceClassifier(PretrainedModule):
         attn_implementation: "eager", "sdpa", "flash_attention_2", ...; null leaves the choice to transformers.
         trust_remote_code: Whether code that comes with the repository may run.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+        activation_offloading: Keep in CPU memory what the forward pass saves for the backward pass: less GPU memory
+            and more time. Best with gradient_checkpointing, which leaves one tensor per layer to be moved.
         optimizer: "adamw", or bitsandbytes' with moments in 8 bits: "adamw_8bit", or "paged_adamw_8bit", which makes
             room on the GPU when memory runs out.
         learning_rate: Peak learning rate of AdamW, for the factors A and the head.
@@ -63,6 +66,7 @@ class PeraSequenceClassifier(PretrainedModule):
         attn_implementation: str | None = None,
         trust_remote_code: bool = False,
         gradient_checkpointing: bool = False,
+        activation_offloading: bool = False,
         optimizer: OptimizerName = "adamw",
         learning_rate: float = 1e-3,
         b_lr_factor: float = 1.0,
@@ -77,6 +81,7 @@ class PeraSequenceClassifier(PretrainedModule):
         self.set_source(source, dtype, attn_implementation)
         self.num_labels = None if num_labels is None else count("num_labels", num_labels, least=1)
         self.gradient_checkpointing = gradient_checkpointing
+        self.activation_offloading = activation_offloading
         self.set_optimization(
             optimizer=optimizer,
             learning_rate=learning_rate,
@@ -116,6 +121,8 @@ class PeraSequenceClassifier(PretrainedModule):
         self.model.config.pad_token_id = self.tokenizer.pad_token_id
         if self.gradient_checkpointing:
             enable_gradient_checkpointing(self.model)
+        if self.activation_offloading:
+            ActivationOffloading().attach(self.model.base_model)
         self.val_metrics = ClassMetrics(number)
         self.test_metrics = ClassMetrics(number)
 

@@ -177,6 +177,31 @@ def test_checkpointing_attention_and_packing(config: Path) -> None:
     assert packed.step(False, 2, 256).kept > 1.2 * fit.step(False, 2, 256).kept
 
 
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_offloaded_activations_are_not_on_the_gpu(config: Path, checkpointing: bool) -> None:
+    plain, moving = (
+        FitOnMeta(options(config, "--model.init_args.activation_offloading", word)) for word in ("false", "true")
+    )
+    # A layer's input takes 2 MiB. There are two, of which the first, a leaf of the graph, stays.
+    size = (64, 256)
+    before, after = plain.step(checkpointing, *size), moving.step(checkpointing, *size)
+    assert moving.offloaded(checkpointing, *size) == before.kept - after.kept
+    assert before.kept - after.kept > (0.4 if checkpointing else 0.9) * before.kept
+    assert after.peak < before.peak
+    assert plain.offloaded(checkpointing, *size) == 0
+
+
+def test_prints_what_is_offloaded(config: Path) -> None:
+    words = ("--config", config, "--data.init_args.batch_size", "8", "--data.init_args.max_length", "2048")
+    plain, moving = (
+        run("estimate", *words, "--model.init_args.activation_offloading", word) for word in ("false", "true")
+    )
+    name = "in pinned CPU memory instead"
+    assert name not in plain
+    assert megabytes(moving)[name] >= 2
+    assert megabytes(moving)["a training step needs"] < megabytes(plain)["a training step needs"]
+
+
 def test_a_trained_head_has_whole_logits(config: Path) -> None:
     many = ("--data.init_args.batch_size", "4")
     frozen = FitOnMeta(options(config, *many)).step(True, 4, 64)
