@@ -7,12 +7,9 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import Tensor
 from typing_extensions import override
 
-from pera_lightning.analysis import mean_energy
 from pera_lightning.checkpoint import Manifest, manifest_of
 from pera_lightning.config import ALL_LINEAR, Bias, Init, PeraConfig, Terms
 from pera_lightning.errors import ConfigError
@@ -21,31 +18,28 @@ from pera_lightning.integration import fsdp
 from pera_lightning.integration.adapter_root import adapter_root, with_own_modules
 from pera_lightning.integration.conflicting_callbacks import refuse_conflicting_callbacks
 from pera_lightning.integration.deepspeed import keep_adapter_alone
+from pera_lightning.integration.energy_log import EnergyLog
 from pera_lightning.integration.exact_resume import ExactResume
 from pera_lightning.integration.frozen_norms import stop_running_statistics
-from pera_lightning.integration.guards import (
-    refuse_infinite_loss,
-    refuse_lost_adapters,
-    refuse_other_base,
-    refuse_other_form,
-    refuse_thawed_base,
-)
+from pera_lightning.integration.guards import refuse_lost_adapters, refuse_other_base, refuse_other_form
 from pera_lightning.integration.late_injection import cancel_late_injection, inject_after_configure_model
 from pera_lightning.integration.lora_start import chosen_options, start_adapters
+from pera_lightning.integration.loss_check import LossCheck
 from pera_lightning.integration.lost_worker import explain_lost_worker
 from pera_lightning.integration.model_parallel import check_before_loading, stop_checking
 from pera_lightning.integration.option_checks import count
-from pera_lightning.integration.polynomial_start import hold_coefficients
+from pera_lightning.integration.polynomial_start import HeldCoefficients
 from pera_lightning.integration.preflight import Preflight
 from pera_lightning.integration.returned_adapter import ReturnedAdapter
 from pera_lightning.integration.strategy_limits import refuse_impossible_strategy
 from pera_lightning.integration.termination import JointTermination, save_before_termination
+from pera_lightning.integration.thawed_base import ThawedBaseCheck
 from pera_lightning.integration.trained_adapter import adapter_folder, announce_replacement, write_trained_adapter
 from pera_lightning.integration.weight_averaging import average_the_adapter_alone
 from pera_lightning.token_ids import TokenIds
 
 
-class PeraCallback(Callback):
+class PeraCallback(pl.Callback):
     """Injects PERA adapters into the module that a Trainer runs, and keeps checkpoints adapter-only.
 
     Works with models built in `__init__`, `setup()` or `configure_model()`. The base is frozen; `.ckpt` files
@@ -150,6 +144,10 @@ class PeraCallback(Callback):
         self._trained = False
         self._exact_resume = ExactResume()
         self._preflight = Preflight(skip_checks)
+        self._held_coefficients = HeldCoefficients()
+        self._energy_log = EnergyLog()
+        self._loss_check = LossCheck()
+        self._thawed_base_check = ThawedBaseCheck()
         self._termination = JointTermination()
         self.returned = ReturnedAdapter(self._inject)
 
@@ -212,6 +210,8 @@ class PeraCallback(Callback):
         self._exact_resume.on_train_start(trainer, pl_module)
         # A run that goes on within an epoch does not begin one.
         stop_running_statistics(pl_module)
+        self._held_coefficients.find(pl_module)
+        self._energy_log.on_train_start(trainer)
         self._termination.on_train_start(trainer)
         self._trained = True
 
@@ -238,8 +238,8 @@ class PeraCallback(Callback):
         self._termination.on_train_epoch_end(trainer)
 
     @override
-    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        refuse_infinite_loss(trainer, loss)
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
+        self._loss_check.note(trainer, loss)
 
     @override
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -252,23 +252,23 @@ class PeraCallback(Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
+        self._loss_check.look()
         if pl_module.automatic_optimization:
             fsdp.average_gradients(trainer, pl_module)
         if trainer.global_step < self.polynomial_start_step:
-            hold_coefficients(pl_module)
-        refuse_thawed_base(pl_module, optimizer)
+            self._held_coefficients.hold()
+        self._thawed_base_check.check(pl_module, optimizer)
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        every = self.energy_every_n_steps
-        every = getattr(trainer, "log_every_n_steps", 0) if every is None else every
-        if self.config.order > 1 and every and trainer.global_step % every == 0:
-            pl_module.log("pera_energy", mean_energy(pl_module), rank_zero_only=True)
+        if self.config.order > 1:
+            self._energy_log.on_train_batch_end(trainer, pl_module, self.energy_every_n_steps)
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._loss_check.look()
         folder = adapter_folder(trainer, self.adapter_dir)
         # A fit that finds nothing left to do leaves the folder of the run that did it alone.
         if self._trained and not getattr(trainer, "fast_dev_run", False):
@@ -287,7 +287,8 @@ class PeraCallback(Callback):
         cancel_late_injection(pl_module)
         stop_checking(trainer)
         fsdp.restore_options(trainer)
-        self._exact_resume.forget()
+        for part in (self._exact_resume, self._held_coefficients, self._loss_check, self._thawed_base_check):
+            part.forget()
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -297,6 +298,7 @@ class PeraCallback(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        self._loss_check.look()
         self._exact_resume.on_save_checkpoint(trainer, pl_module, checkpoint)
 
     @override

@@ -7,16 +7,26 @@ from torch import nn
 from pera_lightning.injection import adapted_layers
 
 
-def hold_coefficients(model: nn.Module) -> None:
-    """Keep h as it is in the coming optimizer step, by taking its gradients away.
+class HeldCoefficients:
+    """Keeps h as it is in optimizer steps, by taking its gradients away before them.
 
-    h starts at zero, so that the adapter is of order 1 as long as this is called before every step. It stays a
-    trainable parameter with a gradient in every backward pass, as DistributedDataParallel wants it.
-
-    Args:
-        model: A model with adapters.
+    h starts at zero, so that the adapter is of order 1 as long as it is held. It stays a trainable parameter with a
+    gradient in every backward pass, as DistributedDataParallel wants it.
     """
-    for _, layer in adapted_layers(model):
-        if layer.pera_h is not None:
+
+    def __init__(self) -> None:
+        self._coefficients: list[nn.Parameter] = []
+
+    def find(self, model: nn.Module) -> None:
+        """Find the coefficients of a model; once, as a walk over a large one takes longer than to hold them."""
+        self._coefficients = [layer.pera_h for _, layer in adapted_layers(model) if layer.pera_h is not None]
+
+    def hold(self) -> None:
+        """Keep h as it is in the coming optimizer step."""
+        for h in self._coefficients:
             # Not zeros: optimizers skip what has none, moments and weight decay included.
-            layer.pera_h.grad = None
+            h.grad = None
+
+    def forget(self) -> None:
+        """A later run may have another model."""
+        self._coefficients = []

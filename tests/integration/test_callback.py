@@ -145,6 +145,22 @@ def test_energy_can_be_turned_off(tmp_path: Path) -> None:
     assert "pera_energy" not in trainer.callback_metrics
 
 
+@pytest.mark.parametrize(("every", "seen"), [(1, [1, 2, 3, 4]), (2, [2, 4])])
+def test_the_energy_is_computed_once_per_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, seen: list[int]
+) -> None:
+    steps = []
+
+    def noted(model: pl.LightningModule) -> torch.Tensor:
+        steps.append(model.trainer.global_step)
+        return torch.zeros(())
+
+    monkeypatch.setattr("pera_lightning.integration.energy_log.mean_energy_tensor", noted)
+    options = {"accumulate_grad_batches": 2, "enable_checkpointing": False}
+    make_trainer(tmp_path, PeraCallback(rank=2, energy_every_n_steps=every), **options).fit(Regressor())
+    assert steps == seen
+
+
 def test_writes_the_adapter_of_the_best_checkpoint(trained: tuple[pl.Trainer, Regressor, Path], tmp_path: Path) -> None:
     _, _, best = trained
     fresh = Regressor()

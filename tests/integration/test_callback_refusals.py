@@ -97,15 +97,21 @@ def test_an_optimizer_without_the_adapters_is_refused(tmp_path: Path) -> None:
 
 
 class Thawing(Regressor):
+    def __init__(self, epoch: int) -> None:
+        super().__init__()
+        self.epoch = epoch
+
     def on_train_epoch_start(self) -> None:
-        self.net.requires_grad_(True)
+        if self.current_epoch == self.epoch:
+            self.net.requires_grad_(True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def test_a_base_that_thaws_is_refused_before_the_step(tmp_path: Path) -> None:
-    module = Thawing()
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_base_that_thaws_is_refused_before_the_step(tmp_path: Path, epoch: int) -> None:
+    module = Thawing(epoch)
     with pytest.raises(TrainingError, match=r"net.0.base_layer.weight"):
         make_trainer(tmp_path, PeraCallback(rank=2)).fit(module)
     assert torch.equal(module.net[0].base_layer.weight, Regressor().net[0].weight)
