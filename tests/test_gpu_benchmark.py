@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from tests.test_configs import ARCHITECTURES, GPU_CONFIGS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
+GB = 2**30
 CPU = torch.device("cpu")
 KEYS = {"date", "commit", "card", "memory_gb", "driver", "cuda", "python", "versions", "launch_us", "kernels", "rows"}
 
@@ -235,6 +237,38 @@ def test_rounds_end_with_the_time() -> None:
     assert [len(each) for each in times.values()] == [LEAST, LEAST]
     assert ratio(times, "a", "b") == 1.0
     assert len(in_turns(CPU, {"a": int}, 1e9, lambda: float(next(now)))["a"]) == MOST
+
+
+class FakeCuda:
+    """The calls to torch.cuda that tell about a card of 24 GB with 6 of them in use."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.allocated, self.most = 4 * GB, 0
+        answers: dict[str, Any] = {
+            "get_device_name": "NVIDIA Thing 4",
+            "get_device_capability": (8, 9),
+            "get_device_properties": SimpleNamespace(total_memory=24 * GB),
+            "mem_get_info": (18 * GB, 24 * GB),
+            "memory_reserved": 6 * GB,
+            "synchronize": None,
+            "empty_cache": None,
+        }
+        for name, answer in answers.items():
+            patch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+        patch.setattr(torch.cuda, "memory_allocated", lambda _: self.allocated)
+        patch.setattr(torch.cuda, "max_memory_allocated", lambda _: self.most)
+        patch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: setattr(self, "most", self.allocated))
+
+
+def test_what_a_card_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, device = FakeCuda(monkeypatch), torch.device("cuda", 0)
+    assert card.free(device) == 20 * GB
+    assert card.peak(device, lambda: setattr(fake, "most", 9 * GB)) == 5 * GB
+    monkeypatch.setattr(card, "launch_microseconds", lambda _: 12.345)
+    monkeypatch.setattr(card, "kernels", lambda _: "used")
+    header = card.described(device)
+    assert (header["card"], header["memory_gb"], header["capability"]) == ("NVIDIA Thing 4", 24.0, [8, 9])
+    assert "NVIDIA Thing 4 (24 GB)" in report.described(header)
 
 
 def test_a_second_run_of_a_day_has_a_file_of_its_own(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 def default_device() -> torch.device:
     """The GPU, if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def described(device: torch.device) -> dict[str, Any]:

@@ -42,6 +42,10 @@ def accelerator(device: torch.device) -> str:
     return "gpu" if device.type == "cuda" else "cpu"
 
 
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    note(report, FAILURES)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Iterator[Any]:
     report = yield

@@ -14,4 +14,4 @@ def note(report: Any, path: str | None) -> None:
     if path and report.failed:
         lines = str(report.longrepr).splitlines()[-KEPT:]
         with Path(path).open("a", encoding="utf-8") as file:
-            file.write("\n".join([f"FAILED {report.nodeid} ({report.when})", *lines, "", ""]))
+            file.write("\n".join([f"FAILED {report.nodeid} ({getattr(report, 'when', 'collection')})", *lines, "", ""]))

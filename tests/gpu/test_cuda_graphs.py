@@ -12,6 +12,7 @@ from torch import Tensor
 from pera_lightning.functional import pera_linear
 
 DROPOUT = 0.3
+ERRORS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
 class Operands(NamedTuple):
@@ -58,7 +59,7 @@ def same_mask(given: Operands, y: Tensor, grad_x: Tensor) -> bool:
     return bool((forward - backward).abs() < 1e-3 * (given.grad.double() * y.double()).abs().sum() / y.numel() ** 0.5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", ERRORS, ids=str)
 def test_replays_compute_with_what_is_there(cuda: torch.device, dtype: torch.dtype) -> None:
     given = operands(cuda, dtype)
     graph, found = captured(lambda: passes(given, 0.0))
@@ -67,7 +68,8 @@ def test_replays_compute_with_what_is_there(cuda: torch.device, dtype: torch.dty
             value.mul_(0.5)
     graph.replay()
     for one, other in zip(found, passes(given, 0.0), strict=True):
-        torch.testing.assert_close(one, other)
+        # Of sums that may be taken in another order.
+        assert (one - other).norm() < ERRORS[dtype] * other.norm()
 
 
 def test_every_replay_draws_a_mask_for_both_directions(cuda: torch.device) -> None:

@@ -17,6 +17,6 @@ def test_within_a_tenth(device: torch.device, config: str) -> None:
     session = Session(device, is_tiny=device.type != "cuda", seconds=0)
     try:
         found = estimated_memory.measure(session, {"config": config})
-    except SkippedError as refusal:
+    except (SkippedError, torch.OutOfMemoryError) as refusal:
         pytest.skip(str(refusal))
     assert found["measured_over_estimated"] == pytest.approx(1, abs=0.1), found

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pera_lightning.functional import pera_linear
+from pera_lightning.functional import expanded_rank, pera_linear
 from pera_lightning.functional.linear import PATHS
 from tests.functional.test_golden import CASES, case_id, options, tensor
 
 # Relative errors of a product that is rounded to the dtype, with some room.
-ERRORS = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+ERRORS = {torch.float32: 5e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 SHAPES = [(512, 768, 8, 300), (1023, 515, 16, 77), (256, 256, 32, 4096), (64, 48, 4, 1)]
 """In, out, rank, tokens."""
 NAMES = ("x", "A", "B", "h")
@@ -40,7 +40,7 @@ def test_every_dtype(device: torch.device, dtype: torch.dtype, shape: tuple[int,
     n, m, rank, tokens = shape
     rank = min(rank, 8) if order == 3 else rank
     x, A, B = torch.randn(tokens, n), torch.randn(rank, n) * n**-0.5, torch.randn(m, rank) * 0.2
-    h = torch.randn(number_of_monomials(rank, order))
+    h = torch.randn(expanded_rank(rank, order) - rank)
     grad = torch.randn(tokens, m)
     exact = results([value.double() for value in (x, A, B, h)], grad.double(), order)
     found = results([x.to(device, dtype), *(value.to(device) for value in (A, B, h))], grad.to(device, dtype), order)
@@ -48,12 +48,6 @@ def test_every_dtype(device: torch.device, dtype: torch.dtype, shape: tuple[int,
         if other.numel():
             error = (one.double().cpu() - other).norm() / other.norm()
             assert error < ERRORS[dtype], name
-
-
-def number_of_monomials(rank: int, order: int) -> int:
-    from pera_lightning.functional import expanded_rank
-
-    return expanded_rank(rank, order, "full") - rank
 
 
 def results(values: list[Tensor], grad: Tensor, order: int) -> list[Tensor]:

@@ -20,10 +20,8 @@ from tests.support.pretrained import save_pretrained
 from tests.support.sharded import fit_language_model, without_parallelism
 
 BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*was not set.*process group:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*barrier.*device:UserWarning"),
-]
+# Of NCCL's process group, about the device that it takes.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch.distributed")
 
 
 @pytest.fixture(autouse=True)

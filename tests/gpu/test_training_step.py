@@ -15,6 +15,7 @@ from pera_lightning import PeraConfig, inject_adapter, merge_adapter
 from pera_lightning.integration.pretrained import enable_gradient_checkpointing
 from tests.support.models import randomise_adapter, tiny_llama
 
+WAITS = "called a synchronizing CUDA operation"
 SIZES = {"vocab_size": 97, "hidden_size": 128, "intermediate_size": 224}
 
 
@@ -57,7 +58,7 @@ def test_dropout_is_the_same_under_checkpointing(device: torch.device, reentrant
 @pytest.mark.parametrize("config", [PeraConfig(8), PeraConfig(4, 3), PeraConfig(8, terms="square")], ids=str)
 def test_equals_the_cpu(device: torch.device, config: PeraConfig) -> None:
     there, here = model_of(config, device), model_of(config, torch.device("cpu"))
-    torch.testing.assert_close(gradients(there), gradients(here), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradients(there), gradients(here), rtol=1e-3, atol=1e-5)
     ids = ids_on(device, 4, 64)
     with torch.no_grad():
         found, expected = there.eval()(ids).logits, here.eval()(ids.cpu()).logits
@@ -76,7 +77,9 @@ def backend(device: torch.device) -> Iterator[str]:
     torch._dynamo.reset()
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:torch")  # of the compiler, about the card
+# Of the compiler, about the card and about its own workers.
+@pytest.mark.filterwarnings("ignore::UserWarning:torch")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_compiles_as_one_graph(device: torch.device, backend: str, dropout: float) -> None:
     model = model_of(PeraConfig(8, dropout=dropout), device)
@@ -98,7 +101,7 @@ def waits(step: Callable[[], Any]) -> list[str]:
             step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return [str(warning.message) for warning in caught if "synchroniz" in str(warning.message)]
+    return [str(warning.message) for warning in caught if WAITS in str(warning.message)]
 
 
 def training_step(model: Any, device: torch.device) -> Callable[[], None]:
@@ -135,6 +138,7 @@ def test_the_adapter_never_waits_for_the_gpu(cuda: torch.device, checkpointing: 
     assert len(adapted) == len(base), adapted
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.parametrize("config", [PeraConfig(8, dropout=0.1), PeraConfig(4, 3), PeraConfig(8, 1)], ids=str)
 def test_a_layer_never_waits_for_the_gpu(cuda: torch.device, config: PeraConfig) -> None:
     model = nn.Sequential(nn.Linear(64, 96), nn.Tanh(), nn.Linear(96, 32)).to(cuda).train()
