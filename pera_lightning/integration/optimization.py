@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -16,8 +17,13 @@ from pera_lightning.errors import ConfigError
 Schedule = Literal["linear", "cosine", "constant"]
 OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 
+FUSING = frozenset({"cuda"})
+"""Types of devices on which AdamW steps a group in one kernel; others gain little by it."""
 
-def make_optimizer(name: OptimizerName, groups: list[dict[str, Any]], learning_rate: float) -> Optimizer:
+
+def make_optimizer(
+    name: OptimizerName, groups: list[dict[str, Any]], learning_rate: float, *, scaled_gradients: bool = False
+) -> Optimizer:
     """The AdamW of this name.
 
     Args:
@@ -26,18 +32,41 @@ def make_optimizer(name: OptimizerName, groups: list[dict[str, Any]], learning_r
             "adamw_8bit" takes its place.
         groups: As `parameter_groups` makes them.
         learning_rate: Of groups without one of their own.
+        scaled_gradients: Whether a GradScaler scales the loss.
 
     Raises:
         ConfigError: bitsandbytes is missing.
     """
     if name == "adamw":
-        return AdamW(groups, lr=learning_rate)
+        # A fused optimizer takes the scale out of the gradients itself, too late for Lightning to clip them.
+        return _adamw(groups, learning_rate, fused=not scaled_gradients and _can_fuse(groups))
     optimizers: Any = bitsandbytes().optim
     if name == "paged_adamw_8bit" and not torch.cuda.is_available():
         rank_zero_warn("There is no CUDA device to page from: paged_adamw_8bit runs as adamw_8bit.")
         name = "adamw_8bit"
     kind = optimizers.PagedAdamW8bit if name == "paged_adamw_8bit" else optimizers.AdamW8bit
     return kind(groups, lr=learning_rate)
+
+
+def _can_fuse(groups: list[dict[str, Any]]) -> bool:
+    return all(
+        # Sharded ones are of another type.
+        type(value) is nn.Parameter and value.is_floating_point() and value.device.type in FUSING
+        for group in groups
+        for value in group["params"]
+    )
+
+
+def _adamw(groups: list[dict[str, Any]], learning_rate: float, *, fused: bool) -> AdamW:
+    # None leaves the choice between torch's other two ways to torch.
+    optimizer = AdamW(groups, lr=learning_rate, fused=fused or None)
+
+    def keep_choice(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        return {**state, "param_groups": [{**group, "fused": fused or None} for group in state["param_groups"]]}
+
+    # A checkpoint of a run with another device or precision would bring its own.
+    optimizer.register_load_state_dict_pre_hook(keep_choice)
+    return optimizer
 
 
 def warmup_schedule(optimizer: Optimizer, *, schedule: Schedule, warmup_ratio: float, total_steps: float) -> LambdaLR:

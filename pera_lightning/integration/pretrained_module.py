@@ -130,7 +130,8 @@ class PretrainedModule(LightningModule):
             h_lr_factor=self.h_lr_factor,
             weight_decay=self.weight_decay,
         )
-        optimizer = make_optimizer(self.optimizer_name, groups, self.learning_rate)
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        optimizer = make_optimizer(self.optimizer_name, groups, self.learning_rate, scaled_gradients=scaled)
         scheduler = warmup_schedule(
             optimizer,
             schedule=self.schedule,
