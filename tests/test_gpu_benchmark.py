@@ -165,6 +165,11 @@ def test_without_a_gpu_only_a_trial_runs() -> None:
         main([])
 
 
+def test_without_results_there_is_no_page(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="no result in"):
+        main(["report", "--out", str(tmp_path)])
+
+
 def test_the_shapes_are_those_of_the_published_models() -> None:
     assert {name: shapes.PUBLISHED[name] for name in ARCHITECTURES} == ARCHITECTURES
     assert all(estimated_memory.known_architecture(path) for path in GPU_CONFIGS)

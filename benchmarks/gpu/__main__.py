@@ -44,7 +44,13 @@ def main(words: Sequence[str] | None = None) -> None:
     console = Console()
     if arguments.what == "run":
         measure(folder, arguments.minutes, arguments.tiny, console)
-    report.write(results.read(folder), out or card.ROOT / "docs")
+    found = results.read(folder)
+    if not found:
+        sys.exit(
+            f"There is nothing to write a page of.\n  got: no result in {folder}\n  expected: one at least\n"
+            "  fix: python -m benchmarks.gpu"
+        )
+    report.write(found, out or card.ROOT / "docs")
 
 
 def measure(folder: Path, minutes: float, is_tiny: bool, console: Console) -> Path:
@@ -56,7 +62,6 @@ def measure(folder: Path, minutes: float, is_tiny: bool, console: Console) -> Pa
     header = {**card.described(device), "is_tiny": is_tiny, "minutes": minutes}
     path = results.new_path(folder, header)
     console.print(f"{header['card']}, kernels {header['kernels']}; results in {path}", highlight=False, soft_wrap=True)
-
     session = Session(device, is_tiny=is_tiny, seconds=0.0 if is_tiny else SECONDS_OF_ROUNDS)
     save = partial(results.write, path, header)
     for row in measuring.run(plan.rows(is_tiny), session, budget, save):

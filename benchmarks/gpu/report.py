@@ -113,7 +113,7 @@ def page(found: Sequence[Result]) -> str:
     if not any(result["kernels"] == "used" for result in found):
         parts.append(NO_KERNELS)
     parts += [HISTORY, markdown(history(found)), f"![Step time beside LoRA]({PICTURE})\n"]
-    parts.append(f"## The newest run\n\n{newest['date']}: {described(newest)}.\n")
+    parts.append(f"## The newest run\n\n{newest['date']}: {described(newest)}. Kernels {newest['kernels']}.\n")
     for part, (title, columns) in COLUMNS.items():
         measured = [row for row in newest["rows"] if row["part"] == part and "figures" in row]
         if measured:

@@ -9,6 +9,7 @@ import torch
 from benchmarks.gpu import card
 from benchmarks.gpu.random_models import base_bytes, build
 from benchmarks.gpu.shapes import SHAPES, Architecture, tiny
+from pera_lightning.injection import stored_bytes
 
 LOGITS = 2 + 4 + 4
 """Bytes of a logit at least: as the head gives it, in float32, and its gradient."""
@@ -61,7 +62,7 @@ class Session:
         free = card.free(self.device)
         if free is None:
             return
-        held = 0 if self._base[1] is None else sum(value.nbytes for value in self._base[1].parameters())
+        held = 0 if self._base[1] is None else stored_bytes(self._base[1])
         weights, logits = base_bytes(architecture, quantization), LOGITS * tokens * architecture["vocab_size"]
         if weights + logits > free + held:
             raise SkippedError(

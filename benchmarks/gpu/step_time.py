@@ -12,6 +12,7 @@ from benchmarks.gpu import card
 from benchmarks.gpu.random_models import adapted, trained_parameters
 from benchmarks.gpu.rounds import median, ratio, timed
 from benchmarks.gpu.session import Session
+from pera_lightning.injection import stored_bytes
 
 KINDS = ("base", "lora", "pera")
 Figures = dict[str, Any]
@@ -61,7 +62,7 @@ def measure(session: Session, settings: dict[str, Any]) -> Figures:
     session.check_fits(session.architecture(shape), quant, batch[0] * batch[1])
     base = session.base(shape, quant)
     steps = {kind: Step(adapted(base, kind, settings), batch) for kind in KINDS}
-    figures: Figures = {"base_mb": round(sum(value.nbytes for value in base.parameters()) / 1e6, 1)}
+    figures: Figures = {"base_mb": round(stored_bytes(base) / 1e6, 1)}
     for kind, step in steps.items():
         step()
         figures[f"params_{kind}"] = sum(value.numel() for value in step.trained)
