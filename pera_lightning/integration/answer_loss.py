@@ -11,16 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
-from pera_lightning.errors import DataError
 from pera_lightning.functional.cross_entropy import chunked_cross_entropy
+from pera_lightning.integration.answer_places import COLUMNS, IGNORE_INDEX, PLACES, with_answer_places
 from pera_lightning.integration.narrow_weights import NarrowLinear
 from pera_lightning.layers import TokenRowsLinear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-IGNORE_INDEX = -100
-"""Label of a token that takes no part in the loss."""
 
 
 def answer_logits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -33,7 +30,8 @@ def answer_logits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[
         model: A causal language model.
         batch: `input_ids` and `labels` (B, T), int64; and `attention_mask` (B, T) for padded rows, or
             `position_ids` (B, T) that restart at every sample for packed ones. `labels[:, t]` is the token
-            at t, which the logits at t - 1 predict; the first token of a sample is labelled -100.
+            at t, which the logits at t - 1 predict; the first token of a sample is labelled -100. Perhaps what
+            `with_answer_places` adds.
 
     Returns:
         Logits (B, C, vocabulary) at the C kept positions, in the model's dtype, and the labels they predict
@@ -42,9 +40,9 @@ def answer_logits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[
     Raises:
         DataError: No token of the batch is labelled.
     """
-    targets = _targets(batch)
-    columns = (targets != IGNORE_INDEX).any(dim=0).nonzero().flatten()
-    return logits_at(model, _inputs(batch), columns), targets[:, columns]
+    batch = with_answer_places(batch)
+    columns = batch[COLUMNS]
+    return logits_at(model, _inputs(batch), columns), batch["labels"].index_select(1, columns + 1)
 
 
 def logits_at(model: PreTrainedModel, inputs: Mapping[str, Any], columns: Tensor) -> Tensor:
@@ -89,10 +87,10 @@ def chunked_answer_loss(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> 
     Raises:
         DataError: No token of the batch is labelled.
     """
-    targets = _targets(batch)
-    labelled = targets != IGNORE_INDEX
-    hidden = model.base_model(**_inputs(batch)).last_hidden_state[:, :-1]
-    return head_loss(model, hidden[labelled], targets[labelled])
+    batch = with_answer_places(batch)
+    places = batch[PLACES]
+    hidden = model.base_model(**_inputs(batch)).last_hidden_state.flatten(0, 1)
+    return head_loss(model, hidden.index_select(0, places), batch["labels"].flatten().index_select(0, places + 1))
 
 
 def head_loss(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -164,19 +162,6 @@ def _logits_are_the_heads(model: PreTrainedModel, head: nn.Module) -> bool:
     if seen.get("state") is None or "logits" not in seen:
         return False
     return torch.equal(seen["state"], seen["input"]) and torch.equal(logits, seen["logits"])
-
-
-def _targets(batch: Mapping[str, Tensor]) -> Tensor:
-    """What each position but the last predicts, shape (B, T - 1)."""
-    targets = batch["labels"][:, 1:]
-    if not (targets != IGNORE_INDEX).any():
-        raise DataError(
-            "The batch holds no answer to learn from.",
-            got=f"{targets.shape[0]} rows of {targets.shape[1] + 1} tokens, all of them labelled {IGNORE_INDEX}",
-            expected="at least one labelled token",
-            fix="raise the maximum length (truncation took every answer away), or drop rows with empty answers",
-        )
-    return targets
 
 
 def _inputs(batch: Mapping[str, Tensor]) -> dict[str, Any]:

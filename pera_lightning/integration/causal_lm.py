@@ -22,6 +22,7 @@ from pera_lightning.integration.answer_loss import (
     has_frozen_head,
 )
 from pera_lightning.integration.answer_metrics import AnswerMetrics
+from pera_lightning.integration.answer_places import with_answer_places
 from pera_lightning.integration.callback import has_pera_callback
 from pera_lightning.integration.generation import (
     GenerationSample,
@@ -194,6 +195,11 @@ class PeraCausalLM(PretrainedModule):
         with self.trainer.precision_plugin.forward_context():
             self._chunks_loss = ends_in_frozen_head(self.built_model())
         super().on_fit_start()
+
+    @override
+    def on_before_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+        """Find the answers of a training batch while it is on the CPU, so that no step has to ask a GPU."""
+        return with_answer_places(batch) if self.trainer.training else batch
 
     @override
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
