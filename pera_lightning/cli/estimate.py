@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _growths(fit: FitOnMeta, checkpointing: bool) -> _Growths:
-    rows, length, packing = fit.options.batch_size, fit.options.length, fit.options.packing
+    rows, length, in_one_row = fit.options.batch_size, fit.options.length, fit.options.in_one_row
 
     def peaks(batch_size: int, length: int) -> tuple[int, ...]:
         return fit.step(checkpointing, batch_size, length).peaks
@@ -77,9 +77,9 @@ def _growths(fit: FitOnMeta, checkpointing: bool) -> _Growths:
     return _Growths(
         fit.held(checkpointing),
         Growth.through([(times * length, peaks(rows, times * length)) for times in (1, 4, 16)]),
-        # Packs stand in one row, in which attention grows with the square of their number.
+        # In one row attention grows with the square of their number.
         Growth.through(
-            [(times * others, peaks(times * others, length)) for times in ((1, 4, 16) if packing else (1, 8))]
+            [(times * others, peaks(times * others, length)) for times in ((1, 4, 16) if in_one_row else (1, 8))]
         ),
     )
 
@@ -92,8 +92,8 @@ def _parts_table(fit: FitOnMeta) -> Table:
     dtype = str(options.dtype).removeprefix("torch.")
     stored = dtype if options.quantization is None else f"{options.quantization}, the rest {dtype}"
     table = Table(
-        title=f"{options.source.name}: {options.batch_size} {'packs' if options.packing else 'rows'} of "
-        f"{options.length} tokens, {options.attention} attention",
+        title=f"{options.source.name}: {options.batch_size} rows of {options.length} tokens"
+        f"{' end to end' if options.in_one_row else ''}, {options.attention} attention",
         caption="Counted for batches as long as they may be, in which every token is to be learnt.",
     )
     table.add_column("part")

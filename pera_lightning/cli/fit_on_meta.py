@@ -101,12 +101,12 @@ class FitOnMeta:
         return peak
 
     def shape(self, batch_size: int, length: int) -> tuple[int, int]:
-        """Rows, and tokens of a row, of a training batch: packs stand in one row."""
-        return (1, batch_size * length) if self.options.packing else (batch_size, length)
+        """Rows, and tokens of a row, of a training batch."""
+        return (1, batch_size * length) if self.options.in_one_row else (batch_size, length)
 
     def is_masked(self, batch_size: int) -> bool:
-        """Whether attention has to have a mask: padding or packs, and a kernel that knows them by nothing else."""
-        needs_mask = self.options.packing or (self.options.padding and batch_size > 1)
+        """Whether attention has to have a mask: it has padding or several rows in one, and a kernel that needs one."""
+        needs_mask = self.options.in_one_row or (self.options.padding and batch_size > 1)
         return self.options.attention == "sdpa" and needs_mask
 
     def largest_expansion(self) -> int:

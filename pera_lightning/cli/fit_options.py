@@ -35,7 +35,7 @@ class FitOptions:
         activation_offloading: Whether they wait for it in CPU memory.
         batch_size: Rows, with packing packs, of a training batch.
         length: Most tokens of such a row.
-        packing: Whether the packs of a batch stand in one row.
+        in_one_row: Whether the rows or packs of a training batch stand end to end in one row.
         padding: Whether the rows of a training batch differ in length.
         eval_batch_size: Rows of a validation batch; None without a validation.
         eval_length: Most tokens of such a row.
@@ -53,7 +53,7 @@ class FitOptions:
     activation_offloading: bool
     batch_size: int
     length: int
-    packing: bool
+    in_one_row: bool
     padding: bool
     eval_batch_size: int | None
     eval_length: int
@@ -102,13 +102,14 @@ class FitOptions:
 def _rows_of_instructions(data: Mapping[str, Any]) -> dict[str, Any]:
     longest, packing = data["max_length"], data["packing"]
     length = (packing and data["pack_length"]) or longest
-    return {"length": length, "eval_length": longest, "packing": packing, "padding": True}
+    in_one_row = packing or data["padding_free"]
+    return {"length": length, "eval_length": longest, "in_one_row": in_one_row, "padding": True}
 
 
 def _rows_of_text(data: Mapping[str, Any]) -> dict[str, Any]:
     """Blocks of one length, whose every token is to be learnt."""
     length = data["block_length"]
-    return {"length": length, "eval_length": length, "packing": False, "padding": False}
+    return {"length": length, "eval_length": length, "in_one_row": False, "padding": False}
 
 
 def _check_precision(precision: object) -> None:

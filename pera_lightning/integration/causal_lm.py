@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import rich
 import torch
@@ -33,6 +33,7 @@ from pera_lightning.integration.generation import (
 )
 from pera_lightning.integration.optimization import OptimizerName, Schedule
 from pera_lightning.integration.option_checks import count, one_of
+from pera_lightning.integration.pack_check import check_packs
 from pera_lightning.integration.parallel_causal_lm import ParallelBuild
 from pera_lightning.integration.pretrained import (
     PretrainedSource,
@@ -140,6 +141,7 @@ class PeraCausalLM(PretrainedModule):
         self._samples: list[GenerationSample] = []
         # Found out when a fit starts: whether the loss can do without the whole logits.
         self._chunks_loss = False
+        self._packs_checked = False
 
     @override
     def configure_model(self) -> None:
@@ -194,16 +196,22 @@ class PeraCausalLM(PretrainedModule):
         """Put the model in train mode, and say so when it is trained without an adapter."""
         with self.trainer.precision_plugin.forward_context():
             self._chunks_loss = ends_in_frozen_head(self.built_model())
+        self._packs_checked = False
         super().on_fit_start()
 
     @override
-    def on_before_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+    def _on_before_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
         """Find the answers of a training batch while it is on the CPU, so that no step has to ask a GPU."""
+        # Not the public hook, of which Lightning warns wherever there is a data module.
+        batch = super()._on_before_batch_transfer(batch, dataloader_idx)
         return with_answer_places(batch) if self.trainer.training else batch
 
     @override
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         model = self.built_model()
+        if "position_ids" in batch and not self._packs_checked:
+            check_packs(model, batch)
+            self._packs_checked = True
         # Somebody may unfreeze or hook the head in the middle of a run.
         chunks = self._chunks_loss and has_frozen_head(model)
         loss = chunked_answer_loss(model, batch) if chunks else answer_loss(*answer_logits(model, batch))

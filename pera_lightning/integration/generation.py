@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from pera_lightning.integration.answer_loss import IGNORE_INDEX
+from pera_lightning.integration.evaluation_mode import evaluation_mode
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -107,7 +108,7 @@ def generate_answers(
         bos_token_id=tokenizer.bos_token_id,
     )
     ids, mask = _pad_left([prompt.to(model.device) for prompt in prompts], tokenizer.pad_token_id)
-    with _generation_config(model, greedy), _eval_mode(model):
+    with _generation_config(model, greedy), evaluation_mode(model):
         # The method is GenerationMixin's, which the annotation PreTrainedModel does not tell.
         generate: Any = model.generate
         tokens = generate(input_ids=ids, attention_mask=mask, generation_config=greedy, streamer=streamer)
@@ -198,14 +199,3 @@ def _generation_config(model: PreTrainedModel, config: GenerationConfig) -> Iter
         yield
     finally:
         model.generation_config = own
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -26,6 +26,8 @@ from tests.cli.test_main import run
 from tests.support.models import tiny_llama
 from tests.support.pretrained import save_pretrained
 
+IN_ONE_ROW = ("packing", "padding_free")
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -113,7 +115,7 @@ def test_blocks_of_text_are_full_and_need_no_mask(config: Path) -> None:
     written = {**yaml.safe_load(config.read_text()), "data": text}
     (config.parent / "text.yaml").write_text(yaml.safe_dump(written))
     blocks = options(config.parent / "text.yaml")
-    assert (blocks.length, blocks.eval_length, blocks.packing, blocks.eval_batch_size) == (64, 64, False, None)
+    assert (blocks.length, blocks.eval_length, blocks.in_one_row, blocks.eval_batch_size) == (64, 64, False, None)
     assert options(config.parent / "text.yaml", "--data.init_args.val_files", "b.txt").eval_batch_size == 2
     fit, padded = FitOnMeta(blocks), FitOnMeta(options(config))
     assert (fit.is_masked(2), padded.is_masked(2)) == (False, True)
@@ -173,8 +175,9 @@ def test_checkpointing_attention_and_packing(config: Path) -> None:
     assert kept == sorted(kept, reverse=True)
     # Without padding sdpa needs no mask either.
     assert fit.step(False, 1, 512) == flash.step(False, 1, 512)
-    packed = FitOnMeta(options(config, "--data.init_args.packing", "true"))
+    packed, end_to_end = (FitOnMeta(options(config, f"--data.init_args.{name}", "true")) for name in IN_ONE_ROW)
     assert packed.step(False, 2, 256).kept > 1.2 * fit.step(False, 2, 256).kept
+    assert end_to_end.step(False, 2, 256) == packed.step(False, 2, 256)
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])

@@ -1,4 +1,4 @@
-"""Batches: right-padded rows, or packs concatenated in one row."""
+"""Batches: right-padded rows, or rows and packs end to end in one row."""
 
 from __future__ import annotations
 
@@ -36,18 +36,24 @@ class PaddingCollator:
         }
 
 
-def collate_packs(packs: Sequence[Sequence[dict[str, Tensor]]]) -> dict[str, Tensor]:
-    """Concatenates all examples of all packs in one row.
+def lay_end_to_end(examples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Concatenates examples in one row, without padding.
 
     Batch: a dict of int64 tensors `input_ids`, `position_ids` and `labels`, each (1, T). Positions restart
     at 0 with every example, and there is no attention mask: from this transformers builds attention within
     examples. It does so only for a model called with `use_cache=False`; with a cache, tokens would attend
-    to the examples before theirs.
+    to the examples before theirs. The first label of an example is -100: what comes before it does not predict it.
     """
-    examples = list(itertools.chain.from_iterable(packs))
     positions = [torch.arange(len(example["input_ids"])) for example in examples]
-    return {
+    batch = {
         "input_ids": torch.cat([example["input_ids"] for example in examples]).unsqueeze(0),
         "position_ids": torch.cat(positions).unsqueeze(0),
         "labels": torch.cat([example["labels"] for example in examples]).unsqueeze(0),
     }
+    batch["labels"][batch["position_ids"] == 0] = IGNORE_INDEX
+    return batch
+
+
+def collate_packs(packs: Sequence[Sequence[dict[str, Tensor]]]) -> dict[str, Tensor]:
+    """All examples of all packs as one batch of `lay_end_to_end`."""
+    return lay_end_to_end(list(itertools.chain.from_iterable(packs)))

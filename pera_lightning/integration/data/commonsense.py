@@ -37,6 +37,7 @@ class CommonsenseDataModule(InstructionDataModule):
         eval_batch_size: Examples of a validation, test or prediction step; by default batch_size.
         packing: Put several training examples in one row, without attention from one to another.
         pack_length: Most tokens of a pack; by default max_length.
+        padding_free: Lay the examples of a training batch end to end in one row instead of padding them.
         group_by_length: Make training batches of examples of similar length.
         on_bad_row: What happens at a row that cannot be used: error stops, skip counts and reports it.
         max_val_rows: Use only the first validation rows.
@@ -62,6 +63,7 @@ class CommonsenseDataModule(InstructionDataModule):
         eval_batch_size: int | None = None,
         packing: bool = False,
         pack_length: int | None = None,
+        padding_free: bool = False,
         group_by_length: bool = False,
         on_bad_row: OnBadRow = "error",
         max_val_rows: int | None = None,
@@ -81,6 +83,7 @@ class CommonsenseDataModule(InstructionDataModule):
             eval_batch_size=eval_batch_size,
             packing=packing,
             pack_length=pack_length,
+            padding_free=padding_free,
             group_by_length=group_by_length,
             on_bad_row=on_bad_row,
             max_val_rows=max_val_rows,

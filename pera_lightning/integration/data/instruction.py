@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -9,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from pera_lightning.integration.data.collate import PaddingCollator, collate_packs
+from pera_lightning.integration.data.collate import PaddingCollator, collate_packs, lay_end_to_end
 from pera_lightning.integration.data.conversations import OnBadRow, RowFormat
 from pera_lightning.integration.data.module_parts import distributed_processes, find_tokenizer, loader_options
 from pera_lightning.integration.data.options import check_at_least_one, contradiction
@@ -22,6 +23,7 @@ from pera_lightning.integration.data.tokenised import TokenisedSplit, tokenise_s
 from pera_lightning.integration.quiet import ignore_warning
 
 Batch = dict[str, Tensor]
+Collate = Callable[[Any], Batch]
 
 
 class InstructionDataModule(LightningDataModule):
@@ -33,9 +35,9 @@ class InstructionDataModule(LightningDataModule):
     itself, and in long chats the oldest exchanges are left out. Both are counted in a line after setup.
 
     Padded batches are dicts of int64 tensors `input_ids`, `attention_mask` and `labels` (B, T), padded on the
-    right; labels are not shifted and -100 where no loss is taken. Packed ones hold `input_ids`,
-    `position_ids` and `labels` (1, T); call the model with `use_cache=False`, else examples of a pack see
-    each other. Prediction runs over the test split.
+    right; labels are not shifted and -100 where no loss is taken. Packed and padding-free ones hold `input_ids`,
+    `position_ids` and `labels` (1, T); call the model with `use_cache=False`, else examples see each other. Not every
+    model keeps them apart even then: PeraCausalLM refuses those that do not. Prediction runs over the test split.
 
     Args:
         train_files: Path or paths of the training rows.
@@ -55,6 +57,8 @@ class InstructionDataModule(LightningDataModule):
         eval_batch_size: Examples of a validation, test or prediction step; by default batch_size.
         packing: Put several training examples in one row, without attention from one to another.
         pack_length: Most tokens of a pack; by default max_length.
+        padding_free: Lay the examples of a training batch end to end in one row instead of padding them: the same
+            batches and the same loss, without the third to half of their tokens that padding mostly is.
         group_by_length: Make training batches of examples of similar length.
         on_bad_row: What happens at a row that cannot be used: error stops, skip counts and reports it.
         max_train_rows: Use only the first training rows.
@@ -85,6 +89,7 @@ class InstructionDataModule(LightningDataModule):
         eval_batch_size: int | None = None,
         packing: bool = False,
         pack_length: int | None = None,
+        padding_free: bool = False,
         group_by_length: bool = False,
         on_bad_row: OnBadRow = "error",
         max_train_rows: int | None = None,
@@ -111,6 +116,7 @@ class InstructionDataModule(LightningDataModule):
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.packing = packing
         self.pack_length = max_length if pack_length is None else pack_length
+        self.padding_free = padding_free
         self.group_by_length = group_by_length
         self.seed = seed
         self.num_workers = num_workers
@@ -158,11 +164,11 @@ class InstructionDataModule(LightningDataModule):
             sampler: DistributedSampler[Any] = LengthGroupedSampler(
                 examples.lengths, self.batch_size, seed=self.seed, **processes
             )
-            return self._dataloader(examples, self.batch_size, sampler)
+            return self._dataloader(examples, self.batch_size, sampler, self._train_collate())
         dataset = examples if self._packs is None else self._packs
         # Also in a single process: unlike a RandomSampler it gives the order of an epoch after a resume.
         sampler = DistributedSampler(dataset, shuffle=True, seed=self.seed, **processes)
-        return self._dataloader(dataset, self.batch_size, sampler)
+        return self._dataloader(dataset, self.batch_size, sampler, self._train_collate())
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Padded batches of the val split in the order of the file; no loader if there is no such split."""
@@ -199,24 +205,29 @@ class InstructionDataModule(LightningDataModule):
         rank_zero_info(f"{split}: {self._splits[split].summary}{packs}")
 
     def _eval_dataloader(self, split: Split) -> DataLoader[Batch]:
-        return self._dataloader(self._splits[split].examples, self.eval_batch_size, sampler=None)
+        return self._dataloader(self._splits[split].examples, self.eval_batch_size, None, self._padded())
 
     def _dataloader(
-        self, dataset: Dataset[Any], batch_size: int, sampler: DistributedSampler[Any] | None
+        self, dataset: Dataset[Any], batch_size: int, sampler: DistributedSampler[Any] | None, collate: Collate
     ) -> DataLoader[Batch]:
         return DataLoader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
-            collate_fn=collate_packs if isinstance(dataset, PackedDataset) else PaddingCollator(self._pad_id()),
+            collate_fn=collate,
             **loader_options(self.num_workers),
         )
 
-    def _pad_id(self) -> int:
+    def _train_collate(self) -> Collate:
+        if self.packing:
+            return collate_packs
+        return lay_end_to_end if self.padding_free else self._padded()
+
+    def _padded(self) -> Collate:
         assert self._encoder is not None
         pad_id = self._tokenizer.pad_token_id
         # A new token would not be in the model's vocabulary; the collator masks whatever pads.
-        return self._encoder.stop_id if pad_id is None else pad_id
+        return PaddingCollator(self._encoder.stop_id if pad_id is None else pad_id)
 
     def _check_options(self) -> None:
         check_at_least_one("max_length", self.max_length)
@@ -224,6 +235,10 @@ class InstructionDataModule(LightningDataModule):
         check_at_least_one("eval_batch_size", self.eval_batch_size)
         if self.packing and self.group_by_length:
             raise contradiction("packing and group_by_length", "one of the two (packs have similar lengths)")
+        if self.packing and self.padding_free:
+            raise contradiction("packing and padding_free", "one of the two (packs have no padding either)")
+        if self.padding_free and self.group_by_length:
+            raise contradiction("padding_free and group_by_length", "one of the two (either saves the padding)")
         if self.pack_length < self.max_length:
             raise contradiction(
                 f"max_length {self.max_length} and pack_length {self.pack_length}",

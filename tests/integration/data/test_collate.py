@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from pera_lightning.integration.data.collate import PaddingCollator, collate_packs
+from pera_lightning.integration.data.collate import PaddingCollator, collate_packs, lay_end_to_end
 
 
 def example(*ids: int) -> dict[str, torch.Tensor]:
@@ -28,3 +28,16 @@ def test_packs_become_one_row_whose_positions_restart() -> None:
         "labels": [[-100, 2, -100, -100, 8, 9]],
     }
     assert all(values.dtype == torch.int64 for values in batch.values())
+
+
+def test_rows_end_to_end_do_not_predict_one_another() -> None:
+    """Whatever the first label of a row says: no token of the row predicts it."""
+    rows = [{"input_ids": torch.tensor(ids), "labels": torch.tensor(ids)} for ids in ([5, 2], [6, 7, 8])]
+    expected = {
+        "input_ids": [[5, 2, 6, 7, 8]],
+        "position_ids": [[0, 1, 0, 1, 2]],
+        "labels": [[-100, 2, -100, 7, 8]],
+    }
+    for batch in (lay_end_to_end(rows), collate_packs([rows[:1], rows[1:]])):
+        assert {name: values.tolist() for name, values in batch.items()} == expected
+    assert rows[1]["labels"].tolist() == [6, 7, 8]

@@ -88,7 +88,9 @@ def questions(tokenizer: Any, batches: list[dict[str, torch.Tensor]]) -> list[st
     return found
 
 
-@pytest.mark.parametrize("options", [{}, {"packing": True, "pack_length": 200}, {"group_by_length": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"packing": True, "pack_length": 200}, {"padding_free": True}, {"group_by_length": True}]
+)
 def test_a_trainer_goes_through_all_rows_in_a_new_order_each_epoch(
     tmp_path: Path, rows: dict[str, str], chat_tokenizer: Any, options: dict[str, Any]
 ) -> None:
@@ -98,7 +100,7 @@ def test_a_trainer_goes_through_all_rows_in_a_new_order_each_epoch(
     epochs = [questions(chat_tokenizer, learner.seen[f"train {epoch}"]) for epoch in (0, 1)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(f"train {number}" for number in range(23))
     assert epochs[0] != epochs[1]
-    packed = "packing" in options
+    packed = "packing" in options or "padding_free" in options
     for batch in learner.seen["train 0"]:
         assert set(batch) == {"input_ids", "labels", "position_ids" if packed else "attention_mask"}
         assert all(values.dtype == torch.int64 for values in batch.values())
@@ -263,6 +265,8 @@ def test_workers_give_the_same_batches(rows: dict[str, str], chat_tokenizer: Any
         ({"batch_size": 0}, "batch_size is too small"),
         ({"eval_batch_size": 0}, "eval_batch_size is too small"),
         ({"packing": True, "group_by_length": True}, "packing and group_by_length"),
+        ({"packing": True, "padding_free": True}, "packing and padding_free"),
+        ({"padding_free": True, "group_by_length": True}, "padding_free and group_by_length"),
         ({"packing": True, "max_length": 100, "pack_length": 99}, "max_length 100 and pack_length 99"),
         ({"format": "chat"}, "format has an unknown value"),
         ({"val_split": 2}, "val_split must be a share"),

@@ -1,0 +1,125 @@
+"""Models that mix rows which stand in one row are refused before they learn from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pera_lightning.errors import ConfigError
+from pera_lightning.integration import causal_lm
+from pera_lightning.integration.causal_lm import PeraCausalLM
+from pera_lightning.integration.data.collate import lay_end_to_end
+from pera_lightning.integration.pack_check import check_packs
+from tests.support.causal_fits import loader, make_trainer
+from tests.support.models import tiny_gpt2, tiny_llama
+from tests.support.pretrained import save_pretrained
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:You defined a `validation_step` but have no:UserWarning",
+    "ignore:.*flex_attention called without torch.compile",
+    "ignore::DeprecationWarning",
+)
+SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
+HEADS = {"num_attention_heads": 4}
+
+
+def tiny_qwen3() -> nn.Module:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    return Qwen3ForCausalLM(Qwen3Config(**SIZES, **HEADS, num_key_value_heads=2, head_dim=16, intermediate_size=48))
+
+
+def tiny_opt() -> nn.Module:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    width = {"ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 64}
+    return OPTForCausalLM(OPTConfig(**SIZES, **HEADS, **width))
+
+
+def tiny_falcon() -> nn.Module:
+    from transformers import FalconConfig, FalconForCausalLM
+
+    return FalconForCausalLM(FalconConfig(**SIZES, **HEADS))
+
+
+def tiny_mamba() -> nn.Module:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    return MambaForCausalLM(MambaConfig(**SIZES, state_size=8))
+
+
+def packed(*lengths: int) -> dict[str, Tensor]:
+    ids = [torch.randint(3, 64, (length,)) for length in lengths]
+    return lay_end_to_end([{"input_ids": row, "labels": row} for row in ids])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("model_of", "attention"),
+    [
+        *((model_of, attention) for model_of in (tiny_llama, tiny_qwen3, tiny_gpt2) for attention in ("sdpa", "eager")),
+        *((model_of, "flex_attention") for model_of in (tiny_llama, tiny_qwen3)),
+    ],
+)
+def test_models_that_keep_rows_apart(model_of: Any, attention: str, dtype: torch.dtype) -> None:
+    model = model_of().to(dtype)
+    model.set_attn_implementation(attention)
+    # flex_attention as it is, not compiled.
+    with torch.compiler.set_stance("force_eager"):
+        check_packs(model, packed(7, 12))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("model_of", [tiny_opt, tiny_falcon, tiny_mamba])
+def test_models_that_mix_rows(model_of: Any, dtype: torch.dtype) -> None:
+    model = model_of().to(dtype)
+    with pytest.raises(ConfigError, match=f"{type(model).__name__} with attn_implementation"):
+        check_packs(model, packed(7, 12))
+
+
+def test_a_batch_of_one_token_has_nothing_to_compare() -> None:
+    check_packs(tiny_opt(), packed(1))  # type: ignore[arg-type]
+
+
+def test_leaves_modes_and_random_numbers() -> None:
+    model: Any = tiny_llama(attention_dropout=0.5)
+    model.train()
+    model.model.layers[0].eval()
+    modes = [module.training for module in model.modules()]
+    batch = packed(4, 4)
+    before = torch.get_rng_state()
+    check_packs(model, batch)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_weights_cast_by_autocast_still_get_gradients() -> None:
+    model: Any = tiny_llama().train()
+    batch = packed(6, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        check_packs(model, batch)
+        loss = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits.sum()
+    loss.backward()
+    assert all(value.grad is not None for value in model.parameters())
+
+
+def test_a_fit_refuses_before_it_learns(tmp_path: Path) -> None:
+    module = PeraCausalLM(save_pretrained(tmp_path, tiny_opt()))
+    with pytest.raises(ConfigError, match="set packing: false and padding_free: false"):
+        make_trainer(tmp_path).fit(module, loader([packed(5, 9)]))
+    assert module.global_step == 0
+
+
+def test_looks_once_in_a_fit_and_at_packs_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    monkeypatch.setattr(causal_lm, "check_packs", lambda model, batch: looked.append(batch["input_ids"].shape[1]))
+    module = PeraCausalLM(save_pretrained(tmp_path))
+    ids = torch.randint(3, 64, (2, 5))
+    padded = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    for _ in range(2):
+        make_trainer(tmp_path).fit(module, loader([padded, packed(5, 9), packed(4, 4)]))
+    assert looked == [14, 14]
