@@ -141,13 +141,18 @@ def average_gradients(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Non
 def _average(parameters: list[nn.Parameter], processes: int) -> None:
     """One message for all. A parameter without a gradient counts as zero, if another process has one."""
     gradients = [torch.zeros_like(value) if value.grad is None else value.grad for value in parameters]
-    found = gradients[0].new_tensor([float(value.grad is not None) for value in parameters])
+    found = gradients[0].new_ones(len(parameters))
+    missing = [index for index, value in enumerate(parameters) if value.grad is None]
+    for index in missing:
+        found[index] = 0
     flat = torch.cat([*(gradient.flatten() for gradient in gradients), found])
     torch.distributed.all_reduce(flat)
-    *sums, found = flat.split([*(value.numel() for value in parameters), len(parameters)])
-    for value, gradient, total, anywhere in zip(parameters, gradients, sums, found.tolist(), strict=True):
-        if anywhere:
-            value.grad = gradient.copy_(total.view_as(gradient)).div_(processes)
+    *means, found = flat.div_(processes).split([*(value.numel() for value in parameters), len(parameters)])
+    # Only where this process has none it matters whether another has; to ask makes a GPU wait.
+    nowhere = {index for index, share in enumerate(found.tolist()) if share == 0} if missing else set()
+    for index, (value, gradient, mean) in enumerate(zip(parameters, gradients, means, strict=True)):
+        if index not in nowhere:
+            value.grad = gradient.copy_(mean.view_as(gradient))
 
 
 @torch.no_grad()

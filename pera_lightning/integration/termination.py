@@ -12,6 +12,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from pera_lightning.integration.late_number import LateNumber
+
 # "last" at the beginning lets `ckpt_path="last"` find it, where the ModelCheckpoint has the same folder again.
 FILE_NAME = "last-sigterm.ckpt"
 
@@ -40,18 +42,21 @@ class JointTermination:
 
     Lightning's signal handler takes part in a collective at whatever moment the signal comes, and each process then
     stops by itself: with unlucky timing they wait for each other until the timeout. Here the handler only remembers the
-    signal, and the collective in which Lightning asks the first process before every batch asks all of them.
+    signal, and the collective in which Lightning asks the first process before every batch asks all of them. On GPUs,
+    which would wait for that, the answer counts one batch later.
     """
 
     def __init__(self) -> None:
         self._received = False
         self._several = False
+        # Where devices are asynchronous: what was asked before the last batch of this epoch.
+        self._asked: LateNumber | None = None
 
     def on_train_start(self, trainer: pl.Trainer) -> None:
         """Take the place of Lightning's handler and of its question, where there are several processes."""
         connector: Any = trainer._signal_connector
         epoch_loop: Any = trainer.fit_loop.epoch_loop
-        self._received = False
+        self._received, self._asked = False, None
         # Lightning asks since 2.6.
         self._several = trainer.world_size > 1 and hasattr(epoch_loop, "_broadcast_sigterm_tensor")
         if not self._several:
@@ -65,7 +70,7 @@ class JointTermination:
 
         def ask_before_batch() -> None:
             # What came between two epochs waits for a batch: a run cannot go on exactly from the begin of an epoch.
-            if epoch_loop.batch_progress.current.ready > 0 and self._ask(trainer):
+            if epoch_loop.batch_progress.current.ready > 0 and self._answer(trainer):
                 raise SIGTERMException
 
         handlers = getattr(signal.getsignal(signal.SIGTERM), "signal_handlers", [])
@@ -75,11 +80,19 @@ class JointTermination:
     def on_train_epoch_end(self, trainer: pl.Trainer) -> None:
         """Let Lightning end all processes where the epoch ends."""
         connector: Any = trainer._signal_connector
+        self._asked = None
         if self._several:
-            connector.received_sigterm = self._ask(trainer)
+            connector.received_sigterm = self._ask(trainer).read() > 0
 
-    def _ask(self, trainer: pl.Trainer) -> bool:
-        """Whether any process has received the signal; collective."""
-        answer = torch.tensor([float(self._received)], device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(answer, torch.distributed.ReduceOp.MAX)
-        return answer.item() > 0
+    def _answer(self, trainer: pl.Trainer) -> bool:
+        """Whether any process has received the signal, or had before the batch that was the last one; collective."""
+        number = self._ask(trainer)
+        asked, self._asked = (self._asked, number) if number.late else (number, None)
+        return asked is not None and asked.read() > 0
+
+    def _ask(self, trainer: pl.Trainer) -> LateNumber:
+        """How many processes have received the signal; collective."""
+        # Not from a list, which would have to be copied to the device.
+        answer = torch.full((1,), float(self._received), device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(answer)
+        return LateNumber(answer)

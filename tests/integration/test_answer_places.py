@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from pera_lightning import PeraCallback, PeraCausalLM, PeraSequenceClassifier
 from pera_lightning.errors import DataError
@@ -70,6 +72,15 @@ def test_no_answer_anywhere() -> None:
         with_answer_places(batch)
 
 
+class Data(pl.LightningDataModule):
+    """Lightning warns of modules with hooks of their own beside one."""
+
+    def train_dataloader(self) -> DataLoader:
+        return loader(unequal_batches())
+
+    val_dataloader = train_dataloader
+
+
 @pytest.mark.parametrize("head", [(), ("lm_head",)])
 def test_a_step_of_the_language_model_waits_for_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: tuple[str, ...]
@@ -80,7 +91,7 @@ def test_a_step_of_the_language_model_waits_for_nothing(
     # transformers itself asks whether anything is padded, but for its plain causal attention.
     module = PeraCausalLM(save_llama(tmp_path / "llama"), attn_implementation="eager", warmup_ratio=0.5)
     trainer = make_trainer(tmp_path, PeraCallback(rank=2, modules_to_save=head), watch)
-    trainer.fit(module, loader(unequal_batches()), loader(unequal_batches()))
+    trainer.fit(module, datamodule=Data())
     assert watch.batches == trainer.global_step == 2
 
 

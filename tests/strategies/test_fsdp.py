@@ -16,11 +16,13 @@ from safetensors.torch import load_file
 from pera_lightning import PeraCallback, adapter_state_dict, load_adapter
 from pera_lightning.checkpoint.consolidate import consolidate
 from pera_lightning.checkpoint.training_checkpoint import read_checkpoint
+from pera_lightning.integration import fsdp
 from tests.conftest import NO_GPU, ROOT
 from tests.strategies.test_model_parallel import CLOSE, assert_like_one_process, assert_same
 from tests.support.models import Regressor
 from tests.support.pretrained import save_pretrained
 from tests.support.sharded import without_parallelism
+from tests.support.synchronisation import NoWaiting
 from tests.support.trainers import cpu_trainer
 
 Found = dict[str, Any]
@@ -247,3 +249,19 @@ def test_lightnings_own_strategy(tmp_path: Path) -> None:
     plain = Regressor()
     load_adapter(plain, tmp_path / "adapter")
     assert_same({"adapter": read_checkpoint(tmp_path / "2.ckpt").tensors()}, {"adapter": adapter_state_dict(plain)})
+
+
+def test_averaging_waits_only_where_a_gradient_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if another process had the same gradients.
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.mul_(2))
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in (3, (2, 2), 1)]
+    gradients = [torch.randn_like(value) for value in parameters]
+    for value, gradient in zip(parameters, gradients, strict=True):
+        value.grad = gradient.clone()
+    with NoWaiting():
+        fsdp._average(parameters, 2)
+    assert all(torch.equal(value.grad, gradient) for value, gradient in zip(parameters, gradients, strict=True))
+    parameters[1].grad = None
+    fsdp._average(parameters, 2)
+    assert parameters[1].grad is None
+    assert torch.equal(parameters[2].grad, gradients[2])

@@ -7,6 +7,8 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pera_lightning.integration import late_number
@@ -21,13 +23,31 @@ WAITING = {
     aten.masked_select.default,
     aten._unique2.default,
 }
+# Methods that read a tensor's memory, on a CPU without an operation.
+READING = {Tensor.tolist, Tensor.cpu, Tensor.numpy}
 INDEXING = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
+
+
+class _NoReading(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func not in READING, f"{func} waits"
+        return func(*args, **(kwargs or {}))
 
 
 class NoWaiting(TorchDispatchMode):
     """Fails on every operation for which Python would wait for a GPU; while `paused` it counts nothing."""
 
     paused = False
+
+    def __enter__(self) -> NoWaiting:
+        self._no_reading = _NoReading()
+        self._no_reading.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        self._no_reading.__exit__(*exception)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         by_mask = func in INDEXING and any(index is not None and index.dtype == torch.bool for index in args[1])
