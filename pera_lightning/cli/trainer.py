@@ -8,7 +8,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import rich
 import torch
-from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from pera_lightning.cli.base_comparison import as_table, comparison, write_comparison
 from pera_lightning.cli.predictions import write_predictions
+from pera_lightning.cli.progress_bar import PeraProgressBar
 from pera_lightning.errors import CheckpointError
 from pera_lightning.injection import adapter_disabled
 
@@ -97,7 +98,7 @@ class PeraCLI(LightningCLI):
         callbacks = chosen if isinstance(chosen, list) else [chosen]
         wants_bar = options.get("enable_progress_bar") is not False and not options.get("barebones")
         if wants_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
-            options["callbacks"] = [*callbacks, RichProgressBar()]
+            options["callbacks"] = [*callbacks, PeraProgressBar()]
         return super().instantiate_trainer(**kwargs)
 
     def after_test(self) -> None:
