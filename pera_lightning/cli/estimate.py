@@ -137,9 +137,10 @@ def _offloaded_row(fit: FitOnMeta) -> list[tuple[str, float, str]]:
 def _cards_table(fit: FitOnMeta, growths: dict[bool, _Growths], cards: Sequence[float]) -> Table:
     from rich.table import Table
 
-    table = Table(
-        title="Training steps that fit", caption="GB of 2^30 bytes; the display's share of a card is not counted."
-    )
+    uncounted = "the display's share of a card is not counted"
+    if fit.options.activation_offloading:
+        uncounted += ", nor the CPU memory that offloaded activations take"
+    table = Table(title="Training steps that fit", caption=f"GB of 2^30 bytes; {uncounted}.")
     table.add_column("card")
     for what in (f"largest batch at {fit.options.length} tokens", f"largest length at batch {fit.options.batch_size}"):
         for checkpointing in (True, False):

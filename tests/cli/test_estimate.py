@@ -201,6 +201,8 @@ def test_prints_what_is_offloaded(config: Path) -> None:
     )
     name = "in pinned CPU memory instead"
     assert name not in plain
+    assert "CPU memory" not in plain
+    assert "nor the CPU memory" in " ".join(moving.split())
     assert megabytes(moving)[name] >= 2
     assert megabytes(moving)["a training step needs"] < megabytes(plain)["a training step needs"]
 
