@@ -16,11 +16,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import Tensor
-
-from pera_lightning.config import Terms
-from pera_lightning.functional.monomials import column_count
-
 # What moving one entry through memory costs, in multiply-adds of a large matrix product: 0.2 ns against 7 ps on two
 # AVX-512 cores. On GPUs the ratio is of the same size.
 MEMORY = 30
@@ -48,12 +43,6 @@ class Sizes(NamedTuple):
     """K, the expanded rank."""
     order: int
     on_cpu: bool
-
-
-def sizes_of(x: Tensor, A: Tensor, B: Tensor, order: int, terms: Terms) -> Sizes:
-    """The sizes of one call for x (..., in)."""
-    rank, n = A.shape
-    return Sizes(x.numel() // n, n, B.shape[0], rank, column_count(rank, order, terms), order, x.device.type == "cpu")
 
 
 def forward_path(sizes: Sizes, prepared: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""The expansion of rank components and its gradient, without autograd and with as little memory traffic as possible."""
+"""The products of rank components and their gradient, without autograd and in few operations."""
 
 from __future__ import annotations
 
@@ -8,103 +8,146 @@ import torch
 from torch import Tensor
 
 from pera_lightning.config import Terms
-from pera_lightning.functional.expansion import products
-from pera_lightning.functional.monomials import column_count, count_of_degree, degree_indices, degree_selections
+from pera_lightning.functional.columns import weighted
+from pera_lightning.functional.monomials import Products, column_count, count_of_degree, product_tables
+from pera_lightning.functional.precision import in_dtype
 
 # From this many expanded entries on, a CPU is faster component by component: everything is written once and nothing
 # is gathered. Below it, and on GPUs, the number of operations counts.
 LARGE = 1 << 18
 
 
-def expand_rows(rows: Tensor, order: int, terms: Terms) -> Tensor:
-    """`expand(rows, 0, order, terms)` without a graph.
+class Expansion:
+    """The K rows that rank components are expanded to, each times a number, and the way back; without a graph.
 
     Args:
         rows: The rank components, shape (rank, columns): A, or B transposed.
         order: Highest degree.
         terms: Which monomials take part.
+        plain: What the components themselves are multiplied with.
+        weights: What their products are multiplied with, shape (number of monomials,); None: all 1.
 
-    Returns:
-        Shape (K, columns).
+    Attributes:
+        products: Shape (number of monomials, columns), degree 2 first, not yet multiplied with the weights.
     """
-    if order == 1:
-        return rows
-    rank, columns = rows.shape
-    expanded = rows.new_empty(column_count(rank, order, terms), columns)
-    expanded[:rank] = rows
-    start = rank
-    for degree in range(2, order + 1):
-        count = count_of_degree(rank, degree, terms)
-        block = expanded[start : start + count]
-        if _componentwise(block, degree, terms):
-            for component, partners, pairs in _pairs(rows, block, terms):
-                torch.mul(partners, component, out=pairs)
-        elif count:
-            block.copy_(products(rows, 0, degree, terms))
-        start += count
-    return expanded
+
+    def __init__(
+        self, rows: Tensor, order: int, terms: Terms, plain: float = 1.0, weights: Tensor | None = None
+    ) -> None:
+        self.rows, self._order, self._terms = rows, order, terms
+        self._plain, self._weights = plain, weights
+        # Both parts in one piece, where they were written like that.
+        self._whole: Tensor | None = None
+        self._tables: tuple[Products, ...] = ()
+        # Of each degree the members of its products (degree, count, columns): the way back needs them too.
+        self._members: list[Tensor] = []
+        if order == 1:
+            self.products = rows[:0]
+        elif terms == "square":
+            self.products = rows * rows if order == 2 else torch.cat([rows**d for d in range(2, order + 1)])
+        elif order == 2 and rows.is_cpu and count_of_degree(rows.shape[0], 2, terms) * rows.shape[1] >= LARGE:
+            self._write_pairs()
+        else:
+            self._gather()
+
+    def _gather(self) -> None:
+        # Gathered from a transposed view, rows take three times as long.
+        rows = self.rows = self.rows.contiguous()
+        self._tables = product_tables(rows.shape[0], self._order, self._terms, rows.device, rows.dtype)
+        every = []
+        for degree, count, indices, _ in self._tables:
+            members = rows.index_select(0, indices).view(degree, count, rows.shape[1])
+            self._members.append(members)
+            product, *others = members.unbind()
+            for member in others:
+                product = product * member
+            every.append(product)
+        self.products = every[0] if len(every) == 1 else torch.cat(every) if every else rows[:0]
+
+    def _write_pairs(self) -> None:
+        self.rows = self.rows.contiguous()
+        rank, columns = self.rows.shape
+        self._whole = self.rows.new_empty(column_count(rank, 2, self._terms), columns)
+        self._whole[:rank] = self.rows
+        self.products = self._whole[rank:]
+        for component, partners, pairs in self._pairs(self.products):
+            torch.mul(partners, component, out=pairs)
+
+    def expanded(self) -> Tensor:
+        """Shape (K, columns), the dtype of the rows or of the weights, whichever is wider."""
+        if self._whole is not None and self._plain == 1.0 and self._weights is None:
+            return self._whole
+        return weighted(self.rows, self.products, self._plain, self._weights)
+
+    def fold(self, grad: Tensor, transposed: bool = False) -> Tensor:
+        """The gradient of the components, given that of `expanded()`: the transposed Jacobian.
+
+        Each product hands its gradient to every one of its members, times the other members. Unlike with scattered
+        additions, a GPU gives the same bits every time.
+
+        Args:
+            grad: Shape (K, columns); it is not changed.
+            transposed: Whether to return (columns, rank): the gradient of B, which lies like that.
+
+        Returns:
+            Shape (rank, columns), the dtype of the rows.
+        """
+        rank, dtype = self.rows.shape[0], self.rows.dtype
+        folded = in_dtype(grad[:rank] if self._plain == 1.0 else grad[:rank] * self._plain, dtype)
+        if self._order == 1:
+            return folded.t() if transposed else folded
+        products_grad = grad[rank:]
+        if self._weights is not None:
+            products_grad = products_grad * self._weights[:, None]
+        products_grad = in_dtype(products_grad, dtype)
+        if self._whole is not None:
+            folded = self._fold_pairs(folded.clone(), products_grad)
+        folded = folded.t() if transposed else folded
+        if self._terms == "square":
+            return self._fold_powers(folded, products_grad, transposed)
+        start = 0
+        for (degree, count, _, left_out), members in zip(self._tables, self._members, strict=True):
+            grad = products_grad if len(self._tables) == 1 else products_grad[start : start + count]
+            # At degree 2 each member is the other one's share.
+            shares = grad * members if degree == 2 else torch.cat(_shares(grad, members))
+            shares = shares.view(left_out.shape[1], -1)
+            # The sum over the products of a member, as a product with a 0/1 matrix.
+            if transposed:
+                folded = torch.addmm(folded, shares.t(), left_out.t())
+            else:
+                folded = torch.addmm(folded, left_out, shares)
+            start += count
+        return folded
+
+    def _fold_powers(self, folded: Tensor, products_grad: Tensor, transposed: bool) -> Tensor:
+        rank = self.rows.shape[0]
+        for degree in range(2, self._order + 1):
+            grad = products_grad[(degree - 2) * rank : (degree - 1) * rank]
+            powers = self.rows if degree == 2 else self.rows ** (degree - 1)
+            grad, powers = (grad.t(), powers.t()) if transposed else (grad, powers)
+            folded = torch.addcmul(folded, grad, powers, value=degree)
+        return folded
+
+    def _pairs(self, block: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Per component: itself (columns,), its partners (count, columns) and their part of `block`, of that shape."""
+        first = 1 if self._terms == "cross" else 0
+        counts = list(range(self.rows.shape[0] - first, 0, -1))
+        for component, count, pairs in zip(self.rows.unbind(), counts, block.split(counts), strict=False):
+            yield component, self.rows[-count:], pairs
+
+    def _fold_pairs(self, folded: Tensor, grad: Tensor) -> Tensor:
+        for target, (component, partners, pairs) in zip(folded.unbind(), self._pairs(grad), strict=False):
+            target.add_((pairs * partners).sum(0))
+            folded[-partners.shape[0] :].addcmul_(pairs, component)
+        return folded
 
 
-def fold(grad: Tensor, rows: Tensor, order: int, terms: Terms) -> Tensor:
-    """The gradient of the rank components, given that of their expansion: the transposed Jacobian of `expand_rows`.
-
-    Each product hands its gradient to every one of its members, times the other members. Nothing larger than the
-    expansion is made, and unlike with scattered additions a GPU gives the same bits every time.
-
-    Args:
-        grad: Gradient of `expand_rows(rows, order, terms)`, shape (K, columns).
-        rows: The rank components, shape (rank, columns), the dtype of `grad`.
-        order: Highest degree.
-        terms: Which monomials take part.
-
-    Returns:
-        Shape (rank, columns), the dtype of `grad`.
-    """
-    if order == 1:
-        return grad
-    rank = rows.shape[0]
-    folded = grad[:rank].clone()
-    start = rank
-    for degree in range(2, order + 1):
-        count = count_of_degree(rank, degree, terms)
-        block = grad[start : start + count]
-        if _componentwise(block, degree, terms):
-            _fold_pairs(folded, block, rows, terms)
-        elif count:
-            _fold_products(folded, block, rows, degree, terms)
-        start += count
-    return folded
-
-
-def _componentwise(block: Tensor, degree: int, terms: Terms) -> bool:
-    return degree == 2 and terms != "square" and block.device.type == "cpu" and block.numel() >= LARGE
-
-
-def _pairs(rows: Tensor, block: Tensor, terms: Terms) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Per component: itself (columns,), its partners (count, columns) and their part of `block`, of the same shape."""
-    first = 1 if terms == "cross" else 0
-    counts = list(range(rows.shape[0] - first, 0, -1))
-    for component, count, pairs in zip(rows.unbind(), counts, block.split(counts), strict=False):
-        yield component, rows[-count:], pairs
-
-
-def _fold_pairs(folded: Tensor, grad: Tensor, rows: Tensor, terms: Terms) -> None:
-    for target, (component, partners, pairs) in zip(folded.unbind(), _pairs(rows, grad, terms), strict=False):
-        target.add_((pairs * partners).sum(0))
-        folded[-partners.shape[0] :].addcmul_(pairs, component)
-
-
-def _fold_products(folded: Tensor, grad: Tensor, rows: Tensor, degree: int, terms: Terms) -> None:
-    if terms == "square":
-        folded.addcmul_(grad, rows ** (degree - 1), value=degree)
-        return
-    rank = rows.shape[0]
-    indices = degree_indices(rank, degree, terms, rows.device)
-    selections = degree_selections(rank, degree, terms, rows.device, rows.dtype)
-    for position, selection in enumerate(selections):
+def _shares(grad: Tensor, members: Tensor) -> list[Tensor]:
+    """The gradient times all members but one: the last one, the one before it, ..."""
+    shares = []
+    for place in reversed(range(len(members))):
         share = grad
-        for other, index in enumerate(indices):
-            if other != position:
-                share = rows.index_select(0, index).mul_(share)
-        # The sum over the products of a member, as a product with a 0/1 matrix.
-        folded.addmm_(selection, share)
+        for other, member in enumerate(members):
+            share = share if other == place else share * member
+        shares.append(share)
+    return shares

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pera_lightning.functional.fold import expand_rows
+from pera_lightning.functional.call import Call
+from pera_lightning.functional.columns import float16_magnitude, left_constants, left_weights, right_weights
+from pera_lightning.functional.fold import Expansion
 from pera_lightning.functional.form import Form
+from pera_lightning.functional.precision import in_dtype
 
 
 class Kept(NamedTuple):
     """What a forward pass leaves for the backward pass."""
 
+    seed: int | None
+    """Of the dropout mask; None when nothing was dropped."""
     x: Tensor
     A: Tensor
     B: Tensor
-    columns: Tensor | None
+    h: Tensor | None
     middle: Tensor | None
     """The product x right^T, shape (tokens, K), if it was kept."""
 
@@ -29,128 +33,91 @@ class Wanted(NamedTuple):
     x: bool
     A: bool
     B: bool
-    columns: bool
+    h: bool
 
 
 Gradients = tuple[Tensor | None, ...]
-"""Of x, A, B and columns; None where not wanted."""
+"""Of x, A, B and h; None where not wanted."""
 
 
-class Backward:
-    """One backward pass. What several gradients need is made once, and only if one of them is wanted."""
+class Both(NamedTuple):
+    """Both factors expanded."""
 
-    def __init__(self, form: Form, kept: Kept, grad: Tensor) -> None:
-        self.form = form
-        self.x, self.A, self.B, self.columns, self._kept_middle = kept
-        self.grad = grad.reshape(-1, self.B.shape[0]).to(form.dtype)
-
-    @cached_property
-    def mask(self) -> Tensor | None:
-        """Of the dropout, shape (tokens, in)."""
-        return self.form.mask(self.x)
-
-    @cached_property
-    def dropped(self) -> Tensor:
-        """What the forward pass multiplied with, shape (tokens, in)."""
-        return self.form.dropped(self.x, self.mask)
-
-    @cached_property
-    def rows(self) -> Tensor:
-        """B transposed, shape (rank, out)."""
-        return self.B.t().contiguous()
-
-    def of_x(self, flat: Tensor) -> Tensor:
-        """The gradient of x, given that of `dropped`, whose memory it may take."""
-        if self.mask is not None:
-            flat.mul_(self.mask)
-        return flat.view(self.x.shape).to(self.x.dtype)
+    right: Expansion
+    """To (K, in)."""
+    left: Expansion
+    """To (K, out), with coefficients and scaling."""
+    constants: Tensor | None
+    """What the coefficients are multiplied with, see `left_constants`."""
 
 
-class FactoredBackward(Backward):
+def expand_both(form: Form, A: Tensor, B: Tensor, h: Tensor | None, dtype: torch.dtype) -> Both:
+    """Both factors expanded, for products in a dtype."""
+    magnitude = float16_magnitude(A, form, dtype)
+    constants = left_constants(form, A, magnitude)
+    right = Expansion(A, form.order, form.terms, 1.0, right_weights(form, A, magnitude))
+    left = Expansion(B.t(), form.order, form.terms, form.scaling, left_weights(h, constants))
+    return Both(right, left, constants)
+
+
+def factored_gradients(call: Call, kept: Kept, grad: Tensor, wanted: Wanted) -> Gradients:
     """Through the K expanded columns: five thin products, or four where the middle was kept."""
-
-    @cached_property
-    def right(self) -> Tensor:
-        """The expansion of A, shape (K, in)."""
-        return self.form.expanded(self.A)
-
-    @cached_property
-    def left(self) -> Tensor:
-        """The expansion of B transposed, shape (K, out)."""
-        return self.form.expanded(self.rows)
-
-    @cached_property
-    def middle(self) -> Tensor:
-        """Shape (tokens, K)."""
-        return self.dropped @ self.right.t() if self._kept_middle is None else self._kept_middle
-
-    @cached_property
-    def back(self) -> Tensor:
-        """The gradient on its way back through `left`, shape (tokens, K)."""
-        return self.grad @ self.left.t()
-
-    @cached_property
-    def weighted_back(self) -> Tensor:
-        """The gradient of the middle, shape (tokens, K)."""
-        return self.form.weighted(self.back, self.columns)
-
-    def gradients(self, wanted: Wanted) -> Gradients:
-        """Those that are wanted."""
-        dcolumns = self._of_columns() if wanted.columns else None
-        dx = self.of_x(self.weighted_back @ self.right) if wanted.x else None
-        weighted_middle = self.form.weighted(self.middle, self.columns) if wanted.B else None
-        dA = self._folded(self.weighted_back, self.dropped, self.A, "right") if wanted.A else None
-        dB = None if weighted_middle is None else self._folded(weighted_middle, self.grad, self.rows, "left").t()
-        return dx, dA, dB, dcolumns
-
-    def _of_columns(self) -> Tensor:
-        return (self.middle * self.back).sum(0, dtype=self.A.dtype) * self.form.scaling
-
-    def _folded(self, middle: Tensor, outer: Tensor, rows: Tensor, expansion: str) -> Tensor:
-        # The expansion has served by now; the gradient takes its memory.
-        room = self.__dict__.pop(expansion, None)
-        grad = torch.mm(middle.t(), outer, out=None if room is rows else room)
-        return self.form.folded(grad, rows)
+    seed, x, A, B, h, middle = kept
+    dtype, of_left = call.dtype, wanted.B or wanted.h
+    grad, mask = _flat(grad, B.shape[0], dtype), call.mask(seed, x)
+    right, left, constants = expand_both(call.form, A, B, h, dtype)
+    expanded = in_dtype(right.expanded(), dtype)
+    dropped = call.dropped(x, mask) if wanted.A or (of_left and middle is None) else None
+    dx = dA = dB = dh = None
+    if of_left and middle is None and dropped is not None:
+        middle = dropped @ expanded.t()
+    if wanted.x or wanted.A:
+        # The gradient of the middle.
+        back = grad @ in_dtype(left.expanded(), dtype).t()
+        dx = _of_x(back @ expanded, mask, x) if wanted.x else None
+        dA = None if dropped is None or not wanted.A else right.fold(in_dtype(back.t() @ dropped, A.dtype))
+    if of_left and middle is not None:
+        dB, dh = _of_left(in_dtype(middle.t() @ grad, A.dtype), left, constants, wanted)
+    return dx, dA, dB, dh
 
 
-class DenseBackward(Backward):
+def dense_gradients(call: Call, kept: Kept, grad: Tensor, wanted: Wanted) -> Gradients:
     """Through the gradient of dW: wins for small layers with many tokens and a large K."""
+    seed, x, A, B, h, _ = kept
+    of_left = wanted.B or wanted.h
+    grad, mask = _flat(grad, B.shape[0], call.dtype), call.mask(seed, x)
+    right, left, constants = expand_both(call.form, A, B, h, call.dtype)
+    # In the factors' own dtype or a wider one.
+    right_rows = right.expanded()
+    left_rows = in_dtype(left.expanded(), right_rows.dtype) if wanted.x or wanted.A else None
+    dx = dA = dB = dh = None
+    if wanted.x and left_rows is not None:
+        dx = _of_x(grad @ (left_rows.t() @ right_rows).to(call.dtype), mask, x)
+    if wanted.A or of_left:
+        weight_grad = (grad.t() @ call.dropped(x, mask)).to(right_rows.dtype)
+        dA = None if left_rows is None or not wanted.A else right.fold(left_rows @ weight_grad)
+        if of_left:
+            dB, dh = _of_left(right_rows @ weight_grad.t(), left, constants, wanted)
+    return dx, dA, dB, dh
 
-    @cached_property
-    def right(self) -> Tensor:
-        """The expansion of A in its own dtype, shape (K, in)."""
-        return expand_rows(self.A, self.form.order, self.form.terms)
 
-    @cached_property
-    def left(self) -> Tensor:
-        """The expansion of B transposed in its own dtype, shape (K, out)."""
-        return expand_rows(self.rows, self.form.order, self.form.terms)
+def _of_left(
+    grad: Tensor, left: Expansion, constants: Tensor | None, wanted: Wanted
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of B and h, given that of the K rows of `left`."""
+    dh = None
+    if wanted.h:
+        dh = (grad[left.rows.shape[0] :] * left.products).sum(1)
+        dh = in_dtype(dh if constants is None else dh * constants, left.rows.dtype)
+    return left.fold(grad, transposed=True) if wanted.B else None, dh
 
-    @cached_property
-    def factor(self) -> Tensor | float:
-        """What the K columns are multiplied with, shape (K, 1)."""
-        return self.form.scaling if self.columns is None else (self.columns * self.form.scaling)[:, None]
 
-    @cached_property
-    def weight_grad(self) -> Tensor:
-        """The gradient of dW, shape (out, in)."""
-        return (self.grad.t() @ self.dropped).to(self.A.dtype)
+def _flat(grad: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    return in_dtype(grad.reshape(-1, width), dtype)
 
-    @cached_property
-    def left_grad(self) -> Tensor:
-        """The gradient of `left` before the coefficients, shape (K, out)."""
-        return self.right @ self.weight_grad.t()
 
-    def gradients(self, wanted: Wanted) -> Gradients:
-        """Those that are wanted."""
-        dx = dA = dB = dcolumns = None
-        if wanted.x:
-            weight = ((self.left * self.factor).t() @ self.right).to(self.form.dtype)
-            dx = self.of_x(self.grad @ weight)
-        if wanted.A:
-            dA = self.form.folded((self.left @ self.weight_grad) * self.factor, self.A)
-        if wanted.B:
-            dB = self.form.folded(self.left_grad * self.factor, self.rows).t()
-        if wanted.columns:
-            dcolumns = (self.left_grad * self.left).sum(1) * self.form.scaling
-        return dx, dA, dB, dcolumns
+def _of_x(flat: Tensor, mask: Tensor | None, x: Tensor) -> Tensor:
+    """The gradient of x, given that of what it was multiplied as, whose memory it may take."""
+    if mask is not None:
+        flat.mul_(mask)
+    return in_dtype(flat.view(x.shape), x.dtype)

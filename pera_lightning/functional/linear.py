@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -11,28 +11,13 @@ from torch import Tensor
 from pera_lightning.config import Terms, check_dropout
 from pera_lightning.errors import ConfigError
 from pera_lightning.functional.autograd import PeraFunction
-from pera_lightning.functional.cost import forward_path, sizes_of
-from pera_lightning.functional.dropout_mask import draw_seed, met_dropout
+from pera_lightning.functional.call import Options, Path, call_of, chosen_path
 from pera_lightning.functional.form import Form
-from pera_lightning.functional.operands import Operands, column_coefficients, prepare
-from pera_lightning.functional.precision import balanced, product_dtype, without_autocast
+from pera_lightning.functional.operands import Operands, prepare
+from pera_lightning.functional.precision import product_dtype, without_autocast
 from pera_lightning.functional.weight import check_shapes
 
-Path = Literal["auto", "factored", "dense", "implicit"]
 PATHS: tuple[Path, ...] = get_args(Path)
-# A backward pass has no implicit form; None lets the cost model choose.
-_BACKWARD = {"auto": None, "factored": "factored", "dense": "dense", "implicit": "factored"}
-
-
-class Options(NamedTuple):
-    """The form of an adapter and how to compute it; see `pera_linear`."""
-
-    order: int
-    terms: Terms
-    scaling: float
-    dropout: float = 0.0
-    """Zero while not training."""
-    path: Path = "auto"
 
 
 def pera_linear(
@@ -86,7 +71,8 @@ def pera_linear(
             fix="give an x whose last dimension is the layer's in_features",
         )
     check_shapes(A, B, h, order=order, terms=terms)
-    return add_adapter(None, x, A, B, h, Options(order, terms, scaling, dropout if training else 0.0, path))
+    options = Options(order, terms, scaling, (1.0,) * (order - 1), dropout if training else 0.0, path)
+    return add_adapter(None, x, A, B, h, options)
 
 
 def add_adapter(output: Tensor | None, x: Tensor, A: Tensor, B: Tensor, h: Tensor | None, options: Options) -> Tensor:
@@ -97,32 +83,26 @@ def add_adapter(output: Tensor | None, x: Tensor, A: Tensor, B: Tensor, h: Tenso
         x: Shape (..., in).
         A: Shape (rank, in).
         B: Shape (out, rank).
-        h: Coefficients; None at order 1.
+        h: Coefficients without their constant factors; None at order 1.
         options: The adapter's form, and how to compute.
 
     Returns:
         Shape (..., out), the dtype of `output` if there is one, else the one `product_dtype` tells.
     """
-    dtype = product_dtype(x)
-    if output is not None and output.dtype != dtype:
+    dtype, kind = product_dtype(x), x.device.type
+    if output is not None and output.dtype is not dtype:
         return output + add_adapter(None, x, A, B, h, options).to(output.dtype)
-    order, terms, scaling, dropout, path = options
-    columns = column_coefficients(h, A.shape[0])
-    chosen = forward_path(sizes_of(x, A, B, order, terms)) if path == "auto" else path
-    with without_autocast(x.device.type):
+    if options.order == 1:
+        h = None
+    rank, n = A.shape
+    tokens, m = x.numel() // n, B.shape[0]
+    with without_autocast(kind):
         if _wants_plain_operations():
-            operands = prepare(chosen, A, B, columns, order=order, terms=terms, scaling=scaling, dtype=dtype)
-            return apply_operands(operands, output, F.dropout(x, dropout) if dropout else x, dtype)
-        dropout = met_dropout(dropout)
-        seed = draw_seed() if dropout else None
-        form = Form(order, terms, scaling / (1 - dropout), chosen, _BACKWARD[path], dtype, dropout, seed)
-        if not needs_gradient(output, x, A, B, h):
-            # The same mask as with gradients: reentrant activation checkpointing comes by here first.
-            dropped = form.dropped(x, form.mask(x)).view(x.shape)
-            return apply_operands(form.operands(chosen, A, B, columns), output, dropped, dtype)
-        if dtype == torch.float16 and columns is not None:
-            A, B, columns = balanced(A, B, columns, order, terms)
-        return PeraFunction.apply(output, x, A, B, columns, form)
+            path = chosen_path(options, tokens, rank, n, m, kind)
+            form = Form(options.order, options.terms, options.scaling, options.factors)
+            dropped = F.dropout(x, options.dropout) if options.dropout else x
+            return apply_operands(prepare(path, A, B, h, form, dtype), output, dropped, dtype)
+        return PeraFunction.apply(output, x, A, B, h, call_of(options, tokens, rank, n, m, dtype, kind))
 
 
 def _wants_plain_operations() -> bool:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Hashable
 from functools import lru_cache
 from itertools import combinations_with_replacement
 from math import comb
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from pera_lightning.config import Terms, check_order, check_rank, check_terms
 
@@ -87,33 +89,58 @@ def _cached_indices(rank: int, degree: int, terms: Terms, device: torch.device) 
         table = torch.tensor(monomials_of_degree(rank, degree, terms), dtype=torch.int64, device="cpu")
         return tuple(column.contiguous() for column in table.reshape(-1, degree).T.to(device))
 
-    return _kept((rank, degree, terms, device), make)
+    return kept_tables((rank, degree, terms, device), make)
 
 
-def degree_selections(
-    rank: int, degree: int, terms: Terms, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, ...]:
-    """`degree_indices` as 0/1 matrices of shape (rank, count): entry (i, c) says whether monomial c has i there."""
+class Products(NamedTuple):
+    """The products of one degree, for looking members up and for adding up what they hand back."""
 
-    def make() -> tuple[Tensor, ...]:
-        components = torch.arange(rank, device=device)[:, None]
-        indices = _cached_indices(rank, degree, terms, device)
-        return tuple((components == index).to(dtype) for index in indices)
-
-    return _kept((rank, degree, terms, device, dtype), make)
-
-
-# Constants by what they were made from; small, and never changed.
-_tables: dict[Hashable, tuple[Tensor, ...]] = {}
+    degree: int
+    count: int
+    members: Tensor
+    """int64 (degree * count,): the first members of all products, then the second ones, ..."""
+    left_out: Tensor
+    """0/1 matrix (rank, degree * count): whether product c has i at place degree - 1 - p, at (i, p * count + c). At
+    degree 2 that is the place beside p."""
 
 
-def _kept(key: Hashable, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+def product_tables(
+    rank: int, order: int, terms: Terms, device: torch.device, dtype: torch.dtype
+) -> tuple[Products, ...]:
+    """One entry for each degree that has products with different members; none for square terms."""
+    key = (rank, order, terms, device, dtype)
+    found = _tables.get(key)
+    if found is None:
+        found = kept_tables(key, lambda: _make_products(*key))
+    return found  # type: ignore[return-value]
+
+
+def _make_products(
+    rank: int, order: int, terms: Terms, device: torch.device, dtype: torch.dtype
+) -> tuple[Products, ...]:
+    components = torch.arange(rank, device=device)[:, None]
+    found = []
+    for degree in range(2, order + 1):
+        count = count_of_degree(rank, degree, terms)
+        if count and terms != "square":
+            places = _cached_indices(rank, degree, terms, device)
+            left_out = torch.cat([components == place for place in reversed(places)], 1).to(dtype)
+            found.append(Products(degree, count, torch.cat(places), left_out))
+    return tuple(found)
+
+
+# Constants by what they were made from.
+_tables: dict[Hashable, tuple[Any, ...]] = {}
+
+
+def kept_tables(key: Hashable, make: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
+    """The tensors that `make` gives, made once for each key; for constants that are small and never changed."""
     found = _tables.get(key)
     if found is None:
         # A tensor made in inference mode could not be saved for a later backward pass.
         with torch.inference_mode(mode=False):
             found = make()
         # While torch.export or a fake mode looks on, they are no tensors that anybody else could use.
-        if all(type(table) is Tensor for table in found):
+        if all(type(table) is Tensor for table in tree_leaves(found) if isinstance(table, Tensor)):
             _tables[key] = found
     return found

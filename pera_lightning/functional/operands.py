@@ -9,26 +9,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pera_lightning.config import Terms
+from pera_lightning.functional.columns import float16_magnitude, left_constants, left_weights, right_weights, weighted
 from pera_lightning.functional.expansion import expand
+from pera_lightning.functional.form import Form
 from pera_lightning.functional.monomials import count_of_degree, degree_indices
-from pera_lightning.functional.precision import balanced
 
 
 class Factored(NamedTuple):
-    """Two thin products through the K expanded columns: `y = (x right^T * columns) left`."""
+    """Two thin products through the K expanded columns: `y = (x right^T) left`."""
 
     right: Tensor
     """Shape (K, in)."""
     left: Tensor
-    """Shape (K, out)."""
-    columns: Tensor | None
-    """What the K columns are multiplied with, scaling included, shape (K,); None where `left` includes it."""
+    """Shape (K, out), coefficients and scaling included."""
 
     def add_to(self, output: Tensor | None, x: Tensor) -> Tensor:
         """`output` (tokens, out) plus the adapter's part for x (tokens, in); the part alone if there is no output."""
         middle = x @ self.right.t()
-        if self.columns is not None:
-            middle = (middle * self.columns).to(middle.dtype)
         return middle @ self.left if output is None else torch.addmm(output, middle, self.left)
 
 
@@ -84,17 +81,7 @@ class Implicit(NamedTuple):
 Operands = Factored | Dense | Implicit
 
 
-def prepare(
-    path: str,
-    A: Tensor,
-    B: Tensor,
-    columns: Tensor | None,
-    *,
-    order: int,
-    terms: Terms,
-    scaling: float,
-    dtype: torch.dtype,
-) -> Operands:
+def prepare(path: str, A: Tensor, B: Tensor, h: Tensor | None, form: Form, dtype: torch.dtype) -> Operands:
     """The operands of one path. Differentiable.
 
     Products of the factors, coefficients and scaling are taken in the factors' own dtype and only then rounded to
@@ -104,34 +91,31 @@ def prepare(
         path: "factored", "dense" or "implicit".
         A: Shape (rank, in).
         B: Shape (out, rank).
-        columns: From `column_coefficients`, shape (K,); None at order 1.
-        order: Highest degree.
-        terms: Which monomials take part.
-        scaling: Factor on the whole.
+        h: Coefficients without their constant factors; None where there are none.
+        form: Order, terms, scaling and factors.
         dtype: Of the operands.
     """
+    rank, order, terms = A.shape[0], form.order, form.terms
     if path == "implicit":
         # Its coefficients may lie beyond float16, and for few tokens a wider dtype costs next to nothing.
         dtype = torch.float32 if dtype == torch.float16 else dtype
-        every = A.new_ones(A.shape[0]) if columns is None else columns
-        coefficients = _coefficient_array(every * scaling, A.shape[0], order, terms)
+        plain, weights = A.new_full((rank,), form.scaling), left_weights(h, left_constants(form, A))
+        every = plain if weights is None else torch.cat([plain, weights])
+        coefficients = _coefficient_array(every, rank, order, terms)
         A, Bt = A.to(dtype), B.t().contiguous().to(dtype)
         inputs, outputs = F.pad(A.t(), (0, 1), value=1.0), F.pad(Bt, (0, 0, 0, 1), value=1.0)
         return Implicit(A, Bt, inputs, outputs, coefficients.to(dtype))
-    if path == "factored" and dtype == torch.float16 and columns is not None:
-        A, B, columns = balanced(A, B, columns, order, terms)
-        right, left = expand(A, 0, order, terms), expand(B.t().contiguous(), 0, order, terms)
-        return Factored(right.to(dtype), left.to(dtype), columns * scaling)
-    right, left = expand(A, 0, order, terms), expand(B.t().contiguous(), 0, order, terms)
-    left = left * (scaling if columns is None else (columns * scaling)[:, None])
+    magnitude = float16_magnitude(A, form, dtype)
+    right = _weighted(expand(A, 0, order, terms), rank, 1.0, right_weights(form, A, magnitude))
+    weights = left_weights(h, left_constants(form, A, magnitude))
+    left = _weighted(expand(B.t().contiguous(), 0, order, terms), rank, form.scaling, weights)
     if path == "dense":
         return Dense((left.t() @ right).to(dtype))
-    return Factored(right.to(dtype), left.to(dtype), None)
+    return Factored(right.to(dtype), left.to(dtype))
 
 
-def column_coefficients(h: Tensor | None, rank: int) -> Tensor | None:
-    """What each expanded column is multiplied with, shape (K,): one for the plain components, h for their products."""
-    return None if h is None or h.numel() == 0 else F.pad(h, (rank, 0), value=1.0)
+def _weighted(expanded: Tensor, rank: int, plain: float, weights: Tensor | None) -> Tensor:
+    return expanded if plain == 1.0 and weights is None else weighted(expanded[:rank], expanded[rank:], plain, weights)
 
 
 def _coefficient_array(columns: Tensor, rank: int, order: int, terms: Terms) -> Tensor:

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from pera_lightning.functional.call import Options
 from pera_lightning.functional.distributed import is_distributed
-from pera_lightning.functional.linear import Options, add_adapter
+from pera_lightning.functional.linear import add_adapter
 
 
 def local_part(factor: Any) -> Any:
@@ -35,7 +36,7 @@ def add_local_adapter(output: Any, x: Any, A: Tensor, B: Tensor, h: Tensor | Non
         x: DTensor (..., in), or the plain tensor where it is replicated.
         A: This process's part of A.
         B: Of B.
-        h: Coefficients, whole.
+        h: Coefficients, whole, without their constant factors.
         options: The adapter's form, and how to compute.
 
     Returns:

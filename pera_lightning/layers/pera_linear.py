@@ -14,11 +14,13 @@ from pera_lightning.bases import Base, base_of, describe_supported, expect_base
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import InjectionError, TargetError
 from pera_lightning.functional import delta_weight, expanded_rank
-from pera_lightning.functional.coefficient_scale import scaled_coefficients
-from pera_lightning.functional.cost import FEW_TOKENS, forward_path, sizes_of
+from pera_lightning.functional.call import Options, chosen_path
+from pera_lightning.functional.coefficient_scale import degree_factors, scaled_coefficients
+from pera_lightning.functional.cost import FEW_TOKENS
 from pera_lightning.functional.distributed import is_distributed
-from pera_lightning.functional.linear import Options, add_adapter, apply_operands, needs_gradient
-from pera_lightning.functional.operands import Operands, column_coefficients, prepare
+from pera_lightning.functional.form import Form
+from pera_lightning.functional.linear import add_adapter, apply_operands, needs_gradient
+from pera_lightning.functional.operands import Operands, prepare
 from pera_lightning.functional.precision import factor_dtype, product_dtype, without_autocast
 from pera_lightning.functional.tensor_parallel import add_local_adapter, local_part
 from pera_lightning.layers.merging import MergeTarget, Unmerged, fold, refuse_infinite
@@ -81,6 +83,7 @@ class PeraLinear(nn.Module):
         # Hides its layer from the module tree: it must neither be saved nor follow the base to another dtype.
         self._unmerged: Unmerged | None = None
         self._operand_cache = OperandCache()
+        self._kept_options: tuple[Any, Options] | None = None
         self._make_parameters()
         # Not train(), which reaches down: modules inside the base may be in another mode.
         self.training = base_layer.training
@@ -119,9 +122,7 @@ class PeraLinear(nn.Module):
     @property
     def coefficients(self) -> Tensor | None:
         """Coefficients h times `coefficient_scale`, shape (number of monomials,); None at order 1."""
-        return self._scaled(self.pera_h)
-
-    def _scaled(self, h: Tensor | None) -> Tensor | None:
+        h = self.pera_h
         if h is None:
             return None
         config = self.config
@@ -194,43 +195,39 @@ class PeraLinear(nn.Module):
         A, B, h = self.pera_A, self.pera_B, self.pera_h
         # Its weight is split over processes.
         if is_distributed(output):
-            A, B, h = map(local_part, (A, B, h))
-            return add_local_adapter(output, x, A, B, self._scaled(h), self._options)
+            return add_local_adapter(output, x, *map(local_part, (A, B, h)), self._options)
         # A compiler or tracer would take what is kept for a constant.
         if not (self.training or needs_gradient(output, x, A, B, h) or _is_traced()):
             dtype = product_dtype(x)
             return apply_operands(self._operands(x, dtype, A, B, h), output, x, dtype)
         # Training may go on in eval mode, and a fused optimizer changes parameters without a new version.
         self._operand_cache.clear()
-        return add_adapter(output, x, A, B, self.coefficients, self._options)
+        return add_adapter(output, x, A, B, h, self._options)
 
     @property
     def _options(self) -> Options:
-        dropout = self.config.dropout if self.training else 0.0
-        return Options(self.config.order, self.config.terms, self.scaling, dropout)
+        """For this mode; made once, because a call costs less time than making them."""
+        config, training = self.config, self.training
+        key = (config.dropout if training else 0.0, self.scaling, config)
+        if self._kept_options is None or self._kept_options[0] != key:
+            factors = degree_factors(config.coefficient_scale, config.order, self.in_features)
+            self._kept_options = key, Options(config.order, config.terms, self.scaling, factors, key[0])
+        return self._kept_options[1]
 
     def _operands(self, x: Tensor, dtype: torch.dtype, A: Tensor, B: Tensor, h: Tensor | None) -> Operands:
         """What to multiply x with where no gradient is asked for; kept for the next call if x has few tokens."""
         tokens = x.numel() // self.in_features
         if tokens > FEW_TOKENS or not all(map(tells_changes, (A, B, h))):
             return self._prepare(x, dtype, kept=False)
-        key = (tokens, dtype, self.scaling, self.config)
+        key = (tokens, dtype, self._options)
         return self._operand_cache.get((A, B, h), key, lambda: self._prepare(x, dtype, kept=True))
 
     def _prepare(self, x: Tensor, dtype: torch.dtype, kept: bool) -> Operands:
-        order, terms = self.config.order, self.config.terms
-        path = forward_path(sizes_of(x, self.pera_A, self.pera_B, order, terms), prepared=kept)
+        tokens, options = x.numel() // self.in_features, self._options
+        path = chosen_path(options, tokens, self.rank, self.in_features, self.out_features, x.device.type, kept)
+        form = Form(options.order, options.terms, options.scaling, options.factors)
         with torch.no_grad(), without_autocast(x.device.type):
-            return prepare(
-                path,
-                self.pera_A,
-                self.pera_B,
-                column_coefficients(self.coefficients, self.rank),
-                order=order,
-                terms=terms,
-                scaling=self.scaling,
-                dtype=dtype,
-            )
+            return prepare(path, self.pera_A, self.pera_B, self.pera_h, form, dtype)
 
     def train(self, mode: bool = True) -> Self:
         """See `nn.Module.train`; forgets the expanded factors kept in eval mode."""

@@ -5,6 +5,7 @@ import torch
 
 from pera_lightning.functional import expand, expanded_rank
 from pera_lightning.functional import fold as fold_module
+from pera_lightning.functional.fold import Expansion
 
 FORMS = [(order, terms) for order in (1, 2, 3, 4) for terms in ("full", "square", "cross")]
 
@@ -21,8 +22,11 @@ def test_fold_is_the_gradient_of_the_expansion(
     grad = torch.randn_like(expanded)
     (expected,) = torch.autograd.grad(expanded, rows, grad)
     kept = grad.clone()
-    assert torch.equal(fold_module.expand_rows(rows.detach(), order, terms), expanded)
-    torch.testing.assert_close(fold_module.fold(grad, rows.detach(), order, terms), expected, rtol=1e-12, atol=1e-12)
+    expansion = Expansion(rows.detach(), order, terms)
+    assert torch.equal(expansion.expanded(), expanded)
+    torch.testing.assert_close(expansion.fold(grad), expected, rtol=1e-12, atol=1e-12)
+    turned = expansion.fold(grad, transposed=True)
+    torch.testing.assert_close(turned.t(), expected, rtol=1e-12, atol=1e-12)
     assert torch.equal(grad, kept)
 
 
@@ -31,8 +35,9 @@ def test_both_ways_agree_at_a_size_that_chooses_by_itself(monkeypatch: pytest.Mo
     rank, columns = 24, 1100
     assert expanded_rank(rank, 2, terms) * columns > fold_module.LARGE
     rows, grad = torch.randn(rank, columns), torch.randn(expanded_rank(rank, 2, terms), columns)
-    large = fold_module.expand_rows(rows, 2, terms), fold_module.fold(grad, rows, 2, terms)
+    large = Expansion(rows, 2, terms)
     monkeypatch.setattr(fold_module, "LARGE", 1 << 40)
-    assert torch.equal(large[0], fold_module.expand_rows(rows, 2, terms))
+    gathered = Expansion(rows, 2, terms)
+    assert torch.equal(large.expanded(), gathered.expanded())
     # Sums of 48 products in another order.
-    torch.testing.assert_close(large[1], fold_module.fold(grad, rows, 2, terms), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(large.fold(grad), gathered.fold(grad), rtol=1e-5, atol=1e-5)

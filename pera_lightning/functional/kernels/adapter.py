@@ -54,12 +54,13 @@ class AdapterKernels:
         self._dtype, self._factor_dtype, self._device = dtype, factor_dtype, device
         self._columns, self._width = column_count(rank, form.order, form.terms), padded_width(form, rank)
         self._compute = compute_dtype(torch.promote_types(dtype, factor_dtype))
-        self._tables = tables_of(form, rank, in_features, self._compute, device)
+        self._tables = tables_of(form, rank, self._compute, device)
         compute = tl.float64 if self._compute == torch.float64 else tl.float32
-        self._constants = (self._columns > rank, form.order, compute)
+        self._half = dtype == torch.float16 and form.order > 1
+        self._constants = (self._columns > rank, self._half, form.order, compute)
         numbers = (in_features, out_features, rank, self._columns, self._width)
         self._numbers = numbers
-        self._key = (device, dtype, factor_dtype, *self._constants[:2], self._tables.count, *map(number_key, numbers))
+        self._key = (device, dtype, factor_dtype, *self._constants[:3], self._tables.count, *map(number_key, numbers))
         blocks = _blocks(in_features, expand_module.BLOCK) + _blocks(out_features, expand_module.BLOCK)
         self._expand_programs = blocks * _blocks(self._width, expand_module.BLOCK_K)
         components = _blocks(rank, fold_module.BLOCK_I)
@@ -82,7 +83,7 @@ class AdapterKernels:
         _expand(
             self._key,
             self._expand_programs,
-            (*factors, self._tables.members, self._tables.scales, right, left),
+            (*factors, self._tables.members, self._tables.scales, self._largest(A), right, left),
             *self._numbers,
             *self._constants,
             expand_module.BLOCK_K,
@@ -122,6 +123,7 @@ class AdapterKernels:
                 *grads,
                 *factors,
                 *self._tables,
+                self._largest(A),
                 _either(A_grad, B_grad),
                 _either(B_grad, A_grad),
                 self._tables.scales if sums is None else sums,
@@ -137,6 +139,10 @@ class AdapterKernels:
         )
         h_grad = None if sums is None or h is None else sums.sum(0).to(h.dtype)
         return A_grad, B_grad, h_grad
+
+    def _largest(self, A: Tensor) -> Tensor:
+        # Products in other dtypes have no need of it; no kernel then looks at it.
+        return torch.linalg.vector_norm(A, float("inf"), dtype=torch.float32) if self._half else self._tables.scales
 
 
 adapter_kernels = lru_cache(maxsize=1024)(AdapterKernels)

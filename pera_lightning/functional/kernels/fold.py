@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pera_lightning.functional.kernels.expand import member_products
+from pera_lightning.functional.kernels.expand import magnitude, member_products
 
 BLOCK_I = 8
 """Components of a program; `Tables` pads its entries to it."""
@@ -33,7 +33,8 @@ def derivative_sums(
     i,
     there,
     rank,
-    side: tl.constexpr,
+    each,
+    LEFT: tl.constexpr,
     COUNT: tl.constexpr,
     HAS_H: tl.constexpr,
     ORDER: tl.constexpr,
@@ -44,14 +45,17 @@ def derivative_sums(
     for position in range(COUNT):
         entry = entries + (i * COUNT + position) * (ORDER + 1)
         k = tl.load(entry)
-        weight = tl.load(scales + 2 * k + side) * tl.load(entry + 1).to(COMPUTE)
-        if HAS_H:
+        weight = tl.load(entry + 1).to(COMPUTE)
+        if LEFT:
+            weight *= tl.load(scales + k)
+        if LEFT and HAS_H:
             weight *= tl.load(h + k - rank, mask=k >= rank, other=1.0).to(COMPUTE)
         value = tl.load(grad + grad_base + k.to(tl.int64) * grad_stride, mask=there, other=0.0).to(COMPUTE) * weight
         for other in tl.static_range(ORDER - 1):
             component = tl.load(entry + 2 + other)
             place = factor + base + component.to(tl.int64) * stride
-            value *= tl.load(place, mask=there & (component >= 0), other=1.0).to(COMPUTE)
+            member = tl.load(place, mask=there & (component >= 0), other=1.0).to(COMPUTE)
+            value *= tl.where(component >= 0, member * each, 1.0)
         total += value
     return total
 
@@ -67,6 +71,7 @@ def fold_kernel(
     members,
     scales,
     entries,
+    largest,
     A_grad,
     B_grad,
     h_sums,
@@ -79,22 +84,24 @@ def fold_kernel(
     B_programs,
     COUNT: tl.constexpr,
     HAS_H: tl.constexpr,
+    HALF: tl.constexpr,
     ORDER: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Gradients of A from the first programs, of B from the next, sums over `BLOCK` rows for those of h from the last."""
+    """A's gradient from the first programs, B's from the next, for h's sums over `BLOCK` rows from the last."""
     program = tl.program_id(0)
     i_blocks = tl.cdiv(rank, BLOCK_I)
+    power = magnitude(largest, HALF, COMPUTE)
     if program < A_programs:
         A_row = (program % i_blocks) * BLOCK_I + tl.arange(0, BLOCK_I)[:, None]
         A_column = (program // i_blocks * BLOCK + tl.arange(0, BLOCK))[None, :].to(tl.int64)
         A_there = (A_row < rank) & (A_column < in_features)
         A_total = derivative_sums(
-            right_grad, A_column, in_features, A, A_column, in_features, entries, scales, h, A_row, A_there, rank, 0,
-            COUNT, False, ORDER, COMPUTE,
+            right_grad, A_column, in_features, A, A_column, in_features, entries, scales, h, A_row, A_there, rank,
+            1.0 / power, False, COUNT, False, ORDER, COMPUTE,
         )  # fmt: skip
         A_place = A_grad + A_row.to(tl.int64) * in_features + A_column
         tl.store(A_place, A_total.to(A_grad.dtype.element_ty), mask=A_there)
@@ -104,8 +111,8 @@ def fold_kernel(
         B_row = (B_program // i_blocks * BLOCK + tl.arange(0, BLOCK))[:, None].to(tl.int64)
         B_there = (B_column < rank) & (B_row < out_features)
         B_total = derivative_sums(
-            left_grad, B_row * width, 1, B, B_row * rank, 1, entries, scales, h, B_column, B_there, rank, 1,
-            COUNT, HAS_H, ORDER, COMPUTE,
+            left_grad, B_row * width, 1, B, B_row * rank, 1, entries, scales, h, B_column, B_there, rank,
+            power, True, COUNT, HAS_H, ORDER, COMPUTE,
         )  # fmt: skip
         tl.store(B_grad + B_row * rank + B_column, B_total.to(B_grad.dtype.element_ty), mask=B_there)
     elif HAS_H:
@@ -116,6 +123,6 @@ def fold_kernel(
         row = (block * BLOCK + tl.arange(0, BLOCK))[:, None].to(tl.int64)
         there = (k < columns) & (row < out_features)
         value = tl.load(left_grad + row * width + k, mask=there, other=0.0).to(COMPUTE)
-        value *= member_products(B, row * rank, 1, members, k, there, ORDER, COMPUTE) * tl.load(scales + 2 * k + 1)
+        value *= member_products(B, row * rank, 1, members, k, there, power, ORDER, COMPUTE) * tl.load(scales + k)
         place = h_sums + block * (columns - rank) + k - rank
         tl.store(place, tl.sum(value, axis=0)[None, :], mask=k < columns)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -11,7 +9,7 @@ from torch import Tensor
 
 from pera_lightning.config import Terms
 from pera_lightning.functional.form import Form
-from pera_lightning.functional.monomials import column_count, monomials_of_degree
+from pera_lightning.functional.monomials import column_count, kept_tables, monomials_of_degree
 
 WIDTH_STEP = 16
 """The K columns are padded with zeros to a multiple of it: matrix units work in such steps, and rows stay aligned."""
@@ -35,7 +33,7 @@ class Tables(NamedTuple):
     members: Tensor
     """int32 (rows, order): the components of each product; -1 where it has fewer."""
     scales: Tensor
-    """(rows, 2): constant factors of the products of A and of B, scaling included; the coefficients h come on top."""
+    """(rows,): constant factors of the products of B, scaling included; the coefficients h come on top."""
     entries: Tensor
     """int32 (components, count, order + 1): of each component, the products it is part of: which one, its exponent
     there, and the components that are left when it is taken out once; -1 where there are fewer."""
@@ -46,36 +44,30 @@ class Tables(NamedTuple):
         return self.entries.shape[1]
 
 
-@lru_cache(maxsize=64)
-def tables_of(form: Form, rank: int, in_features: int, dtype: torch.dtype, device: torch.device) -> Tables:
+def tables_of(form: Form, rank: int, dtype: torch.dtype, device: torch.device) -> Tables:
     """The tables, made once.
 
     Args:
         form: Order, terms and constant factors.
         rank: Number of components.
-        in_features: Length of the rows of A. Products of d entries of A shrink as its power 1 - d; in float16 they
-            would soon be nothing, so that powers of two near it move from the products of A to those of B.
         dtype: Of the scales.
         device: Of the tables.
     """
+    return Tables(*kept_tables(("kernels", form, rank, dtype, device), lambda: _make(form, rank, dtype, device)))
+
+
+def _make(form: Form, rank: int, dtype: torch.dtype, device: torch.device) -> Tables:
     every = _products(rank, form.order, form.terms)
     rows = -(-len(every) // ROW_STEP) * ROW_STEP + ROW_STEP
     members = [_padded(product, form.order) for product in every]
     members += [[0] + [-1] * (form.order - 1)] * (rows - len(every))
-    shift = round(math.log2(in_features) / 2)
-    scales = []
-    for product in every:
-        degree = len(product)
-        factor = form.factors[degree - 2] if degree > 1 else 1.0
-        moved = 2.0 ** (shift * (degree - 1))
-        scales.append([moved, form.scaling * factor / moved])
-    scales += [[0.0, 0.0]] * (rows - len(every))
-    with torch.inference_mode(mode=False):
-        return Tables(
-            torch.tensor(members, dtype=torch.int32, device=device),
-            torch.tensor(scales, dtype=dtype, device=device),
-            _entries(every, rank, form.order).to(device),
-        )
+    factors = (1.0, *form.factors)
+    scales = [form.scaling * factors[len(product) - 1] for product in every] + [0.0] * (rows - len(every))
+    return Tables(
+        torch.tensor(members, dtype=torch.int32, device=device),
+        torch.tensor(scales, dtype=dtype, device=device),
+        _entries(every, rank, form.order).to(device),
+    )
 
 
 def _products(rank: int, order: int, terms: Terms) -> list[tuple[int, ...]]:

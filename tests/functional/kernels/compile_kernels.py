@@ -27,10 +27,12 @@ def signatures() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]]]:
                           ("float16", "float16"), ("float32", "float32"), ("float64", "float64")):  # fmt: skip
         order = 3 if dtype == factor else 2
         compute = "float64" if dtype == "float64" else "float32"
-        types = {name: f"*{NAMES[factor]}" for name in ("A", "B", "h", "A_grad", "B_grad")}
-        types |= {name: f"*{NAMES[dtype]}" for name in ("right", "left", "right_grad", "left_grad")}
+        types = dict.fromkeys(("A", "B", "h", "A_grad", "B_grad"), f"*{NAMES[factor]}")
+        types |= dict.fromkeys(("right", "left", "right_grad", "left_grad"), f"*{NAMES[dtype]}")
         types |= {"members": "*i32", "entries": "*i32", "scales": f"*{NAMES[compute]}", "h_sums": f"*{NAMES[compute]}"}
-        constants = {"HAS_H": True, "ORDER": order, "COMPUTE": getattr(tl, compute), "COUNT": 17}
+        half = dtype == "float16"
+        types["largest"] = "*fp32" if half else types["scales"]
+        constants = {"HAS_H": True, "HALF": half, "ORDER": order, "COMPUTE": getattr(tl, compute), "COUNT": 17}
         for kernel, module in ((expand.expand_kernel, expand), (fold.fold_kernel, fold)):
             blocks = {name: getattr(module, name) for name in ("BLOCK", "BLOCK_K", "BLOCK_I") if hasattr(module, name)}
             yield f"{kernel.__name__} {dtype} {factor} order {order}", kernel, types, constants | blocks
