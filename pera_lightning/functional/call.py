@@ -63,6 +63,14 @@ def chosen_path(options: Options, tokens: int, rank: int, n: int, m: int, kind: 
     return forward_path(_sizes(options, tokens, rank, n, m, kind), prepared)
 
 
+def cheapest_paths(options: Options, tokens: int, rank: int, n: int, m: int, kind: str) -> tuple[str, str]:
+    """The ways forward and back; see `call_of`. A backward pass has no implicit form."""
+    sizes = _sizes(options, tokens, rank, n, m, kind)
+    chosen = chosen_path(options, tokens, rank, n, m, kind)
+    middle = chosen == "factored" and keeps_middle(sizes)
+    return chosen, {"auto": backward_path(sizes, middle), "implicit": "factored"}.get(options.path, options.path)
+
+
 def _sizes(options: Options, tokens: int, rank: int, n: int, m: int, kind: str) -> Sizes:
     columns = column_count(rank, options.order, options.terms)
     return Sizes(tokens, n, m, rank, columns, options.order, kind == "cpu")
@@ -81,11 +89,9 @@ def call_of(options: Options, tokens: int, rank: int, n: int, m: int, dtype: tor
         dtype: Of the products.
         kind: Type of device.
     """
-    order, terms, scaling, factors, dropout, path = options
-    sizes = _sizes(options, tokens, rank, n, m, kind)
-    chosen = chosen_path(options, tokens, rank, n, m, kind)
-    middle = chosen == "factored" and keeps_middle(sizes)
-    back = {"auto": backward_path(sizes, middle), "implicit": "factored"}.get(path, path)
+    order, terms, scaling, factors, dropout, _ = options
+    chosen, back = cheapest_paths(options, tokens, rank, n, m, kind)
+    middle = chosen == "factored" and keeps_middle(_sizes(options, tokens, rank, n, m, kind))
     dropout = met_dropout(dropout)
     form = Form(order, terms, scaling / (1 - dropout), factors)
     return Call(form, dtype, dropout, chosen, back, middle)

@@ -41,7 +41,7 @@ def left_constants(form: Form, A: Tensor, magnitude: Tensor | None = None) -> Te
     if magnitude is None and form.plain:
         return None
     scaled = tuple(form.scaling * factor for factor in form.factors)
-    constants = _per_degree(A.shape[0], form.order, form.terms, scaled, A.dtype, A.device)
+    (constants,) = _per_degree(A.shape[0], form.order, form.terms, scaled, A.dtype, A.device)
     return constants if magnitude is None else constants * magnitude ** _degrees_above_one(form, A, magnitude.dtype)
 
 
@@ -67,14 +67,14 @@ def weighted(rows: Tensor, products: Tensor, plain: float = 1.0, weights: Tensor
 
 def _degrees_above_one(form: Form, A: Tensor, dtype: torch.dtype) -> Tensor:
     above = tuple(float(degree - 1) for degree in range(2, form.order + 1))
-    return _per_degree(A.shape[0], form.order, form.terms, above, dtype, A.device)
+    return _per_degree(A.shape[0], form.order, form.terms, above, dtype, A.device)[0]
 
 
 # torch.compile calls this once and takes the result as a constant; it would not see through the cache.
 @torch.compiler.assume_constant_result
 def _per_degree(
     rank: int, order: int, terms: Terms, numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device
-) -> Tensor:
+) -> tuple[Tensor]:
     """One number for all products of a degree."""
 
     def make() -> tuple[Tensor, ...]:
@@ -83,4 +83,5 @@ def _per_degree(
             values += [number] * count_of_degree(rank, degree, terms)
         return (torch.tensor(values, dtype=dtype, device=device),)
 
-    return kept_tables(("per degree", rank, order, terms, numbers, dtype, device), make)[0]
+    # In a tuple: the compiler takes only one constant tensor of a function.
+    return kept_tables(("per degree", rank, order, terms, numbers, dtype, device), make)  # type: ignore[return-value]

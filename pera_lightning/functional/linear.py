@@ -6,13 +6,15 @@ from typing import get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pera_lightning.config import Terms, check_dropout
 from pera_lightning.errors import ConfigError
 from pera_lightning.functional.autograd import PeraFunction
-from pera_lightning.functional.call import Options, Path, call_of, chosen_path
+from pera_lightning.functional.call import Call, Options, Path, call_of, chosen_path
 from pera_lightning.functional.form import Form
+from pera_lightning.functional.fused import FusedFunction, fused_call, uses_kernels
+from pera_lightning.functional.fused_operator import add_as_operator
 from pera_lightning.functional.operands import Operands, prepare
 from pera_lightning.functional.precision import product_dtype, without_autocast
 from pera_lightning.functional.weight import check_shapes
@@ -94,21 +96,60 @@ def add_adapter(output: Tensor | None, x: Tensor, A: Tensor, B: Tensor, h: Tenso
         return output + add_adapter(None, x, A, B, h, options).to(output.dtype)
     if options.order == 1:
         h = None
-    rank, n = A.shape
-    tokens, m = x.numel() // n, B.shape[0]
     with without_autocast(kind):
-        if _wants_plain_operations():
-            path = chosen_path(options, tokens, rank, n, m, kind)
-            form = Form(options.order, options.terms, options.scaling, options.factors)
-            dropped = F.dropout(x, options.dropout) if options.dropout else x
-            return apply_operands(prepare(path, A, B, h, form, dtype), output, dropped, dtype)
-        return PeraFunction.apply(output, x, A, B, h, call_of(options, tokens, rank, n, m, dtype, kind))
+        if _transformed():
+            return _composed(output, x, A, B, h, options, dtype)
+        compiled = torch.compiler.is_compiling()
+        if kind != "cpu" and options.path != "implicit" and uses_kernels(x.device):
+            add = add_as_operator if compiled else _add_fused
+            result = add(output, x, A, B, h, options, dtype)
+            if result is not None:
+                return result
+        if compiled:
+            return _composed(output, x, A, B, h, options, dtype)
+        return PeraFunction.apply(output, x, A, B, h, _call(x, A, B, options, dtype))
 
 
-def _wants_plain_operations() -> bool:
-    # A compiler sees through them, and decides itself what to keep and what to compute again; the transforms of
-    # torch.func see through nothing else.
-    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+def _call(x: Tensor, A: Tensor, B: Tensor, options: Options, dtype: torch.dtype) -> Call:
+    rank, n = A.shape
+    return call_of(options, x.numel() // n, rank, n, B.shape[0], dtype, x.device.type)
+
+
+def _add_fused(
+    output: Tensor | None, x: Tensor, A: Tensor, B: Tensor, h: Tensor | None, options: Options, dtype: torch.dtype
+) -> Tensor | None:
+    """With kernels; None if they do not serve these tensors."""
+    factor_dtype, device = A.dtype, x.device
+    if not (B.dtype is factor_dtype and (h is None or h.dtype is factor_dtype) and A.device == device):
+        return None
+    rank, n = A.shape
+    direct = device.type == "cuda" and not _observed(x)
+    call = fused_call(_call(x, A, B, options, dtype), rank, n, B.shape[0], factor_dtype, device, direct)
+    return None if call is None else FusedFunction.apply(output, x, A, B, h, call)
+
+
+def _observed(x: Tensor) -> bool:
+    """Whether a mode or a subclass of tensor is to see what is started."""
+    return torch._C._len_torch_dispatch_stack() > 0 or type(x) not in (Tensor, nn.Parameter)
+
+
+def _composed(
+    output: Tensor | None, x: Tensor, A: Tensor, B: Tensor, h: Tensor | None, options: Options, dtype: torch.dtype
+) -> Tensor:
+    """By plain differentiable operations.
+
+    A compiler sees through them, and decides itself what to keep and what to compute again; the transforms of
+    torch.func see through nothing else.
+    """
+    rank, n = A.shape
+    path = chosen_path(options, x.numel() // n, rank, n, B.shape[0], x.device.type)
+    form = Form(options.order, options.terms, options.scaling, options.factors)
+    dropped = F.dropout(x, options.dropout) if options.dropout else x
+    return apply_operands(prepare(path, A, B, h, form, dtype), output, dropped, dtype)
+
+
+def _transformed() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def apply_operands(operands: Operands, output: Tensor | None, x: Tensor, dtype: torch.dtype) -> Tensor:

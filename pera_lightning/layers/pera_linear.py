@@ -55,6 +55,8 @@ class PeraLinear(nn.Module):
     LINEAR = True
     """Whether it sits on layers that are called with feature vectors."""
 
+    _kept_options: tuple[Any, Options] | None = None
+
     def __init__(
         self,
         base_layer: nn.Module,
@@ -83,7 +85,6 @@ class PeraLinear(nn.Module):
         # Hides its layer from the module tree: it must neither be saved nor follow the base to another dtype.
         self._unmerged: Unmerged | None = None
         self._operand_cache = OperandCache()
-        self._kept_options: tuple[Any, Options] | None = None
         self._make_parameters()
         # Not train(), which reaches down: modules inside the base may be in another mode.
         self.training = base_layer.training
@@ -206,13 +207,23 @@ class PeraLinear(nn.Module):
 
     @property
     def _options(self) -> Options:
-        """For this mode; made once, because a call costs less time than making them."""
-        config, training = self.config, self.training
-        key = (config.dropout if training else 0.0, self.scaling, config)
+        """For this mode; kept, because making them takes as long as an operation."""
+        # A compiler would guard what is kept.
+        if torch.compiler.is_compiling():
+            return self._make_options()
+        key = (self.training, self.scaling, self.config)
         if self._kept_options is None or self._kept_options[0] != key:
-            factors = degree_factors(config.coefficient_scale, config.order, self.in_features)
-            self._kept_options = key, Options(config.order, config.terms, self.scaling, factors, key[0])
+            self._kept_options = key, self._make_options()
         return self._kept_options[1]
+
+    def _make_options(self) -> Options:
+        config = self.config
+        factors = degree_factors(config.coefficient_scale, config.order, self.in_features)
+        return Options(config.order, config.terms, self.scaling, factors, config.dropout if self.training else 0.0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What a copy makes anew when it needs it.
+        return {name: value for name, value in self.__dict__.items() if name != "_kept_options"}
 
     def _operands(self, x: Tensor, dtype: torch.dtype, A: Tensor, B: Tensor, h: Tensor | None) -> Operands:
         """What to multiply x with where no gradient is asked for; kept for the next call if x has few tokens."""

@@ -69,13 +69,14 @@ class AdapterKernels:
         self._B_programs = components * self._row_blocks
         self._h_programs = self._row_blocks * _blocks(self._columns - rank, fold_module.BLOCK_K)
 
-    def expand(self, A: Tensor, B: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
+    def expand(self, A: Tensor, B: Tensor, h: Tensor | None, largest: Tensor | None) -> tuple[Tensor, Tensor]:
         """The expanded factors: `right` (width, in) and `left` (out, width) with coefficients and scaling.
 
         Args:
             A: Shape (rank, in).
             B: Shape (out, rank).
             h: Coefficients without their constant factors; None where there are none.
+            largest: The largest absolute entry of A in float32, for factors in float16; see `float16_magnitude`.
         """
         right = torch.empty(self._width, self._in, dtype=self._dtype, device=self._device)
         left = torch.empty(self._out, self._width, dtype=self._dtype, device=self._device)
@@ -83,7 +84,7 @@ class AdapterKernels:
         _expand(
             self._key,
             self._expand_programs,
-            (*factors, self._tables.members, self._tables.scales, self._largest(A), right, left),
+            (*factors, self._tables.members, self._tables.scales, self._scale(largest), right, left),
             *self._numbers,
             *self._constants,
             expand_module.BLOCK_K,
@@ -92,7 +93,14 @@ class AdapterKernels:
         return right, left
 
     def fold(
-        self, right_grad: Tensor | None, left_grad: Tensor | None, A: Tensor, B: Tensor, h: Tensor | None, want_h: bool
+        self,
+        right_grad: Tensor | None,
+        left_grad: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        h: Tensor | None,
+        largest: Tensor | None,
+        want_h: bool,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The gradients of A, B and h from those of `right` and `left`.
 
@@ -102,15 +110,17 @@ class AdapterKernels:
             A: Shape (rank, in).
             B: Shape (out, rank).
             h: Coefficients, or None.
+            largest: As for `expand`.
             want_h: Whether the gradient of h is wanted.
 
         Returns:
-            In the shapes and the dtype of A, B and h; None where not wanted.
+            Those of A and B in their shapes and dtype; for that of h the sums over blocks of rows of B, float32 or
+            better, which are still to be added up: shape (blocks, number of monomials). None where not wanted.
         """
-        want_h = want_h and h is not None
+        want_h = want_h and h is not None and self._columns > self._rank
         A_grad = None if right_grad is None else torch.empty_like(A, memory_format=torch.contiguous_format)
         B_grad = None if left_grad is None else torch.empty_like(B, memory_format=torch.contiguous_format)
-        # One row per block of rows of B: added up afterwards, in an order that never changes.
+        # One row per block, and not one sum by all programs at once: that would have another order each time.
         sums = B.new_empty(self._row_blocks, self._columns - self._rank, dtype=self._compute) if want_h else None
         A_programs = 0 if A_grad is None else self._A_programs
         B_programs = 0 if B_grad is None else self._B_programs
@@ -123,7 +133,7 @@ class AdapterKernels:
                 *grads,
                 *factors,
                 *self._tables,
-                self._largest(A),
+                self._scale(largest),
                 _either(A_grad, B_grad),
                 _either(B_grad, A_grad),
                 self._tables.scales if sums is None else sums,
@@ -137,12 +147,26 @@ class AdapterKernels:
             fold_module.BLOCK,
             fold_module.BLOCK_K,
         )
-        h_grad = None if sums is None or h is None else sums.sum(0).to(h.dtype)
-        return A_grad, B_grad, h_grad
+        return A_grad, B_grad, sums
 
-    def _largest(self, A: Tensor) -> Tensor:
-        # Products in other dtypes have no need of it; no kernel then looks at it.
-        return torch.linalg.vector_norm(A, float("inf"), dtype=torch.float32) if self._half else self._tables.scales
+    def try_out(self, with_drop: bool) -> None:
+        """Compile and start each kernel once: what does not work is to raise here."""
+        A, B, h = (
+            torch.zeros(shape, dtype=self._factor_dtype, device=self._device)
+            for shape in ((self._rank, self._in), (self._out, self._rank), (self._columns - self._rank,))
+        )
+        largest = torch.zeros((), device=self._device)
+        right, left = self.expand(A, B, h, largest)
+        self.fold(right, left, A, B, h, largest, want_h=True)
+        if with_drop:
+            drop(left, torch.zeros(1, dtype=torch.int64, device=self._device), 1, self._dtype)
+
+    def _scale(self, largest: Tensor | None) -> Tensor:
+        # Products in other dtypes have no need of it, and no kernel then looks at it.
+        if not self._half:
+            return self._tables.scales
+        assert largest is not None, "factors in float16 need the largest entry of A"
+        return largest
 
 
 adapter_kernels = lru_cache(maxsize=1024)(AdapterKernels)

@@ -1,0 +1,236 @@
+"""The adapter on a GPU: Triton kernels around torch's matrix products."""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pera_lightning.functional.call import Call
+from pera_lightning.functional.form import Form
+from pera_lightning.functional.gradients import Gradients, Wanted
+from pera_lightning.functional.kernels import operators
+from pera_lightning.functional.kernels.availability import SWITCH, unavailable_reason
+from pera_lightning.functional.operands import prepare
+from pera_lightning.functional.precision import in_dtype, without_autocast
+
+LEVELS = 1 << 16
+"""A 16-bit number decides about an entry of x, as in `dropout_mask`."""
+
+
+class FusedCall(NamedTuple):
+    """What a call depends on besides its tensors."""
+
+    form: Form
+    dtype: torch.dtype
+    """Of the products with x."""
+    lost: int
+    """How many of 65536 entries of x are lost, on average."""
+    dense_forward: bool
+    """Whether dW is built, instead of two thin products."""
+    dense_backward: bool
+    keeps_middle: bool
+    kernels: Any
+    """`AdapterKernels`, to start them directly; None where somebody looks on, who is to see operators."""
+
+    def seed(self, x: Tensor) -> Tensor | None:
+        """A seed for the dropout mask, on the device: drawn by its generator, anew by every replay of a CUDA graph."""
+        return torch.randint(1 << 62, (1,), dtype=torch.int64, device=x.device) if self.lost else None
+
+    def largest(self, A: Tensor) -> Tensor | None:
+        """See `float16_magnitude`."""
+        if self.dtype is not torch.float16 or self.form.order == 1:
+            return None
+        return torch.linalg.vector_norm(A, float("inf"), dtype=torch.float32)
+
+    def expand(self, A: Tensor, B: Tensor, h: Tensor | None, largest: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Shapes (K, in) and (out, K), K padded."""
+        if self.kernels is not None:
+            return self.kernels.expand(A, B, h, largest)
+        return operators.expand_factors(A, B, h, largest, *self.form, self.dtype)
+
+    def fold(self, *tensors: Tensor | None, want_h: bool) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """From the gradients of the expanded factors to those of A, B and, not yet added up, h."""
+        if self.kernels is not None:
+            return self.kernels.fold(*tensors, want_h)
+        return operators.fold_gradients(*tensors, want_h, *self.form)
+
+    def drop(self, x: Tensor, seed: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """X as (tokens, features) without the lost entries."""
+        flat = x.reshape(-1, x.shape[-1])
+        if seed is None:
+            return in_dtype(flat, dtype)
+        if self.kernels is not None:
+            return _direct_drop(flat, seed, self.lost, dtype)
+        return operators.drop_entries(flat, seed, self.lost, dtype)
+
+    def drop_(self, flat: Tensor, seed: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """`drop` of a tensor that nobody else needs any more."""
+        if seed is None or flat.dtype is not dtype:
+            return self.drop(flat, seed, dtype)
+        if self.kernels is not None:
+            return _direct_drop(flat, seed, self.lost, dtype, flat)
+        operators.drop_entries_(flat, seed, self.lost)
+        return flat
+
+
+def _direct_drop(x: Tensor, seed: Tensor, lost: int, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    from pera_lightning.functional.kernels.adapter import drop
+
+    return drop(x, seed, lost, dtype, out)
+
+
+class FusedFunction(torch.autograd.Function):
+    """`output + dropout(x) dW^T` as `PeraFunction`, with kernels.
+
+    Kept for the backward pass: x, A, B, h (the caller's own tensors, no copies), the seed, and x right^T (tokens, K)
+    only where it is small beside x.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, output: Tensor | None, x: Tensor, A: Tensor, B: Tensor, h: Tensor | None, call: FusedCall
+    ) -> Tensor:
+        """Shapes: x (..., in), `output` and the result (..., out)."""
+        seed = call.seed(x)
+        result, middle = fused_forward(call, output, x, A, B, h, seed)
+        kept = middle if call.keeps_middle and (ctx.needs_input_grad[3] or ctx.needs_input_grad[4]) else None
+        ctx.save_for_backward(x, A, B, h, seed, kept)
+        ctx.call = call
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of output, x, A, B and h."""
+        call, kept, wanted = ctx.call, ctx.saved_tensors, Wanted(*ctx.needs_input_grad[1:5])
+        with without_autocast(grad.device.type):
+            gradients = (_differentiable_gradients if torch.is_grad_enabled() else fused_backward)(
+                call, grad, *kept, wanted
+            )
+        return (grad if ctx.needs_input_grad[0] else None, *gradients, None)
+
+
+def fused_forward(
+    call: FusedCall, output: Tensor | None, x: Tensor, A: Tensor, B: Tensor, h: Tensor | None, seed: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The result and, unless dW was built, the product x right^T (tokens, K)."""
+    dropped = call.drop(x, seed, call.dtype)
+    right, left = call.expand(A, B, h, call.largest(A))
+    middle = None if call.dense_forward else dropped @ right.t()
+    # Two thin products, or one with dW.
+    inner, weight = (dropped, (left @ right).t()) if middle is None else (middle, left.t())
+    m = B.shape[0]
+    result = inner @ weight if output is None else torch.addmm(output.reshape(-1, m), inner, weight)
+    return result.view(*x.shape[:-1], m), middle
+
+
+def fused_backward(
+    call: FusedCall,
+    grad: Tensor,
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    h: Tensor | None,
+    seed: Tensor | None,
+    middle: Tensor | None,
+    wanted: Wanted,
+) -> Gradients:
+    """Gradients of x, A, B and h."""
+    grad = in_dtype(grad.reshape(-1, B.shape[0]), call.dtype)
+    of_left, largest = wanted.B or wanted.h, call.largest(A)
+    right, left = call.expand(A, B, h, largest)
+    # What dW is multiplied with going back: itself, or its two factors one after the other.
+    weight = left @ right if call.dense_backward and wanted.x else None
+    back = grad @ left if not call.dense_backward and (wanted.x or wanted.A) else None
+    dx = None
+    if wanted.x:
+        flat = grad @ weight if back is None else back @ right
+        dx = call.drop_(flat, seed, x.dtype).view(x.shape)
+        del flat
+    if not (wanted.A or of_left):
+        return dx, None, None, None
+    dropped = call.drop(x, seed, call.dtype) if call.dense_backward or wanted.A or middle is None else None
+    if call.dense_backward:
+        weight_grad = grad.t() @ dropped
+        right_grad = left.t() @ weight_grad if wanted.A else None
+        left_grad = weight_grad @ right.t() if of_left else None
+    else:
+        right_grad = back.t() @ dropped if wanted.A and back is not None else None
+        middle = dropped @ right.t() if of_left and middle is None else middle
+        left_grad = grad.t() @ middle if of_left else None
+    dA, dB, sums = call.fold(right_grad, left_grad, A, B, h, largest, want_h=wanted.h)
+    dh = in_dtype(sums.sum(0), h.dtype) if wanted.h and h is not None and sums is not None else None
+    return dx, dA if wanted.A else None, dB if wanted.B else None, dh
+
+
+def _differentiable_gradients(
+    call: FusedCall,
+    grad: Tensor,
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    h: Tensor | None,
+    seed: Tensor | None,
+    middle: Tensor | None,
+    wanted: Wanted,
+) -> Gradients:
+    """The gradients with a graph of their own, for gradients of gradients: by plain operations."""
+    with torch.no_grad():
+        kept = call.drop(torch.ones_like(x), seed, call.dtype)
+    dropped = in_dtype(x.reshape(kept.shape), call.dtype) * kept
+    result = prepare("factored", A, B, h, call.form, call.dtype).add_to(None, dropped)
+    inputs = [value for value, want in zip((x, A, B, h), wanted, strict=True) if want and value is not None]
+    found = iter(torch.autograd.grad(result, inputs, grad.reshape(result.shape).to(result.dtype), create_graph=True))
+    return tuple(next(found) if want else None for want in wanted)
+
+
+def uses_kernels(device: torch.device) -> bool:
+    """Whether adapters on this device are computed with kernels; where a GPU lacks them, one line says why."""
+    reason = unavailable_reason(device)
+    if reason is not None and device.type == "cuda":
+        _say_once(reason)
+    return reason is None
+
+
+@lru_cache(maxsize=4096)
+def fused_call(
+    call: Call, rank: int, n: int, m: int, factor_dtype: torch.dtype, device: torch.device, direct: bool
+) -> FusedCall | None:
+    """How kernels compute a call; None if they turn out not to work on this device.
+
+    Args:
+        call: Ways and dtype; the implicit way has no kernels and becomes the factored one.
+        rank: Of the adapter.
+        n: Length of a row of x.
+        m: Length of a row of the output.
+        factor_dtype: Of A, B and h.
+        device: Of all tensors.
+        direct: Whether to start kernels without the detour over operators.
+    """
+    kernels = None
+    if direct:
+        try:
+            from pera_lightning.functional.kernels.adapter import adapter_kernels
+
+            kernels = adapter_kernels(call.form, rank, n, m, call.dtype, factor_dtype, device)
+            kernels.try_out(call.dropout > 0)
+        # Whatever Triton, its compiler or the driver may raise: the run goes on without.
+        except Exception as error:
+            _say_once(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")
+            return None
+    dense_forward, dense_backward = call.forward_path == "dense", call.backward_path == "dense"
+    # At order 1 it is small beside x in narrow layers too.
+    keeps = call.keeps_middle or (call.form.order == 1 and 16 * rank <= n)
+    lost = round(call.dropout * LEVELS)
+    return FusedCall(call.form, call.dtype, lost, dense_forward, dense_backward, keeps, kernels)
+
+
+@lru_cache(maxsize=16)
+def _say_once(reason: str) -> None:
+    if not reason.startswith(SWITCH):
+        warnings.warn(
+            f"Adapters are computed without fused kernels, which is slower: {reason}.", UserWarning, stacklevel=2
+        )
