@@ -13,6 +13,8 @@ import pytest
 GPU_RUN = os.environ.get("PERA_TEST_GPU") == "1"
 if not GPU_RUN:
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "-1"}
+    # Kernels then run on tensors of a CPU. Triton looks when it is imported, which compilers of torch do as well.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 import torch  # noqa: E402 - the GPU is to be hidden first
 

@@ -100,7 +100,7 @@ def add_adapter(output: Tensor | None, x: Tensor, A: Tensor, B: Tensor, h: Tenso
         if _transformed():
             return _composed(output, x, A, B, h, options, dtype)
         compiled = torch.compiler.is_compiling()
-        if kind != "cpu" and options.path != "implicit" and uses_kernels(x.device):
+        if _kernels_serve(x, options):
             add = add_as_operator if compiled else _add_fused
             result = add(output, x, A, B, h, options, dtype)
             if result is not None:
@@ -108,6 +108,11 @@ def add_adapter(output: Tensor | None, x: Tensor, A: Tensor, B: Tensor, h: Tenso
         if compiled:
             return _composed(output, x, A, B, h, options, dtype)
         return PeraFunction.apply(output, x, A, B, h, _call(x, A, B, options, dtype))
+
+
+def _kernels_serve(x: Tensor, options: Options) -> bool:
+    # Without asking where the answer is known: this runs at every call.
+    return x.device.type != "cpu" and options.path != "implicit" and uses_kernels(x.device)
 
 
 def _call(x: Tensor, A: Tensor, B: Tensor, options: Options, dtype: torch.dtype) -> Call:
@@ -123,7 +128,7 @@ def _add_fused(
     if not (B.dtype is factor_dtype and (h is None or h.dtype is factor_dtype) and A.device == device):
         return None
     rank, n = A.shape
-    direct = device.type == "cuda" and not _observed(x)
+    direct = device.type != "meta" and not _observed(x)
     call = fused_call(_call(x, A, B, options, dtype), rank, n, B.shape[0], factor_dtype, device, direct)
     return None if call is None else FusedFunction.apply(output, x, A, B, h, call)
 

@@ -191,7 +191,7 @@ def drop(x: Tensor, seed: Tensor, lost: int, dtype: torch.dtype, out: Tensor | N
     out = torch.empty_like(x, dtype=dtype) if out is None else out
     count = x.numel()
     key = (x.device, x.dtype, out.dtype, number_key(count))
-    _drop(key, _blocks(count, drop_module.ENTRIES), (x, out, seed), count, lost, drop_module.GROUP)
+    _drop(key, _blocks(count, drop_module.ENTRIES), (x, out, seed), count, lost, drop_module.DRAWS)
     return out
 
 

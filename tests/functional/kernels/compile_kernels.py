@@ -39,7 +39,7 @@ def signatures() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]]]:
     for given, written in (("bfloat16", "bfloat16"), ("float32", "bfloat16"), ("bfloat16", "float32"),
                            ("float16", "float16"), ("float32", "float32"), ("float64", "float64")):  # fmt: skip
         types = {"x": f"*{NAMES[given]}", "out": f"*{NAMES[written]}", "seed": "*i64"}
-        yield f"drop_kernel {given} {written}", drop.drop_kernel, types, {"GROUP": drop.GROUP}
+        yield f"drop_kernel {given} {written}", drop.drop_kernel, types, {"DRAWS": drop.DRAWS}
 
 
 def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], capability: int) -> Any:
