@@ -84,4 +84,4 @@ def _per_degree(
         return (torch.tensor(values, dtype=dtype, device=device),)
 
     # In a tuple: the compiler takes only one constant tensor of a function.
-    return kept_tables(("per degree", rank, order, terms, numbers, dtype, device), make)  # type: ignore[return-value]
+    return kept_tables(("per degree", rank, order, terms, numbers, dtype, device), make)

@@ -67,20 +67,33 @@ class FusedCall(NamedTuple):
             return _direct_drop(flat, seed, self.lost, dtype)
         return operators.drop_entries(flat, seed, self.lost, dtype)
 
-    def drop_(self, flat: Tensor, seed: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """`drop` of a tensor that nobody else needs any more."""
-        if seed is None or flat.dtype is not dtype:
-            return self.drop(flat, seed, dtype)
+    def of_x(self, flat: Tensor, seed: Tensor | None, x: Tensor) -> Tensor:
+        """The gradient of x, given that of what `drop` makes of it, whose memory it may take."""
+        if seed is None or flat.dtype is not x.dtype:
+            return self.drop(flat, seed, x.dtype).view(x.shape)
         if self.kernels is not None:
-            return _direct_drop(flat, seed, self.lost, dtype, flat)
+            return _direct_drop(flat, seed, self.lost, x.dtype, flat).view(x.shape)
         operators.drop_entries_(flat, seed, self.lost)
-        return flat
+        return flat.view(x.shape)
 
 
 def _direct_drop(x: Tensor, seed: Tensor, lost: int, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
     from pera_lightning.functional.kernels.adapter import drop
 
     return drop(x, seed, lost, dtype, out)
+
+
+class Kept(NamedTuple):
+    """What a forward pass leaves for the backward pass."""
+
+    x: Tensor
+    A: Tensor
+    B: Tensor
+    h: Tensor | None
+    seed: Tensor | None
+    """Of the dropout mask; None when nothing was dropped."""
+    middle: Tensor | None = None
+    """The product x right^T, shape (tokens, K), if it was kept."""
 
 
 class FusedFunction(torch.autograd.Function):
@@ -105,11 +118,10 @@ class FusedFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of output, x, A, B and h."""
-        call, kept, wanted = ctx.call, ctx.saved_tensors, Wanted(*ctx.needs_input_grad[1:5])
+        call, kept, wanted = ctx.call, Kept(*ctx.saved_tensors), Wanted(*ctx.needs_input_grad[1:5])
         with without_autocast(grad.device.type):
-            gradients = (_differentiable_gradients if torch.is_grad_enabled() else fused_backward)(
-                call, grad, *kept, wanted
-            )
+            backward = _differentiable_gradients if torch.is_grad_enabled() else fused_backward
+            gradients = backward(call, kept, grad, wanted)
         return (grad if ctx.needs_input_grad[0] else None, *gradients, None)
 
 
@@ -127,60 +139,55 @@ def fused_forward(
     return result.view(*x.shape[:-1], m), middle
 
 
-def fused_backward(
-    call: FusedCall,
-    grad: Tensor,
-    x: Tensor,
-    A: Tensor,
-    B: Tensor,
-    h: Tensor | None,
-    seed: Tensor | None,
-    middle: Tensor | None,
-    wanted: Wanted,
-) -> Gradients:
+def fused_backward(call: FusedCall, kept: Kept, grad: Tensor, wanted: Wanted) -> Gradients:
     """Gradients of x, A, B and h."""
+    A, B, h = kept.A, kept.B, kept.h
     grad = in_dtype(grad.reshape(-1, B.shape[0]), call.dtype)
-    of_left, largest = wanted.B or wanted.h, call.largest(A)
+    largest = call.largest(A)
     right, left = call.expand(A, B, h, largest)
-    # What dW is multiplied with going back: itself, or its two factors one after the other.
-    weight = left @ right if call.dense_backward and wanted.x else None
-    back = grad @ left if not call.dense_backward and (wanted.x or wanted.A) else None
-    dx = None
-    if wanted.x:
-        flat = grad @ weight if back is None else back @ right
-        dx = call.drop_(flat, seed, x.dtype).view(x.shape)
-        del flat
-    if not (wanted.A or of_left):
+    backward = _dense_backward if call.dense_backward else _factored_backward
+    dx, right_grad, left_grad = backward(call, kept, grad, right, left, wanted)
+    if right_grad is None and left_grad is None:
         return dx, None, None, None
-    dropped = call.drop(x, seed, call.dtype) if call.dense_backward or wanted.A or middle is None else None
-    if call.dense_backward:
-        weight_grad = grad.t() @ dropped
-        right_grad = left.t() @ weight_grad if wanted.A else None
-        left_grad = weight_grad @ right.t() if of_left else None
-    else:
-        right_grad = back.t() @ dropped if wanted.A and back is not None else None
-        middle = dropped @ right.t() if of_left and middle is None else middle
-        left_grad = grad.t() @ middle if of_left else None
     dA, dB, sums = call.fold(right_grad, left_grad, A, B, h, largest, want_h=wanted.h)
     dh = in_dtype(sums.sum(0), h.dtype) if wanted.h and h is not None and sums is not None else None
     return dx, dA if wanted.A else None, dB if wanted.B else None, dh
 
 
-def _differentiable_gradients(
-    call: FusedCall,
-    grad: Tensor,
-    x: Tensor,
-    A: Tensor,
-    B: Tensor,
-    h: Tensor | None,
-    seed: Tensor | None,
-    middle: Tensor | None,
-    wanted: Wanted,
-) -> Gradients:
+Parts = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""Gradients of x, `right` and `left`; None where not wanted."""
+
+
+def _factored_backward(call: FusedCall, kept: Kept, grad: Tensor, right: Tensor, left: Tensor, wanted: Wanted) -> Parts:
+    """Through the K expanded columns."""
+    x, seed, middle, of_left = kept.x, kept.seed, kept.middle, wanted.B or wanted.h
+    # The gradient of the middle.
+    back = grad @ left if wanted.x or wanted.A else None
+    # First, because what it needs goes then.
+    dx = call.of_x(back @ right, seed, x) if wanted.x and back is not None else None
+    dropped = call.drop(x, seed, call.dtype) if wanted.A or (of_left and middle is None) else None
+    right_grad = back.t() @ dropped if wanted.A and back is not None and dropped is not None else None
+    if of_left and middle is None and dropped is not None:
+        middle = dropped @ right.t()
+    return dx, right_grad, grad.t() @ middle if of_left and middle is not None else None
+
+
+def _dense_backward(call: FusedCall, kept: Kept, grad: Tensor, right: Tensor, left: Tensor, wanted: Wanted) -> Parts:
+    """Through the gradient of dW."""
+    of_left = wanted.B or wanted.h
+    dx = call.of_x(grad @ (left @ right), kept.seed, kept.x) if wanted.x else None
+    if not (wanted.A or of_left):
+        return dx, None, None
+    weight_grad = grad.t() @ call.drop(kept.x, kept.seed, call.dtype)
+    return dx, left.t() @ weight_grad if wanted.A else None, weight_grad @ right.t() if of_left else None
+
+
+def _differentiable_gradients(call: FusedCall, kept: Kept, grad: Tensor, wanted: Wanted) -> Gradients:
     """The gradients with a graph of their own, for gradients of gradients: by plain operations."""
+    x, A, B, h, seed, _ = kept
     with torch.no_grad():
-        kept = call.drop(torch.ones_like(x), seed, call.dtype)
-    dropped = in_dtype(x.reshape(kept.shape), call.dtype) * kept
+        mask = call.drop(torch.ones_like(x), seed, call.dtype)
+    dropped = in_dtype(x.reshape(mask.shape), call.dtype) * mask
     result = prepare("factored", A, B, h, call.form, call.dtype).add_to(None, dropped)
     inputs = [value for value, want in zip((x, A, B, h), wanted, strict=True) if want and value is not None]
     found = iter(torch.autograd.grad(result, inputs, grad.reshape(result.shape).to(result.dtype), create_graph=True))

@@ -14,7 +14,7 @@ from torch import Tensor
 from pera_lightning.functional.call import Call, Options, cheapest_paths
 from pera_lightning.functional.dropout_mask import met_dropout
 from pera_lightning.functional.form import Form
-from pera_lightning.functional.fused import FusedCall, fused_backward, fused_call, fused_forward
+from pera_lightning.functional.fused import FusedCall, Kept, fused_backward, fused_call, fused_forward
 from pera_lightning.functional.gradients import Wanted
 
 _CALL = (
@@ -70,7 +70,7 @@ def adapter_gradients(
     *call: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`fused_backward`; tensors without entries where a gradient is not wanted."""
-    found = fused_backward(_fused(x, A, B, call), grad, x, A, B, h, seed, None, Wanted(*wanted))
+    found = fused_backward(_fused(x, A, B, call), Kept(x, A, B, h, seed), grad, Wanted(*wanted))
     return tuple(A.new_empty(0) if value is None else value for value in found)  # type: ignore[return-value]
 
 

@@ -97,12 +97,11 @@ def add_adapter(output: Tensor | None, x: Tensor, A: Tensor, B: Tensor, h: Tenso
     if options.order == 1:
         h = None
     with without_autocast(kind):
-        if _transformed():
-            return _composed(output, x, A, B, h, options, dtype)
         compiled = torch.compiler.is_compiling()
+        if not compiled and _transformed():
+            return _composed(output, x, A, B, h, options, dtype)
         if _kernels_serve(x, options):
-            add = add_as_operator if compiled else _add_fused
-            result = add(output, x, A, B, h, options, dtype)
+            result = (add_as_operator if compiled else _add_fused)(output, x, A, B, h, options, dtype)
             if result is not None:
                 return result
         if compiled:
@@ -143,8 +142,8 @@ def _composed(
 ) -> Tensor:
     """By plain differentiable operations.
 
-    A compiler sees through them, and decides itself what to keep and what to compute again; the transforms of
-    torch.func see through nothing else.
+    A compiler sees through them, and decides itself what to keep and what to compute again; a tracer and the
+    transforms of torch.func see through nothing else.
     """
     rank, n = A.shape
     path = chosen_path(options, x.numel() // n, rank, n, B.shape[0], x.device.type)
@@ -154,7 +153,7 @@ def _composed(
 
 
 def _transformed() -> bool:
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch.jit.is_tracing()
 
 
 def apply_operands(operands: Operands, output: Tensor | None, x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -96,11 +96,11 @@ class Products(NamedTuple):
     """The products of one degree, for looking members up and for adding up what they hand back."""
 
     degree: int
-    count: int
+    size: int
     members: Tensor
-    """int64 (degree * count,): the first members of all products, then the second ones, ..."""
+    """int64 (degree * size,): the first members of all products, then the second ones, ..."""
     left_out: Tensor
-    """0/1 matrix (rank, degree * count): whether product c has i at place degree - 1 - p, at (i, p * count + c). At
+    """0/1 matrix (rank, degree * size): whether product c has i at place degree - 1 - p, at (i, p * size + c). At
     degree 2 that is the place beside p."""
 
 
@@ -112,7 +112,7 @@ def product_tables(
     found = _tables.get(key)
     if found is None:
         found = kept_tables(key, lambda: _make_products(*key))
-    return found  # type: ignore[return-value]
+    return found
 
 
 def _make_products(

@@ -196,49 +196,46 @@ class PeraLinear(nn.Module):
         A, B, h = self.pera_A, self.pera_B, self.pera_h
         # Its weight is split over processes.
         if is_distributed(output):
-            return add_local_adapter(output, x, *map(local_part, (A, B, h)), self._options)
+            return add_local_adapter(output, x, local_part(A), local_part(B), local_part(h), self._options)
         # A compiler or tracer would take what is kept for a constant.
         if not (self.training or needs_gradient(output, x, A, B, h) or _is_traced()):
-            dtype = product_dtype(x)
-            return apply_operands(self._operands(x, dtype, A, B, h), output, x, dtype)
-        # Training may go on in eval mode, and a fused optimizer changes parameters without a new version.
-        self._operand_cache.clear()
+            if x.numel() <= FEW_TOKENS * self.in_features and all(map(tells_changes, (A, B, h))):
+                dtype = product_dtype(x)
+                return apply_operands(self._operands(x, dtype, A, B, h), output, x, dtype)
+        else:
+            # Training may go on in eval mode, and a fused optimizer changes parameters without a new version.
+            self._operand_cache.clear()
         return add_adapter(output, x, A, B, h, self._options)
 
     @property
     def _options(self) -> Options:
-        """For this mode; kept, because making them takes as long as an operation."""
-        # A compiler would guard what is kept.
-        if torch.compiler.is_compiling():
-            return self._make_options()
+        # Kept, because making them takes as long as an operation; a compiler would guard what is kept.
         key = (self.training, self.scaling, self.config)
-        if self._kept_options is None or self._kept_options[0] != key:
-            self._kept_options = key, self._make_options()
+        if torch.compiler.is_compiling() or self._kept_options is None or self._kept_options[0] != key:
+            config = self.config
+            factors = degree_factors(config.coefficient_scale, config.order, self.in_features)
+            dropout = config.dropout if self.training else 0.0
+            options = Options(config.order, config.terms, self.scaling, factors, dropout)
+            if torch.compiler.is_compiling():
+                return options
+            self._kept_options = key, options
         return self._kept_options[1]
 
-    def _make_options(self) -> Options:
-        config = self.config
-        factors = degree_factors(config.coefficient_scale, config.order, self.in_features)
-        return Options(config.order, config.terms, self.scaling, factors, config.dropout if self.training else 0.0)
-
     def __getstate__(self) -> dict[str, Any]:
-        # What a copy makes anew when it needs it.
         return {name: value for name, value in self.__dict__.items() if name != "_kept_options"}
 
     def _operands(self, x: Tensor, dtype: torch.dtype, A: Tensor, B: Tensor, h: Tensor | None) -> Operands:
-        """What to multiply x with where no gradient is asked for; kept for the next call if x has few tokens."""
-        tokens = x.numel() // self.in_features
-        if tokens > FEW_TOKENS or not all(map(tells_changes, (A, B, h))):
-            return self._prepare(x, dtype, kept=False)
-        key = (tokens, dtype, self._options)
-        return self._operand_cache.get((A, B, h), key, lambda: self._prepare(x, dtype, kept=True))
-
-    def _prepare(self, x: Tensor, dtype: torch.dtype, kept: bool) -> Operands:
+        """What to multiply few tokens with where no gradient is asked for; kept for the next call."""
         tokens, options = x.numel() // self.in_features, self._options
-        path = chosen_path(options, tokens, self.rank, self.in_features, self.out_features, x.device.type, kept)
-        form = Form(options.order, options.terms, options.scaling, options.factors)
-        with torch.no_grad(), without_autocast(x.device.type):
-            return prepare(path, self.pera_A, self.pera_B, self.pera_h, form, dtype)
+
+        def make() -> Operands:
+            shape = (tokens, self.rank, self.in_features, self.out_features)
+            path = chosen_path(options, *shape, x.device.type, prepared=True)
+            form = Form(options.order, options.terms, options.scaling, options.factors)
+            with torch.no_grad(), without_autocast(x.device.type):
+                return prepare(path, A, B, h, form, dtype)
+
+        return self._operand_cache.get((A, B, h), (tokens, dtype, options), make)
 
     def train(self, mode: bool = True) -> Self:
         """See `nn.Module.train`; forgets the expanded factors kept in eval mode."""

@@ -60,7 +60,14 @@ class AdapterKernels:
         self._constants = (self._columns > rank, self._half, form.order, compute)
         numbers = (in_features, out_features, rank, self._columns, self._width)
         self._numbers = numbers
-        self._key = (device, dtype, factor_dtype, *self._constants[:3], self._tables.count, *map(number_key, numbers))
+        self._key = (
+            device,
+            dtype,
+            factor_dtype,
+            *self._constants[:3],
+            self._tables.per_component,
+            *map(number_key, numbers),
+        )
         blocks = _blocks(in_features, expand_module.BLOCK) + _blocks(out_features, expand_module.BLOCK)
         self._expand_programs = blocks * _blocks(self._width, expand_module.BLOCK_K)
         components = _blocks(rank, fold_module.BLOCK_I)
@@ -141,7 +148,7 @@ class AdapterKernels:
             *self._numbers,
             A_programs,
             B_programs,
-            self._tables.count,
+            self._tables.per_component,
             *self._constants,
             fold_module.BLOCK_I,
             fold_module.BLOCK,

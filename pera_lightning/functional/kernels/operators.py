@@ -114,7 +114,9 @@ def _(
 
 
 @torch.library.custom_op(
-    "pera_lightning::drop_entries", mutates_args=(), schema="(Tensor x, Tensor seed, int lost, ScalarType dtype) -> Tensor"
+    "pera_lightning::drop_entries",
+    mutates_args=(),
+    schema="(Tensor x, Tensor seed, int lost, ScalarType dtype) -> Tensor",
 )
 def drop_entries(x: Tensor, seed: Tensor, lost: int, dtype: torch.dtype) -> Tensor:
     """`kernels.adapter.drop`."""

@@ -35,11 +35,11 @@ class Tables(NamedTuple):
     scales: Tensor
     """(rows,): constant factors of the products of B, scaling included; the coefficients h come on top."""
     entries: Tensor
-    """int32 (components, count, order + 1): of each component, the products it is part of: which one, its exponent
-    there, and the components that are left when it is taken out once; -1 where there are fewer."""
+    """int32 (components, per component, order + 1): of each component, the products it is part of: which one, its
+    exponent there, and the components that are left when it is taken out once; -1 where there are fewer."""
 
     @property
-    def count(self) -> int:
+    def per_component(self) -> int:
         """How many products a component is part of; all of them in equally many."""
         return self.entries.shape[1]
 
