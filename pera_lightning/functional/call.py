@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pera_lightning.config import Terms
+from pera_lightning.config import PeraConfig, Terms
+from pera_lightning.functional.coefficient_scale import degree_factors
 from pera_lightning.functional.cost import Sizes, backward_path, forward_path, keeps_middle
 from pera_lightning.functional.dropout_mask import keep_mask, met_dropout
 from pera_lightning.functional.form import Form
@@ -29,6 +30,12 @@ class Options(NamedTuple):
     dropout: float = 0.0
     """Zero while not training."""
     path: Path = "auto"
+
+
+def options_of(config: PeraConfig, scaling: float, in_features: int, training: bool) -> Options:
+    """Of a layer with these inputs and this scaling."""
+    factors = degree_factors(config.coefficient_scale, config.order, in_features)
+    return Options(config.order, config.terms, scaling, factors, config.dropout if training else 0.0)
 
 
 class Call(NamedTuple):

@@ -14,8 +14,8 @@ from pera_lightning.bases import Base, base_of, describe_supported, expect_base
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import InjectionError, TargetError
 from pera_lightning.functional import delta_weight, expanded_rank
-from pera_lightning.functional.call import Options, chosen_path
-from pera_lightning.functional.coefficient_scale import degree_factors, scaled_coefficients
+from pera_lightning.functional.call import Options, chosen_path, options_of
+from pera_lightning.functional.coefficient_scale import scaled_coefficients
 from pera_lightning.functional.cost import FEW_TOKENS
 from pera_lightning.functional.distributed import is_distributed
 from pera_lightning.functional.form import Form
@@ -209,16 +209,12 @@ class PeraLinear(nn.Module):
 
     @property
     def _options(self) -> Options:
-        # Kept, because making them takes as long as an operation; a compiler would guard what is kept.
+        # A compiler would guard what is kept.
+        if torch.compiler.is_compiling():
+            return options_of(self.config, self.scaling, self.in_features, self.training)
         key = (self.training, self.scaling, self.config)
-        if torch.compiler.is_compiling() or self._kept_options is None or self._kept_options[0] != key:
-            config = self.config
-            factors = degree_factors(config.coefficient_scale, config.order, self.in_features)
-            dropout = config.dropout if self.training else 0.0
-            options = Options(config.order, config.terms, self.scaling, factors, dropout)
-            if torch.compiler.is_compiling():
-                return options
-            self._kept_options = key, options
+        if self._kept_options is None or self._kept_options[0] != key:
+            self._kept_options = key, options_of(self.config, self.scaling, self.in_features, self.training)
         return self._kept_options[1]
 
     def __getstate__(self) -> dict[str, Any]:
