@@ -22,7 +22,7 @@ import transformers
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks import decode, layers, report, train_step
+from benchmarks import decode, layers, operations, report, train_step
 from benchmarks.bars import Rows
 
 FOLDER = Path(__file__).parent
@@ -65,6 +65,7 @@ def jobs(repeats: int) -> dict[str, list[Job]]:
         "tokens": [layer(layers.SMOL["q_proj"], 16, tokens, repeats) for tokens in (16, 64, 256, 1024, 8192)],
         "shape": [layer(shape, 16, 256, repeats) for shape in distinct(layers.SMOL, layers.LLAMA_8B)],
         "compile": [partial(train_step.compiled, 8, 0.05, few)],
+        "operations": [partial(operations.measure, order, dropout) for dropout in (0.0, 0.05) for order in (1, 2, 3)],
     }
 
 

@@ -24,6 +24,7 @@ TITLES = {
     "tokens": "Cost against the number of tokens: the same layer, rank 16",
     "shape": "Cost against shape: layers of SmolLM2 and Llama-3-8B, rank 16, 256 tokens",
     "compile": "Under torch.compile (fullgraph): the training step with the first 6 of 30 layers",
+    "operations": "Operations that an adapted layer starts in a step: sum (forward + backward)",
 }
 INTRODUCTION = """# What PERA costs
 
@@ -33,7 +34,7 @@ implementation of the factored form can avoid (`benchmarks/floor.py`). Times are
 turns in one process; a ratio below 1 is faster than LoRA, one below the floor says that LoRA is above its
 own. Bytes are exact: *saved* counts the distinct storages that
 autograd keeps for the backward pass, *share* what the adapter adds to the frozen base's {base:.0f} MB over what LoRA
-adds.
+adds. Operations are counted (`benchmarks/operations.py`): where a GPU waits for its CPU, they decide the time.
 
 `make bench` measures all of it again and writes this page.
 """
@@ -52,25 +53,25 @@ def write(results: Rows, header: str, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     _draw(results, folder / "cost_against_rank.png")
     base = results["train_step"][0]["saved_mb_base"]
-    parts = [INTRODUCTION.format(base=base), f"{datetime.date.today()}: {header}.\n", _markdown(_bar_cells(results))]
+    parts = [INTRODUCTION.format(base=base), f"{datetime.date.today()}: {header}.\n", markdown(_bar_cells(results))]
     parts.append("![Cost against rank](cost_against_rank.png)\n")
-    parts += [f"## {TITLES[name]}\n\n{_markdown(_cells(rows))}" for name, rows in results.items()]
+    parts += [f"## {TITLES[name]}\n\n{markdown(_cells(rows))}" for name, rows in results.items()]
     (folder / "cost.md").write_text("\n".join(parts), encoding="utf-8")
 
 
 def _bar_cells(results: Rows) -> list[list[str]]:
     heading = ["figure", "naive", "floor", "to reach", "measured", ""]
     rows = [
-        [bar.name, *map(_cell, (bar.naive, bar.floor, bar.bar, bar.measured)), bar.verdict] for bar in bars(results)
+        [bar.name, *map(cell, (bar.naive, bar.floor, bar.bar, bar.measured)), bar.verdict] for bar in bars(results)
     ]
     return [heading, *rows]
 
 
 def _cells(rows: list[dict[str, Any]]) -> list[list[str]]:
-    return [[key.replace("_", " ") for key in rows[0]], *([_cell(value) for value in row.values()] for row in rows)]
+    return [[key.replace("_", " ") for key in rows[0]], *([cell(value) for value in row.values()] for row in rows)]
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
     if value is None:
         return "-"
     if not isinstance(value, float):
@@ -87,7 +88,7 @@ def _print(console: Console, title: str, cells: list[list[str]]) -> None:
     console.print(table)
 
 
-def _markdown(cells: list[list[str]]) -> str:
+def markdown(cells: list[list[str]]) -> str:
     lines = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join([lines[0], f"|{'---|' * len(cells[0])}", *lines[1:]]) + "\n"
 

@@ -9,8 +9,7 @@ from typing import Any
 from benchmarks.gpu.pictures import draw
 from benchmarks.gpu.plan import rows as planned_rows
 from benchmarks.gpu.results import Result, step_ratios
-from benchmarks.report import _cell as cell
-from benchmarks.report import _markdown as markdown
+from benchmarks.report import cell, markdown
 
 Cells = list[list[str]]
 PICTURE = "gpu_step_time.png"

@@ -31,6 +31,11 @@ class Options(NamedTuple):
     """Zero while not training."""
     path: Path = "auto"
 
+    @property
+    def form(self) -> Form:
+        """Without dropout's share of the scaling."""
+        return Form(self.order, self.terms, self.scaling, self.factors)
+
 
 def options_of(config: PeraConfig, scaling: float, in_features: int, training: bool) -> Options:
     """Of a layer with these inputs and this scaling."""

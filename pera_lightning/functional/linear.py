@@ -12,7 +12,6 @@ from pera_lightning.config import Terms, check_dropout
 from pera_lightning.errors import ConfigError
 from pera_lightning.functional.autograd import PeraFunction
 from pera_lightning.functional.call import Call, Options, Path, call_of, chosen_path
-from pera_lightning.functional.form import Form
 from pera_lightning.functional.fused import FusedFunction, fused_call, uses_kernels
 from pera_lightning.functional.fused_operator import add_as_operator
 from pera_lightning.functional.operands import Operands, prepare
@@ -147,9 +146,8 @@ def _composed(
     """
     rank, n = A.shape
     path = chosen_path(options, x.numel() // n, rank, n, B.shape[0], x.device.type)
-    form = Form(options.order, options.terms, options.scaling, options.factors)
     dropped = F.dropout(x, options.dropout) if options.dropout else x
-    return apply_operands(prepare(path, A, B, h, form, dtype), output, dropped, dtype)
+    return apply_operands(prepare(path, A, B, h, options.form, dtype), output, dropped, dtype)
 
 
 def _transformed() -> bool:

@@ -18,7 +18,6 @@ from pera_lightning.functional.call import Options, chosen_path, options_of
 from pera_lightning.functional.coefficient_scale import scaled_coefficients
 from pera_lightning.functional.cost import FEW_TOKENS
 from pera_lightning.functional.distributed import is_distributed
-from pera_lightning.functional.form import Form
 from pera_lightning.functional.linear import add_adapter, apply_operands, needs_gradient
 from pera_lightning.functional.operands import Operands, prepare
 from pera_lightning.functional.precision import factor_dtype, product_dtype, without_autocast
@@ -227,9 +226,8 @@ class PeraLinear(nn.Module):
         def make() -> Operands:
             shape = (tokens, self.rank, self.in_features, self.out_features)
             path = chosen_path(options, *shape, x.device.type, prepared=True)
-            form = Form(options.order, options.terms, options.scaling, options.factors)
             with torch.no_grad(), without_autocast(x.device.type):
-                return prepare(path, A, B, h, form, dtype)
+                return prepare(path, A, B, h, options.form, dtype)
 
         return self._operand_cache.get((A, B, h), (tokens, dtype, options), make)
 
