@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pera_lightning.functional.call import Call
+from pera_lightning.functional.call import Call, Options, call_of
 from pera_lightning.functional.form import Form
 from pera_lightning.functional.gradients import Gradients, Wanted
 from pera_lightning.functional.kernels import operators
@@ -204,12 +204,29 @@ def uses_kernels(device: torch.device) -> bool:
 
 @lru_cache(maxsize=4096)
 def fused_call(
+    options: Options,
+    tokens: int,
+    rank: int,
+    n: int,
+    m: int,
+    dtype: torch.dtype,
+    factor_dtype: torch.dtype,
+    device: torch.device,
+    direct: bool,
+) -> FusedCall | None:
+    """How kernels compute calls of a shape; see `call_of` and `fused_form`."""
+    call = call_of(options, tokens, rank, n, m, dtype, device.type)
+    return fused_form(call, rank, n, m, factor_dtype, device, direct)
+
+
+@lru_cache(maxsize=4096)
+def fused_form(
     call: Call, rank: int, n: int, m: int, factor_dtype: torch.dtype, device: torch.device, direct: bool
 ) -> FusedCall | None:
     """How kernels compute a call; None if they turn out not to work on this device.
 
     Args:
-        call: Ways and dtype; the implicit way has no kernels and becomes the factored one.
+        call: Ways and dtype.
         rank: Of the adapter.
         n: Length of a row of x.
         m: Length of a row of the output.

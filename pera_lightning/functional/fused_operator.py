@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pera_lightning.errors import ConfigError
 from pera_lightning.functional.call import Call, Options, cheapest_paths
 from pera_lightning.functional.dropout_mask import met_dropout
 from pera_lightning.functional.form import Form
-from pera_lightning.functional.fused import FusedCall, Kept, fused_backward, fused_call, fused_forward
+from pera_lightning.functional.fused import FusedCall, Kept, fused_backward, fused_form, fused_forward
 from pera_lightning.functional.gradients import Wanted
 
 _CALL = (
@@ -102,7 +103,12 @@ def add_as_operator(
 def _fused(x: Tensor, A: Tensor, B: Tensor, given: tuple[Any, ...]) -> FusedCall:
     order, terms, scaling, factors, dtype, dropout, forward_path, backward_path = given
     call = Call(Form(order, terms, scaling, tuple(factors)), dtype, dropout, forward_path, backward_path, False)
-    found = fused_call(call, A.shape[0], A.shape[1], B.shape[0], A.dtype, x.device, direct=True)
+    found = fused_form(call, A.shape[0], A.shape[1], B.shape[0], A.dtype, x.device, direct=True)
     if found is None:
-        raise RuntimeError("the fused kernels do not work on this GPU; PERA_KERNELS=0 turns them off")
+        raise ConfigError(
+            "The fused kernels do not work on this GPU, where a compiled model calls them.",
+            got=str(x.device),
+            expected="kernels that run, as before the model was compiled",
+            fix="set the environment variable PERA_KERNELS=0 (the warning before this says what is wrong)",
+        )
     return found

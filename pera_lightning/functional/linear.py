@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pera_lightning.config import Terms, check_dropout
 from pera_lightning.errors import ConfigError
 from pera_lightning.functional.autograd import PeraFunction
-from pera_lightning.functional.call import Call, Options, Path, call_of, chosen_path
+from pera_lightning.functional.call import Options, Path, call_of, chosen_path
 from pera_lightning.functional.fused import FusedFunction, fused_call, uses_kernels
 from pera_lightning.functional.fused_operator import add_as_operator
 from pera_lightning.functional.operands import Operands, prepare
@@ -105,17 +105,14 @@ def add_adapter(output: Tensor | None, x: Tensor, A: Tensor, B: Tensor, h: Tenso
                 return result
         if compiled:
             return _composed(output, x, A, B, h, options, dtype)
-        return PeraFunction.apply(output, x, A, B, h, _call(x, A, B, options, dtype))
+        rank, n = A.shape
+        call = call_of(options, x.numel() // n, rank, n, B.shape[0], dtype, kind)
+        return PeraFunction.apply(output, x, A, B, h, call)
 
 
 def _kernels_serve(x: Tensor, options: Options) -> bool:
     # Without asking where the answer is known: this runs at every call.
     return x.device.type != "cpu" and options.path != "implicit" and uses_kernels(x.device)
-
-
-def _call(x: Tensor, A: Tensor, B: Tensor, options: Options, dtype: torch.dtype) -> Call:
-    rank, n = A.shape
-    return call_of(options, x.numel() // n, rank, n, B.shape[0], dtype, x.device.type)
 
 
 def _add_fused(
@@ -127,7 +124,7 @@ def _add_fused(
         return None
     rank, n = A.shape
     direct = device.type != "meta" and not _observed(x)
-    call = fused_call(_call(x, A, B, options, dtype), rank, n, B.shape[0], factor_dtype, device, direct)
+    call = fused_call(options, x.numel() // n, rank, n, B.shape[0], dtype, factor_dtype, device, direct)
     return None if call is None else FusedFunction.apply(output, x, A, B, h, call)
 
 

@@ -24,8 +24,9 @@ from pera_lightning.analysis.memory import (
     quantizable_layers,
 )
 from pera_lightning.analysis.step_memory import StepMemory, measure_forward, measure_step
+from pera_lightning.functional import linear
 from pera_lightning.functional.cross_entropy import chunked_cross_entropy
-from pera_lightning.injection import adapter_parameters, quantize_model
+from pera_lightning.injection import adapted_layers, adapter_parameters, quantize_model
 from pera_lightning.integration.pretrained import enable_gradient_checkpointing
 from tests.support.models import tiny_llama
 
@@ -34,10 +35,12 @@ from tests.support.models import tiny_llama
 def _plain_products(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Without oneDNN, whose bfloat16 products take working memory of their own, and with one thread.
 
-    The steps here are too small for more: threads that wait for each other take most of the time.
+    The steps here are too small for more: threads that wait for each other take most of the time. On the meta device
+    adapters are computed as the CPU beside it does, without kernels.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    monkeypatch.setattr(linear, "_kernels_serve", lambda x, options: False)
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     yield
     torch.set_num_threads(threads)
@@ -137,6 +140,19 @@ def test_a_step_on_a_quantised_base(quantization: str, checkpointing: bool) -> N
     # The CPU multiplies 8-bit numbers as floats, a GPU does not.
     if quantization != "int8":
         assert guess.peak == pytest.approx(peak - states, rel=0.02)
+
+
+def test_kernels_keep_and_take_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the seeds of dropout masks, eight bytes a layer."""
+    found = []
+    for serve in (False, True):
+        monkeypatch.setattr(linear, "_kernels_serve", lambda x, options, serve=serve: serve)
+        with torch.device("meta"):
+            model = tiny_llama(**SIZES)
+        inject_adapter(model, PeraConfig(4, dropout=0.1))
+        found.append(estimated(model.train(), 2, 64, True))
+    assert found[1].kept <= found[0].kept + 8 * len(list(adapted_layers(model)))
+    assert found[1].peak <= found[0].peak
 
 
 def test_the_loss_with_whole_logits() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -40,20 +39,25 @@ class Launcher:
         if programs == 0:
             return
         device = tensors[0].device
-        with nullcontext() if _is_current(device) else torch.cuda.device(device):
-            aligned = not any(tensor.data_ptr() % ALIGNMENT for tensor in tensors)
-            compiled = self._compiled.get(key) if aligned else None
-            if compiled is not None:
-                compiled[programs, 1, 1](*tensors, *others)
-                return
-            compiled = self._kernel[(programs,)](*tensors, *others)
-            # Triton's interpreter gives nothing back.
-            if aligned and compiled is not None:
-                self._compiled[key] = compiled
+        if device.type == "cuda" and device.index != torch.cuda.current_device():
+            with torch.cuda.device(device):
+                self._start(key, programs, tensors, others)
+        else:
+            self._start(key, programs, tensors, others)
 
-
-def _is_current(device: torch.device) -> bool:
-    return device.type != "cuda" or device.index == torch.cuda.current_device()
+    def _start(self, key: Hashable, programs: int, tensors: tuple[Tensor, ...], others: tuple[Any, ...]) -> None:
+        places = 0
+        for tensor in tensors:
+            places |= tensor.data_ptr()
+        aligned = places % ALIGNMENT == 0
+        compiled = self._compiled.get(key) if aligned else None
+        if compiled is not None:
+            compiled[programs, 1, 1](*tensors, *others)
+            return
+        compiled = self._kernel[(programs,)](*tensors, *others)
+        # Triton's interpreter gives nothing back.
+        if aligned and compiled is not None:
+            self._compiled[key] = compiled
 
 
 def number_key(value: int) -> int:

@@ -145,14 +145,29 @@ def test_numbers_that_triton_tells_apart_have_other_keys() -> None:
     assert number_key(3) == number_key(5)
 
 
-def test_they_compile_for_every_card() -> None:
-    """Down to machine code, from Turing to Blackwell, in a process without Triton's interpreter."""
-    capabilities = ["75", "80", "86", "89", "90", "120"]
+def in_a_process_of_its_own(module: str, *arguments: str) -> str:
+    """What a script beside this file prints without Triton's interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.functional.kernels.compile_kernels", *capabilities]
+    command = [sys.executable, "-m", f"tests.functional.kernels.{module}", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    return done.stdout
+
+
+def test_the_short_way_starts_what_triton_does() -> None:
+    """With Triton's own launching code, compiled for a GPU, on a driver that only notes it."""
+    printed = json.loads(in_a_process_of_its_own("launch_without_gpu").splitlines()[-1])
+    kernels = ["expand_kernel", "fold_kernel", "drop_kernel"]
+    assert printed["found"] == [{"kernels": kernels, "same": True}] * 4
+    # The two shapes in float32 share a form of the last kernel.
+    assert printed["kept"] == 11
+
+
+def test_they_compile_for_every_card() -> None:
+    """Down to machine code, from Turing to Blackwell."""
+    capabilities = ["75", "80", "86", "89", "90", "120"]
+    printed = in_a_process_of_its_own("compile_kernels", *capabilities)
+    found = [json.loads(line) for line in printed.splitlines()]
     assert {str(line["capability"]) for line in found} == set(capabilities)
     assert len(found) == 18 * len(capabilities)
     # The least shared memory that a block of any of them can have is 48 KiB.

@@ -190,6 +190,7 @@ def test_kernels_that_do_not_work_are_said_once_and_done_without(what: str, monk
 
     monkeypatch.setattr("pera_lightning.functional.kernels.adapter.AdapterKernels.try_out", fails)
     fused.fused_call.cache_clear()
+    fused.fused_form.cache_clear()
     fused._say_once.cache_clear()
     A, B, h = factors(2, 9, 7)
     x = torch.randn(3, 9, dtype=torch.float64)
@@ -200,6 +201,7 @@ def test_kernels_that_do_not_work_are_said_once_and_done_without(what: str, monk
         pera_linear(torch.randn(8, 9, dtype=torch.float64), A, B, h)
     torch.testing.assert_close(y, x @ reference_delta_weight(A, B, h, 2, "full", 1.0).T)
     fused.fused_call.cache_clear()
+    fused.fused_form.cache_clear()
     fused._say_once.cache_clear()
 
 
