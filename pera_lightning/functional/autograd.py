@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pera_lightning.functional.call import Call
@@ -18,7 +19,7 @@ from pera_lightning.functional.gradients import (
     factored_gradients,
 )
 from pera_lightning.functional.operands import prepare
-from pera_lightning.functional.precision import in_dtype, without_autocast
+from pera_lightning.functional.precision import as_matrix, autocast_enabled, in_dtype
 
 
 class PeraFunction(torch.autograd.Function):
@@ -37,11 +38,11 @@ class PeraFunction(torch.autograd.Function):
         form = call.form
         ctx.seed = seed = draw_seed() if call.dropout else None
         dropped = call.dropped(x, call.mask(seed, x))
-        flat = None if output is None else output.reshape(-1, B.shape[0])
+        flat = None if output is None else as_matrix(output)
         middle = None
         if call.forward_path == "factored":
             right, left, _ = expand_both(form, A, B, h, call.dtype)
-            middle = dropped @ in_dtype(right.expanded(), call.dtype).t()
+            middle = F.linear(dropped, in_dtype(right.expanded(), call.dtype))
             expanded = in_dtype(left.expanded(), call.dtype)
             result = middle @ expanded if flat is None else torch.addmm(flat, middle, expanded)
             if not (call.keeps_middle and (ctx.needs_input_grad[3] or ctx.needs_input_grad[4])):
@@ -50,20 +51,25 @@ class PeraFunction(torch.autograd.Function):
             result = prepare(call.forward_path, A, B, h, form, call.dtype).add_to(flat, dropped)
         ctx.call = call
         ctx.save_for_backward(x, A, B, h, middle)
-        return result.view(*x.shape[:-1], B.shape[0])
+        return result if x.dim() == 2 else result.view(*x.shape[:-1], B.shape[0])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of output, x, A, B and h."""
-        call, kept, wanted = ctx.call, Kept(ctx.seed, *ctx.saved_tensors), Wanted(*ctx.needs_input_grad[1:5])
-        with without_autocast(grad.device.type):
-            if torch.is_grad_enabled():
-                gradients = _differentiable_gradients(call, kept, grad, wanted)
-            elif call.backward_path == "dense":
-                gradients = dense_gradients(call, kept, grad, wanted)
-            else:
-                gradients = factored_gradients(call, kept, grad, wanted)
-        return (grad if ctx.needs_input_grad[0] else None, *gradients, None)
+        needed = ctx.needs_input_grad
+        kept, wanted = Kept(ctx.seed, *ctx.saved_tensors), Wanted(*needed[1:5])
+        if autocast_enabled(grad.device.type):
+            with torch.autocast(grad.device.type, enabled=False):
+                gradients = _gradients(ctx.call, kept, grad, wanted)
+        else:
+            gradients = _gradients(ctx.call, kept, grad, wanted)
+        return (grad if needed[0] else None, *gradients, None)
+
+
+def _gradients(call: Call, kept: Kept, grad: Tensor, wanted: Wanted) -> Gradients:
+    if torch.is_grad_enabled():
+        return _differentiable_gradients(call, kept, grad, wanted)
+    return (dense_gradients if call.backward_path == "dense" else factored_gradients)(call, kept, grad, wanted)
 
 
 def _differentiable_gradients(call: Call, kept: Kept, grad: Tensor, wanted: Wanted) -> Gradients:

@@ -14,7 +14,7 @@ from pera_lightning.functional.cost import Sizes, backward_path, forward_path, k
 from pera_lightning.functional.dropout_mask import keep_mask, met_dropout
 from pera_lightning.functional.form import Form
 from pera_lightning.functional.monomials import column_count
-from pera_lightning.functional.precision import in_dtype
+from pera_lightning.functional.precision import as_matrix, in_dtype
 
 Path = Literal["auto", "factored", "dense", "implicit"]
 
@@ -64,7 +64,7 @@ class Call(NamedTuple):
 
     def dropped(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """The input as (tokens, in) in the dtype of the products, its lost entries zero."""
-        flat = in_dtype(x.reshape(-1, x.shape[-1]), self.dtype)
+        flat = in_dtype(as_matrix(x), self.dtype)
         return flat if mask is None else flat * mask
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -28,22 +28,25 @@ class Expansion:
         weights: What their products are multiplied with, shape (number of monomials,); None: all 1.
 
     Attributes:
-        products: Shape (number of monomials, columns), degree 2 first, not yet multiplied with the weights.
+        products: Shape (number of monomials, columns), degree 2 first, not yet multiplied with the weights; none at
+            order 1.
     """
+
+    products: Tensor
+    # Both parts in one piece, where they were written like that.
+    _whole: Tensor | None = None
+    _tables: tuple[Products, ...] = ()
+    # Of each degree the members of its products (degree, size, columns): the way back needs them too.
+    _members: Sequence[Tensor] = ()
 
     def __init__(
         self, rows: Tensor, order: int, terms: Terms, plain: float = 1.0, weights: Tensor | None = None
     ) -> None:
         self.rows, self._order, self._terms = rows, order, terms
         self._plain, self._weights = plain, weights
-        # Both parts in one piece, where they were written like that.
-        self._whole: Tensor | None = None
-        self._tables: tuple[Products, ...] = ()
-        # Of each degree the members of its products (degree, count, columns): the way back needs them too.
-        self._members: list[Tensor] = []
         if order == 1:
-            self.products = rows[:0]
-        elif terms == "square":
+            return
+        if terms == "square":
             self.products = rows * rows if order == 2 else torch.cat([rows**d for d in range(2, order + 1)])
         elif order == 2 and rows.is_cpu and count_of_degree(rows.shape[0], 2, terms) * rows.shape[1] >= LARGE:
             self._write_pairs()
@@ -54,11 +57,12 @@ class Expansion:
         # Gathered from a transposed view, rows take three times as long.
         rows = self.rows = self.rows.contiguous()
         self._tables = product_tables(rows.shape[0], self._order, self._terms, rows.device, rows.dtype)
-        every = []
-        for degree, count, indices, _ in self._tables:
-            members = rows.index_select(0, indices).view(degree, count, rows.shape[1])
+        every, self._members = [], []
+        for degree, size, indices, _ in self._tables:
+            members = rows.index_select(0, indices).view(degree, size, -1)
             self._members.append(members)
-            product, *others = members.unbind()
+            first, second, *others = members.unbind()
+            product = first * second
             for member in others:
                 product = product * member
             every.append(product)
@@ -75,6 +79,8 @@ class Expansion:
 
     def expanded(self) -> Tensor:
         """Shape (K, columns), the dtype of the rows or of the weights, whichever is wider."""
+        if self._order == 1:
+            return self.rows if self._plain == 1.0 else self.rows * self._plain
         if self._whole is not None and self._plain == 1.0 and self._weights is None:
             return self._whole
         return weighted(self.rows, self.products, self._plain, self._weights)
@@ -93,7 +99,8 @@ class Expansion:
             Shape (rank, columns), the dtype of the rows.
         """
         rank, dtype = self.rows.shape[0], self.rows.dtype
-        folded = in_dtype(grad[:rank] if self._plain == 1.0 else grad[:rank] * self._plain, dtype)
+        folded = grad if self._order == 1 else grad[:rank]
+        folded = in_dtype(folded if self._plain == 1.0 else folded * self._plain, dtype)
         if self._order == 1:
             return folded.t() if transposed else folded
         products_grad = grad[rank:]
@@ -102,21 +109,25 @@ class Expansion:
         products_grad = in_dtype(products_grad, dtype)
         if self._whole is not None:
             folded = self._fold_pairs(folded.clone(), products_grad)
-        folded = folded.t() if transposed else folded
+        if transposed:
+            folded = folded.t()
         if self._terms == "square":
             return self._fold_powers(folded, products_grad, transposed)
+        return self._fold_products(folded, products_grad, transposed)
+
+    def _fold_products(self, folded: Tensor, products_grad: Tensor, transposed: bool) -> Tensor:
         start = 0
-        for (degree, count, _, left_out), members in zip(self._tables, self._members, strict=True):
-            grad = products_grad if len(self._tables) == 1 else products_grad[start : start + count]
+        for (degree, size, _, left_out), members in zip(self._tables, self._members, strict=True):
+            grad = products_grad if len(self._tables) == 1 else products_grad[start : start + size]
             # At degree 2 each member is the other one's share.
             shares = grad * members if degree == 2 else torch.cat(_shares(grad, members))
-            shares = shares.view(left_out.shape[1], -1)
+            shares = shares.view(degree * size, -1)
             # The sum over the products of a member, as a product with a 0/1 matrix.
             if transposed:
                 folded = torch.addmm(folded, shares.t(), left_out.t())
             else:
                 folded = torch.addmm(folded, left_out, shares)
-            start += count
+            start += size
         return folded
 
     def _fold_powers(self, folded: Tensor, products_grad: Tensor, transposed: bool) -> Tensor:
@@ -144,10 +155,11 @@ class Expansion:
 
 def _shares(grad: Tensor, members: Tensor) -> list[Tensor]:
     """The gradient times all members but one: the last one, the one before it, ..."""
-    shares = []
-    for place in reversed(range(len(members))):
-        share = grad
-        for other, member in enumerate(members):
-            share = share if other == place else share * member
-        shares.append(share)
+    before = [grad]
+    for member in members[:-1]:
+        before.append(before[-1] * member)
+    shares, after = [before.pop()], None
+    for member in reversed(members[1:]):
+        after = member if after is None else after * member
+        shares.append(before.pop() * after)
     return shares

@@ -15,7 +15,7 @@ from pera_lightning.functional.gradients import Gradients, Wanted
 from pera_lightning.functional.kernels import operators
 from pera_lightning.functional.kernels.availability import SWITCH, unavailable_reason
 from pera_lightning.functional.operands import prepare
-from pera_lightning.functional.precision import in_dtype, without_autocast
+from pera_lightning.functional.precision import as_matrix, in_dtype, without_autocast
 
 LEVELS = 1 << 16
 """A 16-bit number decides about an entry of x, as in `dropout_mask`."""
@@ -60,7 +60,7 @@ class FusedCall(NamedTuple):
 
     def drop(self, x: Tensor, seed: Tensor | None, dtype: torch.dtype) -> Tensor:
         """X as (tokens, features) without the lost entries."""
-        flat = x.reshape(-1, x.shape[-1])
+        flat = as_matrix(x)
         if seed is None:
             return in_dtype(flat, dtype)
         if self.kernels is not None:
@@ -135,14 +135,14 @@ def fused_forward(
     # Two thin products, or one with dW.
     inner, weight = (dropped, (left @ right).t()) if middle is None else (middle, left.t())
     m = B.shape[0]
-    result = inner @ weight if output is None else torch.addmm(output.reshape(-1, m), inner, weight)
+    result = inner @ weight if output is None else torch.addmm(as_matrix(output), inner, weight)
     return result.view(*x.shape[:-1], m), middle
 
 
 def fused_backward(call: FusedCall, kept: Kept, grad: Tensor, wanted: Wanted) -> Gradients:
     """Gradients of x, A, B and h."""
     A, B, h = kept.A, kept.B, kept.h
-    grad = in_dtype(grad.reshape(-1, B.shape[0]), call.dtype)
+    grad = in_dtype(as_matrix(grad), call.dtype)
     largest = call.largest(A)
     right, left = call.expand(A, B, h, largest)
     backward = _dense_backward if call.dense_backward else _factored_backward

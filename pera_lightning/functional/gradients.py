@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pera_lightning.functional.call import Call
 from pera_lightning.functional.columns import float16_magnitude, left_constants, left_weights, right_weights
 from pera_lightning.functional.fold import Expansion
 from pera_lightning.functional.form import Form
-from pera_lightning.functional.precision import in_dtype
+from pera_lightning.functional.precision import as_matrix, in_dtype
 
 
 class Kept(NamedTuple):
@@ -64,16 +65,16 @@ def factored_gradients(call: Call, kept: Kept, grad: Tensor, wanted: Wanted) -> 
     """Through the K expanded columns: five thin products, or four where the middle was kept."""
     seed, x, A, B, h, middle = kept
     dtype, of_left = call.dtype, wanted.B or wanted.h
-    grad, mask = _flat(grad, B.shape[0], dtype), call.mask(seed, x)
+    grad, mask = in_dtype(as_matrix(grad), dtype), call.mask(seed, x)
     right, left, constants = expand_both(call.form, A, B, h, dtype)
     expanded = in_dtype(right.expanded(), dtype)
     dropped = call.dropped(x, mask) if wanted.A or (of_left and middle is None) else None
     dx = dA = dB = dh = None
     if of_left and middle is None and dropped is not None:
-        middle = dropped @ expanded.t()
+        middle = F.linear(dropped, expanded)
     if wanted.x or wanted.A:
         # The gradient of the middle.
-        back = grad @ in_dtype(left.expanded(), dtype).t()
+        back = F.linear(grad, in_dtype(left.expanded(), dtype))
         dx = _of_x(back @ expanded, mask, x) if wanted.x else None
         dA = None if dropped is None or not wanted.A else right.fold(in_dtype(back.t() @ dropped, A.dtype))
     if of_left and middle is not None:
@@ -85,7 +86,7 @@ def dense_gradients(call: Call, kept: Kept, grad: Tensor, wanted: Wanted) -> Gra
     """Through the gradient of dW: wins for small layers with many tokens and a large K."""
     seed, x, A, B, h, _ = kept
     of_left = wanted.B or wanted.h
-    grad, mask = _flat(grad, B.shape[0], call.dtype), call.mask(seed, x)
+    grad, mask = in_dtype(as_matrix(grad), call.dtype), call.mask(seed, x)
     right, left, constants = expand_both(call.form, A, B, h, call.dtype)
     # In the factors' own dtype or a wider one.
     right_rows = right.expanded()
@@ -112,12 +113,8 @@ def _of_left(
     return left.fold(grad, transposed=True) if wanted.B else None, dh
 
 
-def _flat(grad: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    return in_dtype(grad.reshape(-1, width), dtype)
-
-
 def _of_x(flat: Tensor, mask: Tensor | None, x: Tensor) -> Tensor:
     """The gradient of x, given that of what it was multiplied as, whose memory it may take."""
     if mask is not None:
         flat.mul_(mask)
-    return in_dtype(flat.view(x.shape), x.dtype)
+    return in_dtype(flat if x.dim() == 2 else flat.view(x.shape), x.dtype)

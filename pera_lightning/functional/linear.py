@@ -15,7 +15,7 @@ from pera_lightning.functional.call import Options, Path, call_of, chosen_path
 from pera_lightning.functional.fused import FusedFunction, fused_call, uses_kernels
 from pera_lightning.functional.fused_operator import add_as_operator
 from pera_lightning.functional.operands import Operands, prepare
-from pera_lightning.functional.precision import product_dtype, without_autocast
+from pera_lightning.functional.precision import autocast_enabled, product_dtype
 from pera_lightning.functional.weight import check_shapes
 
 PATHS: tuple[Path, ...] = get_args(Path)
@@ -95,19 +95,28 @@ def add_adapter(output: Tensor | None, x: Tensor, A: Tensor, B: Tensor, h: Tenso
         return output + add_adapter(None, x, A, B, h, options).to(output.dtype)
     if options.order == 1:
         h = None
-    with without_autocast(kind):
-        compiled = torch.compiler.is_compiling()
-        if not compiled and _transformed():
-            return _composed(output, x, A, B, h, options, dtype)
-        if _kernels_serve(x, options):
-            result = (add_as_operator if compiled else _add_fused)(output, x, A, B, h, options, dtype)
-            if result is not None:
-                return result
-        if compiled:
-            return _composed(output, x, A, B, h, options, dtype)
-        rank, n = A.shape
-        call = call_of(options, x.numel() // n, rank, n, B.shape[0], dtype, kind)
-        return PeraFunction.apply(output, x, A, B, h, call)
+    if autocast_enabled(kind):
+        with torch.autocast(kind, enabled=False):
+            return _add(output, x, A, B, h, options, dtype)
+    return _add(output, x, A, B, h, options, dtype)
+
+
+def _add(
+    output: Tensor | None, x: Tensor, A: Tensor, B: Tensor, h: Tensor | None, options: Options, dtype: torch.dtype
+) -> Tensor:
+    """By whatever serves these tensors here."""
+    compiled = torch.compiler.is_compiling()
+    if not compiled and _transformed():
+        return _composed(output, x, A, B, h, options, dtype)
+    if _kernels_serve(x, options):
+        result = (add_as_operator if compiled else _add_fused)(output, x, A, B, h, options, dtype)
+        if result is not None:
+            return result
+    if compiled:
+        return _composed(output, x, A, B, h, options, dtype)
+    rank, n = A.shape
+    call = call_of(options, x.numel() // n, rank, n, B.shape[0], dtype, x.device.type)
+    return PeraFunction.apply(output, x, A, B, h, call)
 
 
 def _kernels_serve(x: Tensor, options: Options) -> bool:

@@ -18,7 +18,7 @@ def factor_dtype(base: torch.dtype) -> torch.dtype:
 def product_dtype(x: Tensor) -> torch.dtype:
     """What the products with x are taken in: the dtype of x, or autocast's."""
     dtype = x.dtype
-    if dtype is not torch.float64 and _autocast_enabled(x.device.type):
+    if dtype is not torch.float64 and autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return dtype
 
@@ -28,11 +28,17 @@ def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype is dtype else tensor.to(dtype)
 
 
+def as_matrix(tensor: Tensor) -> Tensor:
+    """(..., features) as (tokens, features)."""
+    return tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])
+
+
 def without_autocast(kind: str) -> AbstractContextManager[object]:
     """Autocast off for this kind of device; the dtypes are the adapter's own business."""
-    return torch.autocast(kind, enabled=False) if _autocast_enabled(kind) else _NOTHING
+    return torch.autocast(kind, enabled=False) if autocast_enabled(kind) else _NOTHING
 
 
-def _autocast_enabled(kind: str) -> bool:
+def autocast_enabled(kind: str) -> bool:
+    """Whether autocast is on for this kind of device."""
     # torch knows no autocast for tensors without memory, and raises.
     return kind != "meta" and torch.is_autocast_enabled(kind)
