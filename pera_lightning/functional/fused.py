@@ -14,8 +14,10 @@ from pera_lightning.functional.form import Form
 from pera_lightning.functional.gradients import Gradients, Wanted
 from pera_lightning.functional.kernels import operators
 from pera_lightning.functional.kernels.availability import SWITCH, unavailable_reason
+from pera_lightning.functional.kernels.tables import MOST_COLUMNS
+from pera_lightning.functional.monomials import column_count
 from pera_lightning.functional.operands import prepare
-from pera_lightning.functional.precision import as_matrix, in_dtype, without_autocast
+from pera_lightning.functional.precision import as_matrix, autocast_enabled, in_dtype
 
 LEVELS = 1 << 16
 """A 16-bit number decides about an entry of x, as in `dropout_mask`."""
@@ -59,12 +61,12 @@ class FusedCall(NamedTuple):
         return operators.fold_gradients(*tensors, want_h, *self.form)
 
     def drop(self, x: Tensor, seed: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """X as (tokens, features) without the lost entries."""
+        """The input as (tokens, features) in a dtype, without its lost entries."""
         flat = as_matrix(x)
         if seed is None:
             return in_dtype(flat, dtype)
         if self.kernels is not None:
-            return _direct_drop(flat, seed, self.lost, dtype)
+            return self.kernels.drop(flat, seed, self.lost, dtype)
         return operators.drop_entries(flat, seed, self.lost, dtype)
 
     def of_x(self, flat: Tensor, seed: Tensor | None, x: Tensor) -> Tensor:
@@ -72,15 +74,9 @@ class FusedCall(NamedTuple):
         if seed is None or flat.dtype is not x.dtype:
             return self.drop(flat, seed, x.dtype).view(x.shape)
         if self.kernels is not None:
-            return _direct_drop(flat, seed, self.lost, x.dtype, flat).view(x.shape)
+            return self.kernels.drop(flat, seed, self.lost, x.dtype, flat).view(x.shape)
         operators.drop_entries_(flat, seed, self.lost)
         return flat.view(x.shape)
-
-
-def _direct_drop(x: Tensor, seed: Tensor, lost: int, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-    from pera_lightning.functional.kernels.adapter import drop
-
-    return drop(x, seed, lost, dtype, out)
 
 
 class Kept(NamedTuple):
@@ -118,11 +114,15 @@ class FusedFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of output, x, A, B and h."""
-        call, kept, wanted = ctx.call, Kept(*ctx.saved_tensors), Wanted(*ctx.needs_input_grad[1:5])
-        with without_autocast(grad.device.type):
-            backward = _differentiable_gradients if torch.is_grad_enabled() else fused_backward
-            gradients = backward(call, kept, grad, wanted)
-        return (grad if ctx.needs_input_grad[0] else None, *gradients, None)
+        needed, kind = ctx.needs_input_grad, grad.device.type
+        kept, wanted = Kept(*ctx.saved_tensors), Wanted(*needed[1:5])
+        backward = _differentiable_gradients if torch.is_grad_enabled() else fused_backward
+        if autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
+                gradients = backward(ctx.call, kept, grad, wanted)
+        else:
+            gradients = backward(ctx.call, kept, grad, wanted)
+        return (grad if needed[0] else None, *gradients, None)
 
 
 def fused_forward(
@@ -197,7 +197,7 @@ def _differentiable_gradients(call: FusedCall, kept: Kept, grad: Tensor, wanted:
 def uses_kernels(device: torch.device) -> bool:
     """Whether adapters on this device are computed with kernels; where a GPU lacks them, one line says why."""
     reason = unavailable_reason(device)
-    if reason is not None and device.type == "cuda":
+    if reason is not None and device.type == "cuda" and not torch.compiler.is_compiling():
         _say_once(reason)
     return reason is None
 
@@ -223,7 +223,7 @@ def fused_call(
 def fused_form(
     call: Call, rank: int, n: int, m: int, factor_dtype: torch.dtype, device: torch.device, direct: bool
 ) -> FusedCall | None:
-    """How kernels compute a call; None if they turn out not to work on this device.
+    """How kernels compute a call; None if they do not serve the shape, or turn out not to work on this device.
 
     Args:
         call: Ways and dtype.
@@ -235,6 +235,8 @@ def fused_form(
         direct: Whether to start kernels without the detour over operators.
     """
     kernels = None
+    if column_count(rank, call.form.order, call.form.terms) > MOST_COLUMNS:
+        return None
     if direct:
         try:
             from pera_lightning.functional.kernels.adapter import adapter_kernels

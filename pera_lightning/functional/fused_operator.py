@@ -17,6 +17,8 @@ from pera_lightning.functional.dropout_mask import met_dropout
 from pera_lightning.functional.form import Form
 from pera_lightning.functional.fused import FusedCall, Kept, fused_backward, fused_form, fused_forward
 from pera_lightning.functional.gradients import Wanted
+from pera_lightning.functional.kernels.tables import MOST_COLUMNS
+from pera_lightning.functional.monomials import column_count
 
 _CALL = (
     "int order, str terms, float scaling, float[] factors, ScalarType dtype, float dropout, str forward_path, "
@@ -88,9 +90,11 @@ def _(
 
 def add_as_operator(
     output: Tensor | None, x: Tensor, A: Tensor, B: Tensor, h: Tensor | None, options: Options, dtype: torch.dtype
-) -> Tensor:
-    """What a compiler is to see of `output + dropout(x) dW^T`."""
+) -> Tensor | None:
+    """What a compiler is to see of `output + dropout(x) dW^T`; None if kernels do not serve this shape."""
     rank, n = A.shape
+    if column_count(rank, options.order, options.terms) > MOST_COLUMNS:
+        return None
     shape = (x.numel() // n, rank, n, B.shape[0])
     order, terms, scaling, factors, dropout, _ = options
     dropout = met_dropout(dropout)

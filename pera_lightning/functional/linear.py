@@ -108,7 +108,7 @@ def _add(
     compiled = torch.compiler.is_compiling()
     if not compiled and _transformed():
         return _composed(output, x, A, B, h, options, dtype)
-    if _kernels_serve(x, options):
+    if _kernels_serve(x, options) and _alike(x, A, B, h):
         result = (add_as_operator if compiled else _add_fused)(output, x, A, B, h, options, dtype)
         if result is not None:
             return result
@@ -124,13 +124,17 @@ def _kernels_serve(x: Tensor, options: Options) -> bool:
     return x.device.type != "cpu" and options.path != "implicit" and uses_kernels(x.device)
 
 
+def _alike(x: Tensor, A: Tensor, B: Tensor, h: Tensor | None) -> bool:
+    """Whether the factors have one dtype and lie where x does, as kernels take them."""
+    dtype = A.dtype
+    return B.dtype is dtype and (h is None or h.dtype is dtype) and A.device == x.device
+
+
 def _add_fused(
     output: Tensor | None, x: Tensor, A: Tensor, B: Tensor, h: Tensor | None, options: Options, dtype: torch.dtype
 ) -> Tensor | None:
-    """With kernels; None if they do not serve these tensors."""
+    """With kernels; None if they do not serve this shape."""
     factor_dtype, device = A.dtype, x.device
-    if not (B.dtype is factor_dtype and (h is None or h.dtype is factor_dtype) and A.device == device):
-        return None
     rank, n = A.shape
     direct = device.type != "meta" and not _observed(x)
     call = fused_call(options, x.numel() // n, rank, n, B.shape[0], dtype, factor_dtype, device, direct)

@@ -156,6 +156,11 @@ class AdapterKernels:
         )
         return A_grad, B_grad, sums
 
+    @staticmethod
+    def drop(x: Tensor, seed: Tensor, lost: int, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+        """See `drop`."""
+        return drop(x, seed, lost, dtype, out)
+
     def try_out(self, with_drop: bool) -> None:
         """Compile and start each kernel once: what does not work is to raise here."""
         A, B, h = (

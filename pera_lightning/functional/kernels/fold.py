@@ -124,5 +124,5 @@ def fold_kernel(
         there = (k < columns) & (row < out_features)
         value = tl.load(left_grad + row * width + k, mask=there, other=0.0).to(COMPUTE)
         value *= member_products(B, row * rank, 1, members, k, there, power, ORDER, COMPUTE) * tl.load(scales + k)
-        place = h_sums + block * (columns - rank) + k - rank
+        place = h_sums + block.to(tl.int64) * (columns - rank) + k - rank
         tl.store(place, tl.sum(value, axis=0)[None, :], mask=k < columns)

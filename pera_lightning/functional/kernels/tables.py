@@ -11,6 +11,8 @@ from pera_lightning.config import Terms
 from pera_lightning.functional.form import Form
 from pera_lightning.functional.monomials import column_count, kept_tables, monomials_of_degree
 
+MOST_COLUMNS = 1 << 16
+"""Larger K take plain operations: their tables would take seconds to make."""
 WIDTH_STEP = 16
 """The K columns are padded with zeros to a multiple of it: matrix units work in such steps, and rows stay aligned."""
 ROW_STEP = 16

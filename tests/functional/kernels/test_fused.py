@@ -155,6 +155,17 @@ def test_factors_of_mixed_dtypes_take_plain_operations() -> None:
     assert type(y.grad_fn).__name__ == "PeraFunctionBackward"
 
 
+def test_very_many_columns_take_plain_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "MOST_COLUMNS", 13)
+    fused.fused_call.cache_clear()
+    fused.fused_form.cache_clear()
+    A, B, h = factors(4, 9, 7)
+    y = pera_linear(torch.randn(3, 9, dtype=torch.float64), A, B, h, path="factored")
+    assert type(y.grad_fn).__name__ == "PeraFunctionBackward"
+    fused.fused_call.cache_clear()
+    fused.fused_form.cache_clear()
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("order", [1, 2])
 def test_compiled(dropout: float, order: int) -> None:
