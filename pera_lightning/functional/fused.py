@@ -7,13 +7,14 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pera_lightning.functional.call import Call, Options, call_of
 from pera_lightning.functional.form import Form
 from pera_lightning.functional.gradients import Gradients, Wanted
-from pera_lightning.functional.kernels import operators
 from pera_lightning.functional.kernels.availability import SWITCH, unavailable_reason
+from pera_lightning.functional.kernels.operators import OperatorKernels
 from pera_lightning.functional.kernels.tables import MOST_COLUMNS
 from pera_lightning.functional.monomials import column_count
 from pera_lightning.functional.operands import prepare
@@ -36,7 +37,7 @@ class FusedCall(NamedTuple):
     dense_backward: bool
     keeps_middle: bool
     kernels: Any
-    """`AdapterKernels`, to start them directly; None where somebody looks on, who is to see operators."""
+    """`AdapterKernels`, to start them directly, or `OperatorKernels` where somebody looks on."""
 
     def seed(self, x: Tensor) -> Tensor | None:
         """A seed for the dropout mask, on the device: drawn by its generator, anew by every replay of a CUDA graph."""
@@ -48,35 +49,18 @@ class FusedCall(NamedTuple):
             return None
         return torch.linalg.vector_norm(A, float("inf"), dtype=torch.float32)
 
-    def expand(self, A: Tensor, B: Tensor, h: Tensor | None, largest: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Shapes (K, in) and (out, K), K padded."""
-        if self.kernels is not None:
-            return self.kernels.expand(A, B, h, largest)
-        return operators.expand_factors(A, B, h, largest, *self.form, self.dtype)
-
-    def fold(self, *tensors: Tensor | None, want_h: bool) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """From the gradients of the expanded factors to those of A, B and, not yet added up, h."""
-        if self.kernels is not None:
-            return self.kernels.fold(*tensors, want_h)
-        return operators.fold_gradients(*tensors, want_h, *self.form)
-
     def drop(self, x: Tensor, seed: Tensor | None, dtype: torch.dtype) -> Tensor:
         """The input as (tokens, features) in a dtype, without its lost entries."""
         flat = as_matrix(x)
-        if seed is None:
-            return in_dtype(flat, dtype)
-        if self.kernels is not None:
-            return self.kernels.drop(flat, seed, self.lost, dtype)
-        return operators.drop_entries(flat, seed, self.lost, dtype)
+        return in_dtype(flat, dtype) if seed is None else self.kernels.drop(flat, seed, self.lost, dtype)
 
     def of_x(self, flat: Tensor, seed: Tensor | None, x: Tensor) -> Tensor:
         """The gradient of x, given that of what `drop` makes of it, whose memory it may take."""
-        if seed is None or flat.dtype is not x.dtype:
-            return self.drop(flat, seed, x.dtype).view(x.shape)
-        if self.kernels is not None:
-            return self.kernels.drop(flat, seed, self.lost, x.dtype, flat).view(x.shape)
-        operators.drop_entries_(flat, seed, self.lost)
-        return flat.view(x.shape)
+        if seed is None:
+            flat = in_dtype(flat, x.dtype)
+        else:
+            flat = self.kernels.drop(flat, seed, self.lost, x.dtype, flat if flat.dtype is x.dtype else None)
+        return flat if x.dim() == 2 else flat.view(x.shape)
 
 
 class Kept(NamedTuple):
@@ -130,13 +114,13 @@ def fused_forward(
 ) -> tuple[Tensor, Tensor | None]:
     """The result and, unless dW was built, the product x right^T (tokens, K)."""
     dropped = call.drop(x, seed, call.dtype)
-    right, left = call.expand(A, B, h, call.largest(A))
-    middle = None if call.dense_forward else dropped @ right.t()
+    right, left = call.kernels.expand(A, B, h, call.largest(A))
+    middle = None if call.dense_forward else F.linear(dropped, right)
     # Two thin products, or one with dW.
     inner, weight = (dropped, (left @ right).t()) if middle is None else (middle, left.t())
     m = B.shape[0]
     result = inner @ weight if output is None else torch.addmm(as_matrix(output), inner, weight)
-    return result.view(*x.shape[:-1], m), middle
+    return result if x.dim() == 2 else result.view(*x.shape[:-1], m), middle
 
 
 def fused_backward(call: FusedCall, kept: Kept, grad: Tensor, wanted: Wanted) -> Gradients:
@@ -144,12 +128,12 @@ def fused_backward(call: FusedCall, kept: Kept, grad: Tensor, wanted: Wanted) ->
     A, B, h = kept.A, kept.B, kept.h
     grad = in_dtype(as_matrix(grad), call.dtype)
     largest = call.largest(A)
-    right, left = call.expand(A, B, h, largest)
+    right, left = call.kernels.expand(A, B, h, largest)
     backward = _dense_backward if call.dense_backward else _factored_backward
     dx, right_grad, left_grad = backward(call, kept, grad, right, left, wanted)
     if right_grad is None and left_grad is None:
         return dx, None, None, None
-    dA, dB, sums = call.fold(right_grad, left_grad, A, B, h, largest, want_h=wanted.h)
+    dA, dB, sums = call.kernels.fold(right_grad, left_grad, A, B, h, largest, wanted.h)
     dh = in_dtype(sums.sum(0), h.dtype) if wanted.h and h is not None and sums is not None else None
     return dx, dA if wanted.A else None, dB if wanted.B else None, dh
 
@@ -168,7 +152,7 @@ def _factored_backward(call: FusedCall, kept: Kept, grad: Tensor, right: Tensor,
     dropped = call.drop(x, seed, call.dtype) if wanted.A or (of_left and middle is None) else None
     right_grad = back.t() @ dropped if wanted.A and back is not None and dropped is not None else None
     if of_left and middle is None and dropped is not None:
-        middle = dropped @ right.t()
+        middle = F.linear(dropped, right)
     return dx, right_grad, grad.t() @ middle if of_left and middle is not None else None
 
 
@@ -234,7 +218,7 @@ def fused_form(
         device: Of all tensors.
         direct: Whether to start kernels without the detour over operators.
     """
-    kernels = None
+    kernels: Any = OperatorKernels(call.form, call.dtype)
     if column_count(rank, call.form.order, call.form.terms) > MOST_COLUMNS:
         return None
     if direct:

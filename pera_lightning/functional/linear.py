@@ -137,6 +137,10 @@ def _add_fused(
     factor_dtype, device = A.dtype, x.device
     rank, n = A.shape
     direct = device.type != "meta" and not _observed(x)
+    # Triton compiles and starts on the current device.
+    if direct and device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            return _add_fused(output, x, A, B, h, options, dtype)
     call = fused_call(options, x.numel() // n, rank, n, B.shape[0], dtype, factor_dtype, device, direct)
     return None if call is None else FusedFunction.apply(output, x, A, B, h, call)
 

@@ -74,6 +74,11 @@ class AdapterKernels:
         self._A_programs = components * _blocks(in_features, fold_module.BLOCK)
         self._row_blocks = _blocks(out_features, fold_module.BLOCK)
         self._B_programs = components * self._row_blocks
+        self._right_shape, self._left_shape = (self._width, in_features), (out_features, self._width)
+        self._sums_shape = (self._row_blocks, self._columns - rank)
+        self._expand_others = (*numbers, *self._constants, expand_module.BLOCK_K, expand_module.BLOCK)
+        fold_blocks = (fold_module.BLOCK_I, fold_module.BLOCK, fold_module.BLOCK_K)
+        self._fold_constants = (self._tables.per_component, *self._constants, *fold_blocks)
         self._h_programs = self._row_blocks * _blocks(self._columns - rank, fold_module.BLOCK_K)
 
     def expand(self, A: Tensor, B: Tensor, h: Tensor | None, largest: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -85,17 +90,14 @@ class AdapterKernels:
             h: Coefficients without their constant factors; None where there are none.
             largest: The largest absolute entry of A in float32, for factors in float16; see `float16_magnitude`.
         """
-        right = torch.empty(self._width, self._in, dtype=self._dtype, device=self._device)
-        left = torch.empty(self._out, self._width, dtype=self._dtype, device=self._device)
-        factors = _contiguous(A, B, B if h is None else h)
+        right = torch.empty(self._right_shape, dtype=self._dtype, device=self._device)
+        left = torch.empty(self._left_shape, dtype=self._dtype, device=self._device)
+        factors = self._contiguous(A, B, h)
         _expand(
             self._key,
             self._expand_programs,
             (*factors, self._tables.members, self._tables.scales, self._scale(largest), right, left),
-            *self._numbers,
-            *self._constants,
-            expand_module.BLOCK_K,
-            expand_module.BLOCK,
+            *self._expand_others,
         )
         return right, left
 
@@ -112,8 +114,8 @@ class AdapterKernels:
         """The gradients of A, B and h from those of `right` and `left`.
 
         Args:
-            right_grad: Shape (width, in); None where A's gradient is not wanted.
-            left_grad: Shape (out, width); None where neither B's nor h's gradient is wanted.
+            right_grad: Shape (width, in), contiguous; None where A's gradient is not wanted.
+            left_grad: Shape (out, width), contiguous; None where neither B's nor h's gradient is wanted.
             A: Shape (rank, in).
             B: Shape (out, rank).
             h: Coefficients, or None.
@@ -125,14 +127,17 @@ class AdapterKernels:
             better, which are still to be added up: shape (blocks, number of monomials). None where not wanted.
         """
         want_h = want_h and h is not None and self._columns > self._rank
-        A_grad = None if right_grad is None else torch.empty_like(A, memory_format=torch.contiguous_format)
-        B_grad = None if left_grad is None else torch.empty_like(B, memory_format=torch.contiguous_format)
+        A_grad = B_grad = None
+        if right_grad is not None:
+            A_grad = torch.empty(A.shape, dtype=self._factor_dtype, device=self._device)
+        if left_grad is not None:
+            B_grad = torch.empty(B.shape, dtype=self._factor_dtype, device=self._device)
         # One row per block, and not one sum by all programs at once: that would have another order each time.
-        sums = B.new_empty(self._row_blocks, self._columns - self._rank, dtype=self._compute) if want_h else None
+        sums = torch.empty(self._sums_shape, dtype=self._compute, device=self._device) if want_h else None
         A_programs = 0 if A_grad is None else self._A_programs
         B_programs = 0 if B_grad is None else self._B_programs
-        grads = _contiguous(_either(right_grad, left_grad), _either(left_grad, right_grad))
-        factors = _contiguous(A, B, B if h is None else h)
+        grads = _either(right_grad, left_grad), _either(left_grad, right_grad)
+        factors = self._contiguous(A, B, h)
         _fold(
             self._key,
             A_programs + B_programs + (self._h_programs if want_h else 0),
@@ -148,11 +153,7 @@ class AdapterKernels:
             *self._numbers,
             A_programs,
             B_programs,
-            self._tables.per_component,
-            *self._constants,
-            fold_module.BLOCK_I,
-            fold_module.BLOCK,
-            fold_module.BLOCK_K,
+            *self._fold_constants,
         )
         return A_grad, B_grad, sums
 
@@ -172,6 +173,12 @@ class AdapterKernels:
         self.fold(right, left, A, B, h, largest, want_h=True)
         if with_drop:
             drop(left, torch.zeros(1, dtype=torch.int64, device=self._device), 1, self._dtype)
+
+    def _contiguous(self, A: Tensor, B: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Something in the place of an h that is not there, too."""
+        if A.is_contiguous() and B.is_contiguous() and (h is None or h.is_contiguous()):
+            return A, B, B if h is None else h
+        return A.contiguous(), B.contiguous(), (B if h is None else h).contiguous()
 
     def _scale(self, largest: Tensor | None) -> Tensor:
         # Products in other dtypes have no need of it, and no kernel then looks at it.
@@ -198,21 +205,17 @@ def drop(x: Tensor, seed: Tensor, lost: int, dtype: torch.dtype, out: Tensor | N
     Raises:
         ConfigError: No kernel runs on the device.
     """
-    _refuse(x.device)
+    device, count = x.device, x.numel()
+    _refuse(device)
     x = x.contiguous()
-    out = torch.empty_like(x, dtype=dtype) if out is None else out
-    count = x.numel()
-    key = (x.device, x.dtype, out.dtype, number_key(count))
+    out = torch.empty(x.shape, dtype=dtype, device=device) if out is None else out
+    key = (device, x.dtype, out.dtype, number_key(count))
     _drop(key, _blocks(count, drop_module.ENTRIES), (x, out, seed), count, lost, drop_module.DRAWS)
     return out
 
 
 def _blocks(size: int, block: int) -> int:
     return -(-size // block)
-
-
-def _contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors)
 
 
 def _either(first: Tensor | None, other: Tensor | None) -> Tensor:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
+from triton.runtime import driver
 
 ALIGNMENT = 16
 """Bytes. Triton compiles a kernel of its own for tensors that start elsewhere."""
+
+
+class _Compiled(NamedTuple):
+    """A kernel in the form that `CompiledKernel.__getitem__` of Triton 3.3 to 3.9 starts, taken apart."""
+
+    run: Callable[..., None]
+    function: Any
+    metadata: Any
+    stream: Callable[[int], int]
+    device: int
 
 
 class Launcher:
@@ -24,10 +34,10 @@ class Launcher:
 
     def __init__(self, kernel: Any) -> None:
         self._kernel = kernel
-        self._compiled: dict[Hashable, Any] = {}
+        self._compiled: dict[Hashable, _Compiled] = {}
 
     def __call__(self, key: Hashable, programs: int, tensors: tuple[Tensor, ...], *others: Any) -> None:
-        """Start the kernel on the current stream of the tensors' device.
+        """Start the kernel on the current stream of the tensors' device, which is the current one.
 
         Args:
             key: Stands for the device, the dtypes and all that Triton compiles for in `others`: values of constants,
@@ -38,26 +48,28 @@ class Launcher:
         """
         if programs == 0:
             return
-        device = tensors[0].device
-        if device.type == "cuda" and device.index != torch.cuda.current_device():
-            with torch.cuda.device(device):
-                self._start(key, programs, tensors, others)
-        else:
-            self._start(key, programs, tensors, others)
-
-    def _start(self, key: Hashable, programs: int, tensors: tuple[Tensor, ...], others: tuple[Any, ...]) -> None:
-        places = 0
-        for tensor in tensors:
-            places |= tensor.data_ptr()
-        aligned = places % ALIGNMENT == 0
-        compiled = self._compiled.get(key) if aligned else None
-        if compiled is not None:
-            compiled[programs, 1, 1](*tensors, *others)
+        compiled = self._compiled.get(key)
+        if compiled is None:
+            self._compile(key, programs, tensors, others)
             return
+        places, together = [], 0
+        for tensor in tensors:
+            place = tensor.data_ptr()
+            places.append(place)
+            together |= place
+        if together % ALIGNMENT:
+            self._kernel[(programs,)](*tensors, *others)
+            return
+        run, function, metadata, stream, device = compiled
+        # No metadata of the launch and no hooks: they are for Triton's own profiler.
+        run(programs, 1, 1, stream(device), function, metadata, None, None, None, *places, *others)
+
+    def _compile(self, key: Hashable, programs: int, tensors: tuple[Tensor, ...], others: tuple[Any, ...]) -> None:
         compiled = self._kernel[(programs,)](*tensors, *others)
-        # Triton's interpreter gives nothing back.
-        if aligned and compiled is not None:
-            self._compiled[key] = compiled
+        # Triton's interpreter gives nothing back, and other places would give another form.
+        if compiled is not None and not any(tensor.data_ptr() % ALIGNMENT for tensor in tensors):
+            stream, device = driver.active.get_current_stream, driver.active.get_current_device()
+            self._compiled[key] = _Compiled(compiled.run, compiled.function, compiled.packed_metadata, stream, device)
 
 
 def number_key(value: int) -> int:

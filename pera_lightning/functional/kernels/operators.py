@@ -6,7 +6,7 @@ An operator costs as much as three plain operations to call, so that in eager mo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,10 +83,11 @@ def fold_gradients(
     factors: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`AdapterKernels.fold`; tensors without entries where a gradient is not wanted."""
-    grad = right_grad if left_grad is None else left_grad
-    assert grad is not None, "nothing is wanted"
-    kernels = _kernels(Form(order, terms, scaling, tuple(factors)), A, B, grad.dtype)
-    found = kernels.fold(right_grad, left_grad, A, B, h, largest, want_h)
+    # Autograd hands over gradients of any strides.
+    grads = [None if grad is None else grad.contiguous() for grad in (right_grad, left_grad)]
+    dtype = next(grad.dtype for grad in grads if grad is not None)
+    kernels = _kernels(Form(order, terms, scaling, tuple(factors)), A, B, dtype)
+    found = kernels.fold(*grads, A, B, h, largest, want_h)
     return tuple(A.new_empty(0) if value is None else value for value in found)  # type: ignore[return-value]
 
 
@@ -164,3 +165,26 @@ def _kernels(form: Form, A: Tensor, B: Tensor, dtype: torch.dtype) -> Any:
     from pera_lightning.functional.kernels.adapter import adapter_kernels
 
     return adapter_kernels(form, A.shape[0], A.shape[1], B.shape[0], dtype, A.dtype, A.device)
+
+
+class OperatorKernels(NamedTuple):
+    """`AdapterKernels` by operators."""
+
+    form: Form
+    dtype: torch.dtype
+    """Of the expanded factors."""
+
+    def expand(self, A: Tensor, B: Tensor, h: Tensor | None, largest: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `AdapterKernels.expand`."""
+        return expand_factors(A, B, h, largest, *self.form, self.dtype)
+
+    def fold(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """See `AdapterKernels.fold`; tensors without entries where a gradient is not wanted."""
+        return fold_gradients(*arguments, *self.form)
+
+    def drop(self, x: Tensor, seed: Tensor, lost: int, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+        """See `AdapterKernels.drop`."""
+        if out is not x:
+            return drop_entries(x, seed, lost, dtype)
+        drop_entries_(x, seed, lost)
+        return x

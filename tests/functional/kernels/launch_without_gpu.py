@@ -20,6 +20,7 @@ from pera_lightning.functional.form import Form
 from pera_lightning.functional.kernels import adapter
 
 started: list[tuple[Any, ...]] = []
+GIVEN: list[torch.Tensor] = []
 
 
 class Launcher:
@@ -77,6 +78,7 @@ def main() -> None:
         tensors = [torch.zeros(shape) for shape in shapes]
         tensors[-1] = tensors[-1].to(dtype)
         seed = torch.zeros(1, dtype=torch.int64)
+        GIVEN[:] = [*tensors, seed, *kernels._tables]
         first, second = (run(kernels, tensors, seed) for _ in range(2))
         found.append({"kernels": [name for name, *_ in first], "same": same(first, second)})
     kept = sum(len(launcher._compiled) for launcher in (adapter._expand, adapter._fold, adapter._drop))
@@ -92,9 +94,10 @@ def same(first: list[tuple[Any, ...]], second: list[tuple[Any, ...]]) -> bool:
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Equal, or tensors made anew by each call."""
+    """Equal, or a tensor and the place where one lies: that very one, if the caller gave it."""
     if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and (one.shape, one.dtype) == (other.shape, other.dtype)
+        given = any(one is tensor for tensor in GIVEN)
+        return isinstance(other, int) and other % 16 == 0 and (not given or other == one.data_ptr())
     return one == other
 
 

@@ -95,41 +95,45 @@ def test_a_kernel_asked_for_on_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatch)
 class Kernel:
     """What `triton.jit` makes, as far as a launcher sees it."""
 
+    function, packed_metadata = "function", "metadata"
+
     def __init__(self) -> None:
         self.jit: list[tuple[Any, ...]] = []
         self.direct: list[tuple[Any, ...]] = []
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        def start(*arguments: Any) -> Any:
+        def start(*arguments: Any) -> Kernel:
             self.jit.append((grid, *arguments))
-            return Compiled(self)
+            return self
 
         return start
 
-
-class Compiled:
-    def __init__(self, kernel: Kernel) -> None:
-        self.kernel = kernel
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        return lambda *arguments: self.kernel.direct.append((grid, *arguments))
+    def run(self, *arguments: Any) -> None:
+        self.direct.append(arguments)
 
 
-def test_a_launcher_keeps_what_was_compiled() -> None:
-    kernel, x = Kernel(), torch.zeros(64)
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    driver = SimpleNamespace(get_current_stream=lambda device: 7, get_current_device=lambda: 0)
+    monkeypatch.setattr("pera_lightning.functional.kernels.launch.driver", SimpleNamespace(active=driver))
+    return Kernel()
+
+
+def test_a_launcher_keeps_what_was_compiled(kernel: Kernel) -> None:
+    x = torch.zeros(64)
     launch = Launcher(kernel)
     launch("a", 3, (x,), 7, True)
     launch("a", 5, (x,), 8, True)
     launch("b", 5, (x,), 9, False)
     assert kernel.jit == [((3,), x, 7, True), ((5,), x, 9, False)]
-    assert kernel.direct == [((5, 1, 1), x, 8, True)]
+    assert kernel.direct == [(5, 1, 1, 7, "function", "metadata", None, None, None, x.data_ptr(), 8, True)]
     launch("a", 0, (x,), 8, True)
     assert len(kernel.jit) + len(kernel.direct) == 3
 
 
-def test_tensors_that_start_anywhere_go_through_triton() -> None:
+def test_tensors_that_start_anywhere_go_through_triton(kernel: Kernel) -> None:
     """What is kept was compiled for aligned ones, and reads sixteen bytes at once."""
-    kernel, x = Kernel(), torch.zeros(64)
+    x = torch.zeros(64)
     launch = Launcher(kernel)
     launch("a", 3, (x[1:],))
     launch("a", 3, (x,))
