@@ -61,9 +61,7 @@ def write(results: Rows, header: str, folder: Path) -> None:
 
 def _bar_cells(results: Rows) -> list[list[str]]:
     heading = ["figure", "naive", "floor", "to reach", "measured", ""]
-    rows = [
-        [bar.name, *map(cell, (bar.naive, bar.floor, bar.bar, bar.measured)), bar.verdict] for bar in bars(results)
-    ]
+    rows = [[bar.name, *map(cell, (bar.naive, bar.floor, bar.bar, bar.measured)), bar.verdict] for bar in bars(results)]
     return [heading, *rows]
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import pera_lightning.functional.fused_operator
+from pera_lightning import PeraConfig, inject_adapter
 from pera_lightning.functional import expanded_rank
 from pera_lightning.functional.kernels import fold, operators
 
@@ -100,3 +101,25 @@ def test_shapes_can_be_worked_out_without_memory(order: int) -> None:
     y.sum().backward()
     for value in (x, A, B, h):
         assert value is None or value.grad.shape == value.shape
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_compiler_sees_one_operator_for_each_layer(dropout: float) -> None:
+    """Where kernels serve, which the meta device stands for; in one graph, forward and back."""
+    model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 5)).train()
+    inject_adapter(model, PeraConfig(4, dropout=dropout, target_modules=["0", "2"]))
+    model, x = model.to("meta"), torch.empty(3, 12, device="meta", requires_grad=True)
+    seen: list[Any] = []
+
+    def backend(graph: torch.fx.GraphModule, example: Any) -> torch.fx.GraphModule:
+        seen.extend(node.target for node in graph.graph.nodes if node.op == "call_function")
+        return graph
+
+    torch._dynamo.reset()
+    torch.compile(model, backend=backend, fullgraph=True)(x)
+    assert seen.count(torch.ops.pera_lightning.add_adapter) == 2
+    assert len(seen) == (7 if dropout else 5)
+    torch._dynamo.reset()
+    torch.compile(model, backend="aot_eager", fullgraph=True)(x).sum().backward()
+    assert x.grad is not None
+    assert model[0].pera_A.grad is not None
