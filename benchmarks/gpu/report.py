@@ -143,6 +143,15 @@ def missing(result: Result) -> str:
     lines = [f"- {row['part']}, {row['name']}: {row['reason']}" for row in result["rows"] if "reason" in row]
     there = {row["part"] for row in result["rows"]}
     lines += [f"- {title}: this run did not measure it" for part, (title, _) in COLUMNS.items() if part not in there]
+    for part in sorted(there):
+        title, columns = COLUMNS[part]
+        rows = [row["figures"] for row in result["rows"] if row["part"] == part and "reason" not in row]
+        without = [name for name, key in columns.items() if rows and all(row.get(key) is None for row in rows)]
+        lines += [f"- {title}, column {name}: no row has a figure" for name in without]
+    if result["minutes"] is None:
+        lines.append(
+            "- This run was made by an earlier program: `make bench-gpu` has more rows and does not repeat it exactly"
+        )
     return "\n".join(lines or ["Nothing: every row has its figures."]) + "\n"
 
 

@@ -17,11 +17,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 # What moving one entry through memory costs, in multiply-adds of a large matrix product: 0.2 ns against 7 ps on two
-# AVX-512 cores. On GPUs the ratio is of the same size.
+# AVX-512 cores. Not fitted to any GPU.
 MEMORY = 30
 # The implicit way's small products and sums run at a fraction of the speed of a large matrix product.
 IMPLICIT_SLOWNESS = 4
-# Starting an operation, in multiply-adds: 6 us on such a CPU, 5 us on a GPU that does 2e14 a second.
+# Starting an operation, in multiply-adds: 6 us on such a CPU; 5 us beside a GPU that does 2e14 a second, a guess.
 START_ON_CPU = 900_000
 START_ON_GPU = 1_000_000_000
 IMPLICIT_OPERATIONS = 5

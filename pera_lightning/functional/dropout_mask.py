@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-_LEVELS = 1 << 16
+LEVELS = 1 << 16
 """A 16-bit number decides about an entry: one draw of 64 bits, good for four, costs what one Bernoulli draw does."""
 
 
@@ -19,7 +19,7 @@ def draw_seed() -> int:
 
 def met_dropout(dropout: float) -> float:
     """The probability that `keep_mask` really has: a multiple of 1 / 65536 below 1."""
-    return min(round(dropout * _LEVELS), _LEVELS - 1) / _LEVELS
+    return min(round(dropout * LEVELS), LEVELS - 1) / LEVELS
 
 
 def keep_mask(seed: int, shape: Sequence[int], device: torch.device, dtype: torch.dtype, dropout: float) -> Tensor:
@@ -45,5 +45,5 @@ def keep_mask(seed: int, shape: Sequence[int], device: torch.device, dtype: torc
     words.random_(torch.iinfo(torch.int64).min, None, generator=generator)
     numbers = words.view(torch.int16)[:count].view(shape)
     # A comparison would be natural; on a CPU this gives the same and takes a third of the time.
-    last_lost = round(dropout * _LEVELS) - _LEVELS // 2 - 1
+    last_lost = round(dropout * LEVELS) - LEVELS // 2 - 1
     return numbers.clamp_(last_lost, last_lost + 1).sub_(last_lost).to(dtype).to(device)

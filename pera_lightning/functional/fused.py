@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pera_lightning.functional.call import Call, Options, call_of
+from pera_lightning.functional.dropout_mask import LEVELS
 from pera_lightning.functional.form import Form
 from pera_lightning.functional.gradients import Gradients, Wanted
 from pera_lightning.functional.kernels.availability import SWITCH, unavailable_reason
@@ -19,9 +20,6 @@ from pera_lightning.functional.kernels.tables import MOST_COLUMNS
 from pera_lightning.functional.monomials import column_count
 from pera_lightning.functional.operands import prepare
 from pera_lightning.functional.precision import as_matrix, autocast_enabled, in_dtype
-
-LEVELS = 1 << 16
-"""A 16-bit number decides about an entry of x, as in `dropout_mask`."""
 
 
 class FusedCall(NamedTuple):
@@ -147,7 +145,7 @@ def _factored_backward(call: FusedCall, kept: Kept, grad: Tensor, right: Tensor,
     x, seed, middle, of_left = kept.x, kept.seed, kept.middle, wanted.B or wanted.h
     # The gradient of the middle.
     back = grad @ left if wanted.x or wanted.A else None
-    # First, because what it needs goes then.
+    # First: `back right` is gone before x is dropped again.
     dx = call.of_x(back @ right, seed, x) if wanted.x and back is not None else None
     dropped = call.drop(x, seed, call.dtype) if wanted.A or (of_left and middle is None) else None
     right_grad = back.t() @ dropped if wanted.A and back is not None and dropped is not None else None
@@ -227,6 +225,8 @@ def fused_form(
 
             kernels = adapter_kernels(call.form, rank, n, m, call.dtype, factor_dtype, device)
             kernels.try_out(call.dropout > 0)
+        except torch.OutOfMemoryError:
+            raise
         # Whatever Triton, its compiler or the driver may raise: the run goes on without.
         except Exception as error:
             _say_once(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")

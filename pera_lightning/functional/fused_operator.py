@@ -1,6 +1,6 @@
 """The whole fused adapter as one operator of torch, which a compiler sees as a piece.
 
-So a compiled model keeps between the passes what an eager one does: x, A, B, h and a seed.
+So a compiled model keeps no more between the passes than an eager one: x, A, B, h and a seed.
 """
 
 from __future__ import annotations

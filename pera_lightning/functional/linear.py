@@ -127,7 +127,7 @@ def _kernels_serve(x: Tensor, options: Options) -> bool:
 def _alike(x: Tensor, A: Tensor, B: Tensor, h: Tensor | None) -> bool:
     """Whether the factors have one dtype and lie where x does, as kernels take them."""
     dtype = A.dtype
-    return B.dtype is dtype and (h is None or h.dtype is dtype) and A.device == x.device
+    return B.dtype is dtype and (h is None or h.dtype is dtype) and A.device == B.device == x.device
 
 
 def _add_fused(
@@ -138,7 +138,7 @@ def _add_fused(
     rank, n = A.shape
     direct = device.type != "meta" and not _observed(x)
     # Triton compiles and starts on the current device.
-    if direct and device.type == "cuda" and device.index != torch.cuda.current_device():
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
             return _add_fused(output, x, A, B, h, options, dtype)
     call = fused_call(options, x.numel() // n, rank, n, B.shape[0], dtype, factor_dtype, device, direct)

@@ -1,4 +1,4 @@
-"""Fused kernels for CUDA GPUs, in Triton; nothing here imports it before a kernel is needed."""
+"""Fused kernels for CUDA GPUs, in Triton; nothing here imports Triton before a kernel is needed."""
 
 from pera_lightning.functional.kernels.availability import unavailable_reason
 

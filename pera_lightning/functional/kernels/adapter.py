@@ -24,7 +24,7 @@ _drop = Launcher(drop_module.drop_kernel)
 
 
 class AdapterKernels:
-    """`expand` and `fold` for one form and shape.
+    """The kernels for one form and shape.
 
     Args:
         form: Order, terms and constant factors.
@@ -56,8 +56,8 @@ class AdapterKernels:
         self._compute = compute_dtype(torch.promote_types(dtype, factor_dtype))
         self._tables = tables_of(form, rank, self._compute, device)
         compute = tl.float64 if self._compute == torch.float64 else tl.float32
-        self._half = dtype == torch.float16 and form.order > 1
-        self._constants = (self._columns > rank, self._half, form.order, compute)
+        self._float16 = dtype == torch.float16 and form.order > 1
+        self._constants = (self._columns > rank, self._float16, form.order, compute)
         numbers = (in_features, out_features, rank, self._columns, self._width)
         self._numbers = numbers
         self._key = (
@@ -163,16 +163,21 @@ class AdapterKernels:
         return drop(x, seed, lost, dtype, out)
 
     def try_out(self, with_drop: bool) -> None:
-        """Compile and start each kernel once: what does not work is to raise here."""
+        """Compile and start each kernel, in Triton's way and in the short one: what does not work is to raise here."""
         A, B, h = (
             torch.zeros(shape, dtype=self._factor_dtype, device=self._device)
             for shape in ((self._rank, self._in), (self._out, self._rank), (self._columns - self._rank,))
         )
         largest = torch.zeros((), device=self._device)
-        right, left = self.expand(A, B, h, largest)
-        self.fold(right, left, A, B, h, largest, want_h=True)
-        if with_drop:
-            drop(left, torch.zeros(1, dtype=torch.int64, device=self._device), 1, self._dtype)
+        seed = torch.zeros(1, dtype=torch.int64, device=self._device)
+        for _ in range(2):
+            right, left = self.expand(A, B, h, largest)
+            self.fold(right, left, A, B, h, largest, want_h=True)
+            if with_drop:
+                drop(left, seed, 1, self._dtype)
+        # A kernel that fails tells so only then; while a graph is captured nothing may wait.
+        if self._device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+            torch.cuda.synchronize(self._device)
 
     def _contiguous(self, A: Tensor, B: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Something in the place of an h that is not there, too."""
@@ -182,7 +187,7 @@ class AdapterKernels:
 
     def _scale(self, largest: Tensor | None) -> Tensor:
         # Products in other dtypes have no need of it, and no kernel then looks at it.
-        if not self._half:
+        if not self._float16:
             return self._tables.scales
         assert largest is not None, "factors in float16 need the largest entry of A"
         return largest
@@ -200,7 +205,7 @@ def drop(x: Tensor, seed: Tensor, lost: int, dtype: torch.dtype, out: Tensor | N
         seed: int64 of one entry, on the device of x.
         lost: How many of 65536 entries are lost, on average.
         dtype: Of the result.
-        out: Where to write it; x itself is all right.
+        out: Where to write it; a contiguous x itself is all right.
 
     Raises:
         ConfigError: No kernel runs on the device.

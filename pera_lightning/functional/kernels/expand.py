@@ -17,9 +17,9 @@ BLOCK = 128
 
 
 @triton.jit
-def magnitude(largest, HALF: tl.constexpr, COMPUTE: tl.constexpr):
+def magnitude(largest, FLOAT16: tl.constexpr, COMPUTE: tl.constexpr):
     """The power of two below the largest entry of A; 1 in other dtypes than float16. See `float16_magnitude`."""
-    if HALF:
+    if FLOAT16:
         exponent = tl.load(largest).to(tl.int32, bitcast=True) & 0x7F800000
         power = tl.where(exponent > 0, exponent.to(tl.float32, bitcast=True), 1.0)
     else:
@@ -59,7 +59,7 @@ def expand_kernel(
     columns,
     width,
     HAS_H: tl.constexpr,
-    HALF: tl.constexpr,
+    FLOAT16: tl.constexpr,
     ORDER: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -71,7 +71,7 @@ def expand_kernel(
     program = tl.program_id(0)
     k = (program % k_blocks) * BLOCK_K + tl.arange(0, BLOCK_K)
     block = program // k_blocks
-    power = magnitude(largest, HALF, COMPUTE)
+    power = magnitude(largest, FLOAT16, COMPUTE)
     if block < right_blocks:
         right_row = k[:, None]
         right_column = (block * BLOCK + tl.arange(0, BLOCK))[None, :].to(tl.int64)

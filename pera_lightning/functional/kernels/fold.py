@@ -1,7 +1,8 @@
 """Triton: from the gradients of the expanded factors to those of A, B and h, in one launch.
 
-The transposed Jacobian of `expand`. Every entry of a gradient is one sum, taken by one program in one order, so that
-the same inputs give the same bits. Sums are taken in float32 (float64 for float64).
+The transposed Jacobian of `expand`. Every entry of a gradient is one sum, taken by one program in one order (for h one
+sum for each block of rows of B, added up afterwards), so that the same inputs give the same bits. Sums are taken in
+float32 (float64 for float64).
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def fold_kernel(
     B_programs,
     COUNT: tl.constexpr,
     HAS_H: tl.constexpr,
-    HALF: tl.constexpr,
+    FLOAT16: tl.constexpr,
     ORDER: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK_I: tl.constexpr,
@@ -94,7 +95,7 @@ def fold_kernel(
     """A's gradient from the first programs, B's from the next, for h's sums over `BLOCK` rows from the last."""
     program = tl.program_id(0)
     i_blocks = tl.cdiv(rank, BLOCK_I)
-    power = magnitude(largest, HALF, COMPUTE)
+    power = magnitude(largest, FLOAT16, COMPUTE)
     if program < A_programs:
         A_row = (program % i_blocks) * BLOCK_I + tl.arange(0, BLOCK_I)[:, None]
         A_column = (program // i_blocks * BLOCK + tl.arange(0, BLOCK))[None, :].to(tl.int64)

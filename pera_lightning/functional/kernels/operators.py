@@ -109,7 +109,8 @@ def _(
     sums = nothing
     if want_h and h is not None:
         shape = (-(-B.shape[0] // ROWS), column_count(A.shape[0], order, terms) - A.shape[0])
-        sums = B.new_empty(shape, dtype=compute_dtype(A.dtype))
+        grad = left_grad if right_grad is None else right_grad
+        sums = B.new_empty(shape, dtype=compute_dtype(torch.promote_types(grad.dtype, A.dtype)))
     A_grad = nothing if right_grad is None else torch.empty_like(A, memory_format=torch.contiguous_format)
     return A_grad, nothing if left_grad is None else torch.empty_like(B, memory_format=torch.contiguous_format), sums
 

@@ -32,7 +32,7 @@ def signatures() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]]]:
         types |= {"members": "*i32", "entries": "*i32", "scales": f"*{NAMES[compute]}", "h_sums": f"*{NAMES[compute]}"}
         half = dtype == "float16"
         types["largest"] = "*fp32" if half else types["scales"]
-        constants = {"HAS_H": True, "HALF": half, "ORDER": order, "COMPUTE": getattr(tl, compute), "COUNT": 17}
+        constants = {"HAS_H": True, "FLOAT16": half, "ORDER": order, "COMPUTE": getattr(tl, compute), "COUNT": 17}
         for kernel, module in ((expand.expand_kernel, expand), (fold.fold_kernel, fold)):
             blocks = {name: getattr(module, name) for name in ("BLOCK", "BLOCK_K", "BLOCK_I") if hasattr(module, name)}
             yield f"{kernel.__name__} {dtype} {factor} order {order}", kernel, types, constants | blocks

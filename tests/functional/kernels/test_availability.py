@@ -169,7 +169,7 @@ def test_the_short_way_starts_what_triton_does() -> None:
 
 def test_they_compile_for_every_card() -> None:
     """Down to machine code, from Turing to Blackwell."""
-    capabilities = ["75", "80", "86", "89", "90", "120"]
+    capabilities = ["75", "80", "86", "89", "90", "100", "120"]
     printed = in_a_process_of_its_own("compile_kernels", *capabilities)
     found = [json.loads(line) for line in printed.splitlines()]
     assert {str(line["capability"]) for line in found} == set(capabilities)
