@@ -31,17 +31,19 @@ def right_weights(form: Form, A: Tensor, magnitude: Tensor | None) -> Tensor | N
 
 
 def left_constants(form: Form, A: Tensor, magnitude: Tensor | None = None) -> Tensor | None:
-    """Factors of the products of B beside h, shape (number of monomials,), the dtype of A or better; None if all are 1.
+    """Factors of the products of B beside h, shape (number of monomials,), float32 or better; None if all are 1.
 
     Args:
         form: Order, terms, scaling and factors.
         A: For its rank, dtype and device.
         magnitude: What `right_weights` divides by comes back here.
     """
-    if magnitude is None and form.plain:
+    if form.order == 1 or (magnitude is None and form.plain):
         return None
     scaled = tuple(form.scaling * factor for factor in form.factors)
-    (constants,) = _per_degree(A.shape[0], form.order, form.terms, scaled, A.dtype, A.device)
+    # In float16 they may be infinite, and no coefficient brings that back.
+    dtype = torch.promote_types(A.dtype, torch.float32)
+    constants = _per_degree(A.shape[0], form.order, form.terms, scaled, dtype, A.device)
     return constants if magnitude is None else constants * magnitude ** _degrees_above_one(form, A, magnitude.dtype)
 
 
@@ -67,21 +69,20 @@ def weighted(rows: Tensor, products: Tensor, plain: float = 1.0, weights: Tensor
 
 def _degrees_above_one(form: Form, A: Tensor, dtype: torch.dtype) -> Tensor:
     above = tuple(float(degree - 1) for degree in range(2, form.order + 1))
-    return _per_degree(A.shape[0], form.order, form.terms, above, dtype, A.device)[0]
+    return _per_degree(A.shape[0], form.order, form.terms, above, dtype, A.device)
 
 
-# torch.compile calls this once and takes the result as a constant; it would not see through the cache.
-@torch.compiler.assume_constant_result
 def _per_degree(
     rank: int, order: int, terms: Terms, numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor]:
+) -> Tensor:
     """One number for all products of a degree."""
+    counts = [count_of_degree(rank, degree, terms) for degree in range(2, order + 1)]
 
     def make() -> tuple[Tensor, ...]:
-        values = []
-        for degree, number in enumerate(numbers, start=2):
-            values += [number] * count_of_degree(rank, degree, terms)
-        return (torch.tensor(values, dtype=dtype, device=device),)
+        parts = zip(counts, numbers, strict=True)
+        return (torch.cat([torch.full((count,), number, dtype=dtype, device=device) for count, number in parts]),)
 
-    # In a tuple: the compiler takes only one constant tensor of a function.
-    return kept_tables(("per degree", rank, order, terms, numbers, dtype, device), make)
+    # A compiler would not see through the cache, and the numbers may be symbols to it.
+    if torch.compiler.is_compiling():
+        return make()[0]
+    return kept_tables(("per degree", rank, order, terms, numbers, dtype, device), make)[0]

@@ -62,7 +62,12 @@ def forward_path(sizes: Sizes, prepared: bool = False) -> str:
         "dense": (tokens + MEMORY) * weight + (0 if prepared else columns * weight + MEMORY * expanded),
         "implicit": IMPLICIT_SLOWNESS * tokens * (rank + 1) ** order * (m + n) + started,
     }
-    return min(costs, key=lambda path: costs[path])
+    # Not min(): a compiler that takes the number of tokens for a symbol knows no key.
+    best = "factored"
+    for path in ("dense", "implicit"):
+        if costs[path] < costs[best]:
+            best = path
+    return best
 
 
 def backward_path(sizes: Sizes, middle_kept: bool) -> str:

@@ -106,14 +106,14 @@ class Expansion:
         products_grad = grad[rank:]
         if self._weights is not None:
             products_grad = products_grad * self._weights[:, None]
-        products_grad = in_dtype(products_grad, dtype)
+        # Weights of half-precision factors are float32, and so is all that comes of them until the sum.
+        folded = in_dtype(folded, products_grad.dtype)
         if self._whole is not None:
             folded = self._fold_pairs(folded.clone(), products_grad)
         if transposed:
             folded = folded.t()
-        if self._terms == "square":
-            return self._fold_powers(folded, products_grad, transposed)
-        return self._fold_products(folded, products_grad, transposed)
+        fold = self._fold_powers if self._terms == "square" else self._fold_products
+        return in_dtype(fold(folded, products_grad, transposed), dtype)
 
     def _fold_products(self, folded: Tensor, products_grad: Tensor, transposed: bool) -> Tensor:
         start = 0
@@ -121,7 +121,7 @@ class Expansion:
             grad = products_grad if len(self._tables) == 1 else products_grad[start : start + size]
             # At degree 2 each member is the other one's share.
             shares = grad * members if degree == 2 else torch.cat(_shares(grad, members))
-            shares = shares.view(degree * size, -1)
+            shares, left_out = shares.view(degree * size, -1), in_dtype(left_out, folded.dtype)
             # The sum over the products of a member, as a product with a 0/1 matrix.
             if transposed:
                 folded = torch.addmm(folded, shares.t(), left_out.t())

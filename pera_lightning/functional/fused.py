@@ -98,13 +98,22 @@ class FusedFunction(torch.autograd.Function):
         """Gradients of output, x, A, B and h."""
         needed, kind = ctx.needs_input_grad, grad.device.type
         kept, wanted = Kept(*ctx.saved_tensors), Wanted(*needed[1:5])
-        backward = _differentiable_gradients if torch.is_grad_enabled() else fused_backward
         if autocast_enabled(kind):
             with torch.autocast(kind, enabled=False):
-                gradients = backward(ctx.call, kept, grad, wanted)
+                gradients = _gradients(ctx.call, kept, grad, wanted)
         else:
-            gradients = backward(ctx.call, kept, grad, wanted)
+            gradients = _gradients(ctx.call, kept, grad, wanted)
         return (grad if needed[0] else None, *gradients, None)
+
+
+def _gradients(call: FusedCall, kept: Kept, grad: Tensor, wanted: Wanted) -> Gradients:
+    if torch.is_grad_enabled():
+        return _plain_gradients(call, kept, grad, wanted)
+    try:
+        return fused_backward(call, kept, grad, wanted)
+    except NotImplementedError:
+        # A batch of gradients (is_grads_batched) has no memory that a kernel could read.
+        return _plain_gradients(call, kept, grad, wanted)
 
 
 def fused_forward(
@@ -164,15 +173,18 @@ def _dense_backward(call: FusedCall, kept: Kept, grad: Tensor, right: Tensor, le
     return dx, left.t() @ weight_grad if wanted.A else None, weight_grad @ right.t() if of_left else None
 
 
-def _differentiable_gradients(call: FusedCall, kept: Kept, grad: Tensor, wanted: Wanted) -> Gradients:
-    """The gradients with a graph of their own, for gradients of gradients: by plain operations."""
+def _plain_gradients(call: FusedCall, kept: Kept, grad: Tensor, wanted: Wanted) -> Gradients:
+    """The gradients by plain operations: with a graph of their own, for gradients of gradients, or of a batch."""
+    differentiable = torch.is_grad_enabled()
     x, A, B, h, seed, _ = kept
     with torch.no_grad():
         mask = call.drop(torch.ones_like(x), seed, call.dtype)
-    dropped = in_dtype(x.reshape(mask.shape), call.dtype) * mask
-    result = prepare("factored", A, B, h, call.form, call.dtype).add_to(None, dropped)
     inputs = [value for value, want in zip((x, A, B, h), wanted, strict=True) if want and value is not None]
-    found = iter(torch.autograd.grad(result, inputs, grad.reshape(result.shape).to(result.dtype), create_graph=True))
+    with torch.enable_grad():
+        dropped = in_dtype(x.reshape(mask.shape), call.dtype) * mask
+        result = prepare("factored", A, B, h, call.form, call.dtype).add_to(None, dropped)
+        grad = grad.reshape(result.shape).to(result.dtype)
+        found = iter(torch.autograd.grad(result, inputs, grad, create_graph=differentiable))
     return tuple(next(found) if want else None for want in wanted)
 
 

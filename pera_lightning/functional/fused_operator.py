@@ -5,7 +5,8 @@ So a compiled model keeps no more between the passes than an eager one: x, A, B,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from pera_lightning.functional.fused import FusedCall, Kept, fused_backward, fus
 from pera_lightning.functional.gradients import Wanted
 from pera_lightning.functional.kernels.tables import MOST_COLUMNS
 from pera_lightning.functional.monomials import column_count
+from pera_lightning.functional.precision import without_autocast
 
 _CALL = (
     "int order, str terms, float scaling, float[] factors, ScalarType dtype, float dropout, str forward_path, "
@@ -34,7 +36,8 @@ def add_adapter(
     output: Tensor | None, x: Tensor, A: Tensor, B: Tensor, h: Tensor | None, seed: Tensor | None, *call: Any
 ) -> Tensor:
     """`fused_forward`."""
-    return fused_forward(_fused(x, A, B, call), output, x, A, B, h, seed)[0]
+    with _alone(x.device):
+        return fused_forward(_fused(x, A, B, call), output, x, A, B, h, seed)[0]
 
 
 @add_adapter.register_fake
@@ -73,7 +76,8 @@ def adapter_gradients(
     *call: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`fused_backward`; tensors without entries where a gradient is not wanted."""
-    found = fused_backward(_fused(x, A, B, call), Kept(x, A, B, h, seed), grad, Wanted(*wanted))
+    with _alone(x.device):
+        found = fused_backward(_fused(x, A, B, call), Kept(x, A, B, h, seed), grad, Wanted(*wanted))
     return tuple(A.new_empty(0) if value is None else value for value in found)  # type: ignore[return-value]
 
 
@@ -102,6 +106,13 @@ def add_as_operator(
     seed = torch.randint(1 << 62, (1,), dtype=torch.int64, device=x.device) if dropout else None
     call = (order, terms, scaling / (1 - dropout), list(factors), dtype, dropout, forward_path, backward_path)
     return torch.ops.pera_lightning.add_adapter(output, x, A, B, h, seed, *call)
+
+
+@contextmanager
+def _alone(device: torch.device) -> Iterator[None]:
+    """Without an autocast that is on when a compiled graph runs, and on the device where kernels are to start."""
+    with without_autocast(device.type), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        yield
 
 
 def _fused(x: Tensor, A: Tensor, B: Tensor, given: tuple[Any, ...]) -> FusedCall:

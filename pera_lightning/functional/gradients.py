@@ -89,14 +89,15 @@ def dense_gradients(call: Call, kept: Kept, grad: Tensor, wanted: Wanted) -> Gra
     grad, mask = in_dtype(as_matrix(grad), call.dtype), call.mask(seed, x)
     right, left, constants = expand_both(call.form, A, B, h, call.dtype)
     # In the factors' own dtype or a wider one.
-    right_rows = right.expanded()
-    left_rows = in_dtype(left.expanded(), right_rows.dtype) if wanted.x or wanted.A else None
+    right_rows, left_rows = right.expanded(), left.expanded()
+    wide = torch.promote_types(left_rows.dtype, right_rows.dtype)
+    right_rows, left_rows = in_dtype(right_rows, wide), in_dtype(left_rows, wide)
     dx = dA = dB = dh = None
-    if wanted.x and left_rows is not None:
+    if wanted.x:
         dx = _of_x(grad @ (left_rows.t() @ right_rows).to(call.dtype), mask, x)
     if wanted.A or of_left:
         weight_grad = (grad.t() @ call.dropped(x, mask)).to(right_rows.dtype)
-        dA = None if left_rows is None or not wanted.A else right.fold(left_rows @ weight_grad)
+        dA = right.fold(left_rows @ weight_grad) if wanted.A else None
         if of_left:
             dB, dh = _of_left(right_rows @ weight_grad.t(), left, constants, wanted)
     return dx, dA, dB, dh

@@ -110,7 +110,8 @@ def prepare(path: str, A: Tensor, B: Tensor, h: Tensor | None, form: Form, dtype
     weights = left_weights(h, left_constants(form, A, magnitude))
     left = _weighted(expand(B.t().contiguous(), 0, order, terms), rank, form.scaling, weights)
     if path == "dense":
-        return Dense((left.t() @ right).to(dtype))
+        wide = torch.promote_types(left.dtype, right.dtype)
+        return Dense((left.to(wide).t() @ right.to(wide)).to(dtype))
     return Factored(right.to(dtype), left.to(dtype))
 
 

@@ -151,8 +151,9 @@ def test_kernels_keep_and_take_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
             model = tiny_llama(**SIZES)
         inject_adapter(model, PeraConfig(4, dropout=0.1))
         found.append(estimated(model.train(), 2, 64, True))
-    assert found[1].kept <= found[0].kept + 8 * len(list(adapted_layers(model)))
-    assert found[1].peak <= found[0].peak
+    seeds = 8 * len(list(adapted_layers(model)))
+    assert found[1].kept <= found[0].kept + seeds
+    assert found[1].peak <= found[0].peak + seeds
 
 
 def test_the_loss_with_whole_logits() -> None:

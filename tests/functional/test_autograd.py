@@ -11,7 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from pera_lightning.functional import expanded_rank, pera_linear
+from pera_lightning.functional.call import Options
 from pera_lightning.functional.dropout_mask import draw_seed, keep_mask
+from pera_lightning.functional.linear import add_adapter
 from tests.support.operations import CountOperations
 from tests.support.reference import reference_delta_weight
 
@@ -266,3 +268,33 @@ def test_function_transforms(path: str) -> None:
     for row, gradient in zip(x, found, strict=True):
         inputs = A.clone().requires_grad_()
         torch.testing.assert_close(gradient, torch.autograd.grad(loss(inputs, row), inputs)[0])
+
+
+@pytest.mark.parametrize("path", ["factored", "dense", "implicit"])
+def test_float16_factors_under_large_constants(path: str) -> None:
+    """As of coefficient_scale="auto" at order 3 in a wide layer: more than float16 holds, times zeros."""
+    n = 11008
+    A, B, h = factors(4, n, 16, 3, dtype=torch.float16)
+    options = Options(3, "full", 2.0, ((3 * n) ** 0.5, 3.0 * n), path=path)  # type: ignore[arg-type]
+    with torch.no_grad():
+        B.zero_()
+        h.zero_()
+    y = add_adapter(None, torch.randn(3, n).half(), A, B, h, options)
+    assert not y.any()
+    for gradient in torch.autograd.grad(y.float().sum(), (A, B, h)):
+        assert gradient.isfinite().all()
+
+
+def test_float16_gradients_that_overflow_on_their_way() -> None:
+    """Large between the weights and the members, and not before nor after."""
+    n, order = 4096, 3
+    A, B, h = factors(4, n, 16, order, dtype=torch.float16)
+    with torch.no_grad():
+        B.copy_(torch.randn(16, 4) * 0.3)
+        h.mul_(0.3)
+    x = torch.randn(100, n).half()
+    options = Options(order, "full", 1.0, (1000.0, 1000.0), path="factored")
+    found = torch.autograd.grad(add_adapter(None, x, A, B, h, options).float().sum(), A)[0]
+    exact = [value.detach().double().requires_grad_() for value in (A, B, h)]
+    expected = torch.autograd.grad(add_adapter(None, x.double(), *exact, options).sum(), exact[0])[0]
+    assert (found - expected).abs().max() <= 5e-3 * expected.abs().max()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from pera_lightning import PeraConfig, inject_adapter
+from pera_lightning import PeraConfig, PeraLinear, inject_adapter
 from tests.support.models import randomise_adapter, tiny_llama, token_ids
 
 
@@ -82,3 +82,14 @@ def test_evaluation_after_a_change_of_parameters() -> None:
             torch.testing.assert_close(compiled(input_ids=ids).logits, model(input_ids=ids).logits)
             randomise_adapter(model)
     assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_layers_that_share_a_compiled_forward() -> None:
+    """Other scalings and other numbers of tokens, compiled layer by layer: no break of the graph."""
+    for alpha in (4, 8, 12):
+        layer = PeraLinear(nn.Linear(32, 48), PeraConfig(3, coefficient_scale=alpha / 2), alpha=alpha)
+        randomise_adapter(layer)
+        compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+        for tokens in (4, 7, 9):
+            x = torch.randn(tokens, 32)
+            torch.testing.assert_close(compiled(x), layer(x))

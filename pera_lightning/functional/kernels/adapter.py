@@ -17,6 +17,7 @@ from pera_lightning.functional.kernels.availability import interpreted, unavaila
 from pera_lightning.functional.kernels.launch import Launcher, number_key
 from pera_lightning.functional.kernels.tables import compute_dtype, padded_width, tables_of
 from pera_lightning.functional.monomials import column_count
+from pera_lightning.functional.precision import in_dtype
 
 _expand = Launcher(expand_module.expand_kernel)
 _fold = Launcher(fold_module.fold_kernel)
@@ -136,7 +137,9 @@ class AdapterKernels:
         sums = torch.empty(self._sums_shape, dtype=self._compute, device=self._device) if want_h else None
         A_programs = 0 if A_grad is None else self._A_programs
         B_programs = 0 if B_grad is None else self._B_programs
-        grads = _either(right_grad, left_grad), _either(left_grad, right_grad)
+        # Memory is read as of this dtype, whatever an autocast around may have made of it.
+        first = in_dtype(_either(right_grad, left_grad), self._dtype)
+        grads = first, first if left_grad is None else in_dtype(left_grad, self._dtype)
         factors = self._contiguous(A, B, h)
         _fold(
             self._key,
@@ -168,7 +171,7 @@ class AdapterKernels:
             torch.zeros(shape, dtype=self._factor_dtype, device=self._device)
             for shape in ((self._rank, self._in), (self._out, self._rank), (self._columns - self._rank,))
         )
-        largest = torch.zeros((), device=self._device)
+        largest = torch.zeros((), dtype=torch.float32, device=self._device)
         seed = torch.zeros(1, dtype=torch.int64, device=self._device)
         for _ in range(2):
             right, left = self.expand(A, B, h, largest)

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 
 SWITCH = "PERA_KERNELS"
-"""Environment variable: 0 turns the kernels off."""
+"""Environment variable: 0 turns the kernels off, and so do false, off and no."""
 OLDEST_TRITON = (3, 3)
 OLDEST_CAPABILITY = (7, 0)
 
@@ -26,8 +26,9 @@ def unavailable_reason(device: torch.device) -> str | None:
 
 @lru_cache(maxsize=64)
 def _reason(kind: str, index: int | None) -> str | None:
-    if os.environ.get(SWITCH) == "0":
-        return f"{SWITCH}=0 turns them off"
+    switch = os.environ.get(SWITCH, "").strip().lower()
+    if switch in ("0", "false", "off", "no"):
+        return f"{SWITCH}={switch} turns them off"
     if kind == "meta":
         return None
     if kind != "cuda" or torch.version.hip is not None:

@@ -56,7 +56,9 @@ def test_a_cpu_has_none() -> None:
 @pytest.mark.parametrize(
     ("what", "reason"),
     [
-        ("switched off", "PERA_KERNELS=0 turns them off"),
+        ("0", "PERA_KERNELS=0 turns them off"),
+        (" Off", "PERA_KERNELS=off turns them off"),
+        ("false", "PERA_KERNELS=false turns them off"),
         ("no triton", "triton is not installed"),
         ("old triton", "triton 3.2 is older than 3.3"),
         ("old card", "compute capability 6.1 is below 7.0"),
@@ -64,8 +66,9 @@ def test_a_cpu_has_none() -> None:
     ],
 )
 def test_reasons(what: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if what == "switched off":
-        monkeypatch.setenv("PERA_KERNELS", "0")
+    switched_off = reason.endswith("turns them off")
+    if switched_off:
+        monkeypatch.setenv("PERA_KERNELS", what)
     elif what == "no triton":
         monkeypatch.setitem(sys.modules, "triton", None)
     elif what == "old triton":
@@ -81,7 +84,7 @@ def test_reasons(what: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> Non
         assert not any(fused.uses_kernels(GPU) for _ in range(3))
     texts = [str(warning.message) for warning in told]
     line = f"Adapters are computed without fused kernels, which is slower: {reason}."
-    assert texts == ([] if what == "switched off" else [line])
+    assert texts == ([] if switched_off else [line])
 
 
 def test_a_kernel_asked_for_on_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -231,3 +231,43 @@ def test_a_merged_and_an_evaluated_layer_agree() -> None:
 def test_linear_is_the_switch() -> None:
     """What the fixture of these tests replaces is what the package asks."""
     assert linear._kernels_serve.__name__ == "<lambda>"
+
+
+def test_batches_of_gradients() -> None:
+    """As of `jacobian(..., vectorize=True)`."""
+    A, B, h = factors(2, 5, 3)
+    x = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
+    y = pera_linear(x, A, B, h)
+    rows = torch.eye(y.numel(), dtype=torch.float64).view(-1, *y.shape)
+    found = torch.autograd.grad(y, (x, A, B, h), rows, is_grads_batched=True, retain_graph=True)
+    for place, row in enumerate(rows):
+        expected = torch.autograd.grad(y, (x, A, B, h), row, retain_graph=True)
+        for batch, gradient in zip(found, expected, strict=True):
+            torch.testing.assert_close(batch[place], gradient)
+
+
+def test_a_compiled_adapter_whose_backward_pass_runs_under_autocast() -> None:
+    """A kernel compiled for float32 is not to read what autocast made bfloat16."""
+    torch._dynamo.reset()
+    A, B, h = factors(3, 20, 9, dtype=torch.float32)
+    x = torch.randn(7, 20, requires_grad=True)
+    expected = torch.autograd.grad(pera_linear(x, A, B, h).square().sum(), (x, A, B, h))
+    compiled = torch.compile(lambda *values: pera_linear(*values), backend="aot_eager", fullgraph=True)
+    y = compiled(x, A, B, h).square().sum()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(y, (x, A, B, h))
+    for actual, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(actual, right)
+
+
+def test_float16_as_the_default_dtype() -> None:
+    """What Trainer(precision="16-true") sets while a step runs."""
+    fused.fused_call.cache_clear()
+    fused.fused_form.cache_clear()
+    A, B, h = factors(2, 12, 9, dtype=torch.float16)
+    torch.set_default_dtype(torch.float16)
+    try:
+        y = pera_linear(torch.ones(3, 12, dtype=torch.float16), A, B, h)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert type(y.grad_fn).__name__ == "FusedFunctionBackward"
