@@ -11,20 +11,13 @@ from torch import Tensor, nn
 
 from pera_lightning import PeraConfig, inject_adapter
 from pera_lightning.functional import expanded_rank, fused, linear, pera_linear
-from tests.functional.test_autograd import saved_sizes
+from tests.functional.test_autograd import factors, saved_sizes
 from tests.functional.test_property import TOLERANCE
 from tests.support.models import randomise_adapter
 from tests.support.operations import CountOperations
 from tests.support.reference import reference_delta_weight
 
 pytestmark = pytest.mark.usefixtures("kernels_on_cpu")
-Factors = tuple[Tensor, Tensor, Tensor]
-
-
-def factors(rank: int, n: int, m: int, order: int = 2, dtype: torch.dtype = torch.float64) -> Factors:
-    count = expanded_rank(rank, order) - rank
-    drawn = (torch.randn(rank, n) / n**0.5, torch.randn(m, rank) / m**0.5, torch.randn(count))
-    return tuple(value.to(dtype).requires_grad_() for value in drawn)  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("draw", range(60))
