@@ -1,0 +1,1 @@
+"""Kinds of faults that users reported: one file a kind, each with the right value."""
