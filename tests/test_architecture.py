@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "pera_lightning"
 ROWS = [
     {"errors"},
-    {"config", "token_ids"},
+    {"config", "option_checks", "token_ids"},
     {"functional"},
     {"bases"},
     {"layers"},

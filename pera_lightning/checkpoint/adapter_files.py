@@ -25,6 +25,7 @@ from pera_lightning.checkpoint.model_card import model_card
 from pera_lightning.errors import AdapterFileError, InjectionError, TargetError
 from pera_lightning.functional.distributed import is_distributed, whole
 from pera_lightning.injection import InjectionReport, adapted_layers, init_loftq, inject_plan, remove_adapter
+from pera_lightning.option_checks import check_flags
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -109,6 +110,7 @@ def load_adapter(
         ConfigError: `float_model` is needed and does not fit.
         InjectionError: The model's adapters are merged.
     """
+    check_flags(allow_other_quantization=allow_other_quantization, allow_other_base=allow_other_base)
     folder = Path(directory)
     manifest = read_manifest(folder / CONFIG_FILE)
     tensors = read_weights(folder / WEIGHTS_FILE)

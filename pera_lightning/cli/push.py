@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pera_lightning.errors import AdapterFileError, ConfigError
+from pera_lightning.option_checks import check_flags
 
 FILES = (
     "README.md",
@@ -30,6 +31,7 @@ def push(folder: str, repo: str, private: bool = True, dry_run: bool = False, me
         dry_run: Only print what would be uploaded; no network is needed.
         message: Of the commit.
     """
+    check_flags(private=private, dry_run=dry_run)
     files = _files(Path(folder))
     _check_name(repo)
     for path in files:

@@ -16,7 +16,7 @@ from pera_lightning.errors import TrainingError
 from pera_lightning.functional.distributed import whole
 from pera_lightning.integration import fsdp
 from pera_lightning.integration.adapter_root import adapter_root
-from pera_lightning.integration.option_checks import count
+from pera_lightning.option_checks import count
 
 
 class AdapterPictures(Callback):

@@ -13,7 +13,7 @@ from pera_lightning.injection import adapter_disabled
 from pera_lightning.integration.adapted_model import load_adapted_model
 from pera_lightning.integration.data.prompts import ChatEncoder, Message
 from pera_lightning.integration.generation import generate_answers
-from pera_lightning.integration.option_checks import count
+from pera_lightning.option_checks import count
 
 
 class Answerer:

@@ -27,7 +27,6 @@ from pera_lightning.integration.lora_start import chosen_options, start_adapters
 from pera_lightning.integration.loss_check import LossCheck
 from pera_lightning.integration.lost_worker import explain_lost_worker
 from pera_lightning.integration.model_parallel import check_before_loading, stop_checking
-from pera_lightning.integration.option_checks import count
 from pera_lightning.integration.polynomial_start import HeldCoefficients
 from pera_lightning.integration.preflight import Preflight
 from pera_lightning.integration.returned_adapter import ReturnedAdapter
@@ -36,6 +35,7 @@ from pera_lightning.integration.termination import JointTermination, save_before
 from pera_lightning.integration.thawed_base import ThawedBaseCheck
 from pera_lightning.integration.trained_adapter import adapter_folder, announce_replacement, write_trained_adapter
 from pera_lightning.integration.weight_averaging import average_the_adapter_alone
+from pera_lightning.option_checks import count
 from pera_lightning.token_ids import TokenIds
 
 

@@ -32,7 +32,6 @@ from pera_lightning.integration.generation import (
     split_prompts,
 )
 from pera_lightning.integration.optimization import OptimizerName, Schedule
-from pera_lightning.integration.option_checks import count, one_of
 from pera_lightning.integration.pack_check import check_packs
 from pera_lightning.integration.parallel_causal_lm import ParallelBuild
 from pera_lightning.integration.pretrained import (
@@ -42,6 +41,7 @@ from pera_lightning.integration.pretrained import (
     load_causal_lm,
 )
 from pera_lightning.integration.pretrained_module import Dtype, PretrainedModule
+from pera_lightning.option_checks import check_flags, count, one_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -119,6 +119,13 @@ class PeraCausalLM(PretrainedModule):
         self.quantization = one_of("quantization", quantization, (None, *QUANTIZATIONS))
         if self.quantization is not None:
             check_quantization(self.quantization)
+        check_flags(
+            trust_remote_code=trust_remote_code,
+            gradient_checkpointing=gradient_checkpointing,
+            activation_offloading=activation_offloading,
+            generate_in_validation=generate_in_validation,
+            generate_in_test=generate_in_test,
+        )
         self.gradient_checkpointing = gradient_checkpointing
         self.activation_offloading = activation_offloading
         self.set_optimization(

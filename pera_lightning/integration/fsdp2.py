@@ -10,6 +10,7 @@ from torch.distributed.constants import default_pg_timeout
 from typing_extensions import override
 
 from pera_lightning.errors import ConfigError
+from pera_lightning.option_checks import check_flags
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -37,6 +38,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         process_group_backend: str | None = None,
         timeout: timedelta | None = default_pg_timeout,
     ) -> None:
+        check_flags(save_distributed_checkpoint=save_distributed_checkpoint)
         super().__init__(
             data_parallel_size, tensor_parallel_size, save_distributed_checkpoint, process_group_backend, timeout
         )

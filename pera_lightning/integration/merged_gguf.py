@@ -20,8 +20,8 @@ from pera_lightning.export.plain_lora import PeraTensors, plain_lora
 from pera_lightning.export.servers import refuse_losses
 from pera_lightning.integration.adapter_source import adapter_source
 from pera_lightning.integration.merged_certificate import prompt_reference
-from pera_lightning.integration.option_checks import one_of
 from pera_lightning.integration.pretrained import PretrainedSource, load_causal_lm
+from pera_lightning.option_checks import check_flags, one_of
 
 MERGED_GGUF_FILE = "model.gguf"
 GgufDtype = Literal["float32", "bfloat16", "float16"]
@@ -59,6 +59,7 @@ def export_merged_gguf(
         ExportError: The folder holds other files, a LoRA cannot hold all of the adapter, the kind of model is not
             known, or a merged weight does not fit the dtype.
     """
+    check_flags(compare=compare)
     one_of("dtype", dtype, get_args(GgufDtype))
     adapter, out = Path(adapter_dir), Path(out_dir)
     # Not even over an earlier export of its own: that may be the base of this adapter.

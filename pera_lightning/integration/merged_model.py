@@ -24,8 +24,8 @@ from pera_lightning.export.place import check_new, staged
 from pera_lightning.export.plain_lora import PeraTensors
 from pera_lightning.integration.adapter_source import adapter_quantization, adapter_source
 from pera_lightning.integration.merged_certificate import adapted_reference, certify, prompt_reference
-from pera_lightning.integration.option_checks import one_of
 from pera_lightning.integration.pretrained import PretrainedSource, load_causal_lm, load_tokenizer
+from pera_lightning.option_checks import check_flags, one_of
 
 MergedDtype = Literal["float32", "bfloat16", "float16"]
 MergedInto = Literal["auto", "dequantized", "original"]
@@ -81,6 +81,7 @@ def export_merged(
             expected="the folder that the fit or save_adapter wrote",
             fix="save_adapter(model, folder) first; or, in memory, merge_adapter(model).save_pretrained(out)",
         )
+    check_flags(in_memory=in_memory, compare=compare)
     one_of("dtype", dtype, (None, *get_args(MergedDtype)))
     one_of("into", into, get_args(MergedInto))
     adapter, out = Path(adapter_dir), Path(out_dir)

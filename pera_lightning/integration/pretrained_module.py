@@ -13,8 +13,8 @@ from pera_lightning.errors import InjectionError
 from pera_lightning.injection import adapted_layers, parameter_groups
 from pera_lightning.integration.activation_offloading import check_offloading
 from pera_lightning.integration.optimization import OptimizerName, Schedule, make_optimizer, warmup_schedule
-from pera_lightning.integration.option_checks import between, one_of, positive
 from pera_lightning.integration.pretrained import PretrainedSource, load_tokenizer
+from pera_lightning.option_checks import between, one_of, positive
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler

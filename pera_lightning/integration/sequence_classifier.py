@@ -13,10 +13,10 @@ from pera_lightning.errors import ConfigError, DataError
 from pera_lightning.integration.activation_offloading import ActivationOffloading
 from pera_lightning.integration.class_metrics import ClassMetrics
 from pera_lightning.integration.optimization import OptimizerName, Schedule
-from pera_lightning.integration.option_checks import count
 from pera_lightning.integration.pretrained import PretrainedSource, enable_gradient_checkpointing
 from pera_lightning.integration.pretrained_classifier import load_classifier
 from pera_lightning.integration.pretrained_module import Dtype, PretrainedModule
+from pera_lightning.option_checks import check_flags, count
 
 
 class PeraSequenceClassifier(PretrainedModule):
@@ -80,6 +80,11 @@ class PeraSequenceClassifier(PretrainedModule):
         source = PretrainedSource(pretrained, revision=revision, trust_remote_code=trust_remote_code)
         self.set_source(source, dtype, attn_implementation)
         self.num_labels = None if num_labels is None else count("num_labels", num_labels, least=1)
+        check_flags(
+            trust_remote_code=trust_remote_code,
+            gradient_checkpointing=gradient_checkpointing,
+            activation_offloading=activation_offloading,
+        )
         self.gradient_checkpointing = gradient_checkpointing
         self.activation_offloading = activation_offloading
         self.set_optimization(

@@ -19,6 +19,7 @@ from pera_lightning.integration.data.options import check_at_least_one
 from pera_lightning.integration.data.row_sources import Split
 from pera_lightning.integration.data.sampling import LengthGroupedSampler
 from pera_lightning.integration.quiet import ignore_warning
+from pera_lightning.option_checks import check_flags
 
 Batch = dict[str, Tensor]
 GlueTaskName = Literal["sst2", "mrpc", "cola", "qnli", "rte", "stsb", "mnli", "qqp"]
@@ -69,6 +70,7 @@ class GlueDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         check_task(task)
+        check_flags(group_by_length=group_by_length)
         self.task = task
         self.folder = None if folder is None else Path(folder)
         self.max_length = max_length

@@ -21,6 +21,7 @@ from pera_lightning.integration.data.sampling import LengthGroupedSampler
 from pera_lightning.integration.data.splits import SplitSources
 from pera_lightning.integration.data.tokenised import TokenisedSplit, tokenise_split
 from pera_lightning.integration.quiet import ignore_warning
+from pera_lightning.option_checks import check_flags
 
 Batch = dict[str, Tensor]
 Collate = Callable[[Any], Batch]
@@ -230,6 +231,12 @@ class InstructionDataModule(LightningDataModule):
         return PaddingCollator(self._encoder.stop_id if pad_id is None else pad_id)
 
     def _check_options(self) -> None:
+        check_flags(
+            use_chat_template=self.use_chat_template,
+            packing=self.packing,
+            padding_free=self.padding_free,
+            group_by_length=self.group_by_length,
+        )
         check_at_least_one("max_length", self.max_length)
         check_at_least_one("batch_size", self.batch_size)
         check_at_least_one("eval_batch_size", self.eval_batch_size)
@@ -239,6 +246,8 @@ class InstructionDataModule(LightningDataModule):
             raise contradiction("packing and padding_free", "one of the two (packs have no padding either)")
         if self.padding_free and self.group_by_length:
             raise contradiction("padding_free and group_by_length", "one of the two (either saves the padding)")
+        if self.padding_free and self.pack_length != self.max_length:
+            raise contradiction("padding_free and pack_length", "packing, whose packs have a length")
         if self.pack_length < self.max_length:
             raise contradiction(
                 f"max_length {self.max_length} and pack_length {self.pack_length}",

@@ -21,7 +21,7 @@ def check_choice(name: str, value: object, choices: Any) -> None:
 
 def check_at_least_one(name: str, value: int | None) -> None:
     """Raises a `ConfigError` for anything but a whole number of 1 or more; `None` (not given) passes."""
-    if value is not None and (not isinstance(value, Integral) or value < 1):
+    if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
         raise ConfigError(
             f"{name} is too small or no whole number.",
             got=value,

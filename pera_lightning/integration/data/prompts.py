@@ -16,6 +16,7 @@ from pera_lightning.integration.answer_loss import IGNORE_INDEX
 from pera_lightning.integration.data.conversations import Conversation, Message
 from pera_lightning.integration.data.examples import Example, truncate
 from pera_lightning.integration.data.rows import shorten
+from pera_lightning.option_checks import check_flags
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -81,6 +82,7 @@ class ChatEncoder:
         system_prompt: str | None = None,
         template: str | None = None,
     ) -> None:
+        check_flags(use_chat_template=use_chat_template)
         self.max_length = max_length
         self._tokenizer = tokenizer
         self._system_prompt = system_prompt

@@ -1,4 +1,4 @@
-"""Checks of a module's options."""
+"""Checks of options."""
 
 from __future__ import annotations
 
@@ -27,7 +27,14 @@ def between(name: str, value: float, low: float, high: float) -> float:
 
 def count(name: str, value: int, *, least: int) -> int:
     """Return `value` if it is a whole number of at least `least`, else raise ConfigError."""
-    return _checked(name, value, isinstance(value, int) and value >= least, f"a whole number, at least {least}")
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return _checked(name, value, whole and value >= least, f"a whole number, at least {least}")
+
+
+def check_flags(**values: object) -> None:
+    """Raise ConfigError unless all of them are True or False: a text such as "no" or "false" would count as true."""
+    for name, value in values.items():
+        _checked(name, value, isinstance(value, bool), "True or False")
 
 
 def _checked(name: str, value: Any, valid: bool, expected: str) -> Any:
