@@ -151,6 +151,12 @@ class PeraCausalLM(PretrainedModule):
         self._packs_checked = False
 
     @override
+    def setup(self, stage: str) -> None:
+        """Refuse what cannot be, before anything is loaded."""
+        super().setup(stage)
+        self._packs_checked = False
+
+    @override
     def configure_model(self) -> None:
         """Load the pretrained model; once, though Lightning calls this for every fit, validate, test and predict.
 
@@ -203,7 +209,6 @@ class PeraCausalLM(PretrainedModule):
         """Put the model in train mode, and say so when it is trained without an adapter."""
         with self.trainer.precision_plugin.forward_context():
             self._chunks_loss = ends_in_frozen_head(self.built_model())
-        self._packs_checked = False
         super().on_fit_start()
 
     @override
@@ -216,9 +221,7 @@ class PeraCausalLM(PretrainedModule):
     @override
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         model = self.built_model()
-        if "position_ids" in batch and not self._packs_checked:
-            check_packs(model, batch)
-            self._packs_checked = True
+        self._check_packs(batch)
         # Somebody may unfreeze or hook the head in the middle of a run.
         chunks = self._chunks_loss and has_frozen_head(model)
         loss = chunked_answer_loss(model, batch) if chunks else answer_loss(*answer_logits(model, batch))
@@ -255,6 +258,7 @@ class PeraCausalLM(PretrainedModule):
         self._print_samples("Test")
 
     def _evaluate(self, stage: str, metrics: AnswerMetrics, batch: dict[str, Tensor], *, generate: bool) -> None:
+        self._check_packs(batch)
         logits, targets = answer_logits(self.built_model(), batch)
         labelled = targets != IGNORE_INDEX
         # One row of the labelled positions alone: a softmax over the vocabulary is what the metrics cost.
@@ -273,6 +277,13 @@ class PeraCausalLM(PretrainedModule):
             metrics.exact_match.update(torch.tensor(matches, device=batch["input_ids"].device))
             self.log(f"{stage}_exact_match", metrics.exact_match, prog_bar=True)
             self._samples += samples[: max(0, self.printed_samples - len(self._samples))]
+
+    def _check_packs(self, batch: dict[str, Tensor]) -> None:
+        """Ask the model before it first computes on rows that stand end to end, once in every run."""
+        # Here and not when the run starts: sharded models run as parts of a step only.
+        if "position_ids" in batch and not self._packs_checked:
+            check_packs(self.built_model(), batch["input_ids"].device)
+            self._packs_checked = True
 
     def _print_samples(self, stage_name: str) -> None:
         samples, self._samples = self._samples, []

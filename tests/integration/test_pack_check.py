@@ -13,7 +13,7 @@ from pera_lightning.errors import ConfigError
 from pera_lightning.integration import causal_lm
 from pera_lightning.integration.causal_lm import PeraCausalLM
 from pera_lightning.integration.data.collate import lay_end_to_end
-from pera_lightning.integration.pack_check import check_packs
+from pera_lightning.integration.pack_check import LENGTH, _random_rows, check_packs, measure_separation
 from tests.support.causal_fits import loader, make_trainer
 from tests.support.models import tiny_gpt2, tiny_llama
 from tests.support.pretrained import save_pretrained
@@ -23,6 +23,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*flex_attention called without torch.compile",
     "ignore::DeprecationWarning",
 )
+CPU = torch.device("cpu")
 SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4}
 
@@ -70,7 +71,10 @@ def test_models_that_keep_rows_apart(model_of: Any, attention: str, dtype: torch
     model.set_attn_implementation(attention)
     # flex_attention as it is, not compiled.
     with torch.compiler.set_stance("force_eager"):
-        check_packs(model, packed(7, 12))
+        check_packs(model, CPU)
+        separation = measure_separation(model, CPU)
+    # To the last bit, also in 16 bits: nothing has to be told from rounding.
+    assert (separation.leak, separation.noise) == (0, 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -78,11 +82,58 @@ def test_models_that_keep_rows_apart(model_of: Any, attention: str, dtype: torch
 def test_models_that_mix_rows(model_of: Any, dtype: torch.dtype) -> None:
     model = model_of().to(dtype)
     with pytest.raises(ConfigError, match=f"{type(model).__name__} with attn_implementation"):
-        check_packs(model, packed(7, 12))
+        check_packs(model, CPU)
 
 
-def test_a_batch_of_one_token_has_nothing_to_compare() -> None:
-    check_packs(tiny_opt(), packed(1))  # type: ignore[arg-type]
+def test_the_refusal_names_the_difference() -> None:
+    model: Any = tiny_opt().eval()
+    found = measure_separation(model, CPU)
+    # What the check saw, once more by hand: the middle one of three rows against the row alone.
+    before, row, after = _random_rows(model)
+    with torch.no_grad():
+        alone = model(input_ids=row[None]).logits[0]
+        positions = torch.arange(LENGTH).repeat(3)[None]
+        between = model(input_ids=torch.cat([before, row, after])[None], position_ids=positions).logits[0]
+    difference = ((between[LENGTH : 2 * LENGTH] - alone).norm() / alone.norm()).item()
+    assert found.difference == pytest.approx(difference, rel=1e-4)
+    with pytest.raises(ConfigError, match=f"differ by {difference:.2g} of their size.*change by {found.leak:.2g} when"):
+        check_packs(model, CPU)
+
+
+def test_tokens_with_a_meaning_of_their_own_are_not_asked_about() -> None:
+    model: Any = tiny_llama(pad_token_id=3, eos_token_id=[4, 5], image_token_id=6)
+    assert not {1, 3, 4, 5, 6} & set(_random_rows(model).flatten().tolist())
+
+
+def test_positions_that_do_not_restart_are_seen() -> None:
+    """Rows that see nothing of each other, at positions of the whole pack."""
+    model: Any = tiny_gpt2()
+    plain = model.transformer.wpe.forward
+    model.transformer.wpe.forward = lambda positions: plain(torch.arange(positions.shape[-1]).expand_as(positions))
+    found = measure_separation(model, CPU)
+    assert found.leak == found.noise == 0
+    assert found.difference > 0.1
+    assert not found.holds
+
+
+def test_models_that_take_no_positions() -> None:
+    model: Any = tiny_llama()
+    plain = model.forward
+    model.forward = lambda input_ids, attention_mask=None, use_cache=None: plain(input_ids, attention_mask)
+    with pytest.raises(ConfigError, match=r"TypeError for rows with position_ids that restart.*position_ids"):
+        check_packs(model, CPU)
+
+
+def test_compiled_models_are_not_compiled_for_the_question() -> None:
+    torch._dynamo.reset()
+    seen: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        seen.append(graph)
+        return graph
+
+    check_packs(torch.compile(tiny_llama(), backend=backend), CPU)
+    assert not seen
 
 
 def test_leaves_modes_and_random_numbers() -> None:
@@ -90,9 +141,8 @@ def test_leaves_modes_and_random_numbers() -> None:
     model.train()
     model.model.layers[0].eval()
     modes = [module.training for module in model.modules()]
-    batch = packed(4, 4)
     before = torch.get_rng_state()
-    check_packs(model, batch)
+    check_packs(model, CPU)
     assert torch.equal(torch.get_rng_state(), before)
     assert [module.training for module in model.modules()] == modes
 
@@ -101,7 +151,7 @@ def test_weights_cast_by_autocast_still_get_gradients() -> None:
     model: Any = tiny_llama().train()
     batch = packed(6, 5)
     with torch.autocast("cpu", torch.bfloat16):
-        check_packs(model, batch)
+        check_packs(model, CPU)
         loss = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits.sum()
     loss.backward()
     assert all(value.grad is not None for value in model.parameters())
@@ -116,10 +166,10 @@ def test_a_fit_refuses_before_it_learns(tmp_path: Path) -> None:
 
 def test_looks_once_in_a_fit_and_at_packs_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[int] = []
-    monkeypatch.setattr(causal_lm, "check_packs", lambda model, batch: looked.append(batch["input_ids"].shape[1]))
+    monkeypatch.setattr(causal_lm, "check_packs", lambda model, device: looked.append(device))
     module = PeraCausalLM(save_pretrained(tmp_path))
     ids = torch.randint(3, 64, (2, 5))
     padded = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
     for _ in range(2):
         make_trainer(tmp_path).fit(module, loader([padded, packed(5, 9), packed(4, 4)]))
-    assert looked == [14, 14]
+    assert looked == [CPU, CPU]
