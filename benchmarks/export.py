@@ -20,7 +20,8 @@ import matplotlib.pyplot as plt
 
 from benchmarks.__main__ import header
 from pera_lightning import export_lora, export_merged
-from pera_lightning.export.certificate import Reference, lora_applied
+from pera_lightning.export.certificate import Reference
+from pera_lightning.export.lora_applied import lora_applied
 from pera_lightning.export.peft_format import read_peft
 from pera_lightning.integration.adapted_model import load_adapted_model
 from pera_lightning.integration.data.conversations import BadRows, Conversation, read_conversations
@@ -42,6 +43,32 @@ the adapted model in float32 on {positions:,} positions of held-out requests. `m
 quickstart` measures again and writes this page.
 """
 """Head of the page."""
+LIMITS = """## What an export may differ by
+
+An export that differs by more than rounding is refused: the command ends with an error, and no folder appears, or the
+one that was there stays. The measure is what one rounding does to the outputs of the model at hand: the adapted model
+is called three more times, with noise of that size on what each adapted layer returns. An export that computes the same
+is 0.8 to 1.5 such roundings away, whatever the dtype (a dozen families of models, this one included).
+
+| computed in, or weights rounded to | rounds by | limit, in roundings | why |
+| --- | --- | --- | --- |
+| float32 | 6e-8 | 16 | sums are float32 too and round at every step |
+| bfloat16 | 4e-3 | 4 | sums are float32 and round once |
+| float16 | 5e-4 | 4 | the same |
+
+Counted is the median position, and the mean of all positions at an eighth: in half precision a router may send a token
+to another expert. What was asked for is called *expected* in the report: a rank below the exact one, factors in half
+precision (loaded back, these are held against what the factors compute, within the same limits), the merge onto the
+weights before quantisation. NaN, and comparisons of nothing, are refused.
+
+PEFT only warns of tensors that it leaves out. So an export in its format is loaded by PEFT, where it is installed, and
+every tensor of the file is looked up in its layer. In mixture-of-experts models PEFT takes `gate_proj`, `up_proj` and
+`down_proj` of dense layers and shared experts for the fused experts; their factors are named as LoRA of the layers'
+weights (`target_parameters`, PEFT 0.17 and later). PEFT adds these to the weight, in the dtype of the base: load such an
+adapter over a float32 base where bfloat16 is too coarse. Servers that read the tensors' names, as vLLM does, see an
+ordinary LoRA; SGLang wants those layers named on its command line (`--lora-target-modules`).
+"""
+"""Its end."""
 Row = list[str]
 
 
@@ -114,6 +141,7 @@ def write(exact: list[Row], cut: list[Row], curve: list[tuple[int, float, float,
         ),
         f"Exact match is that of the tool call, of {REQUESTS} requests (a standard error of 4 points).\n",
         "![Rank against what is kept](export_rank.png)\n",
+        LIMITS,
     ]
     Path("docs/export.md").write_text("\n".join(parts), encoding="utf-8")
     _draw(curve, Path("docs/export_rank.png"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 
@@ -18,12 +20,43 @@ TIED = "tied"
 ENDS_ANOTHER = "ends_another"
 """Of a module saved whole: the name of another module ends in its name, as `pre_head` in `head`."""
 
+EXPERT_PART = "expert_part"
+"""Named as a part of an expert, in a model whose experts are fused into single tensors: PEFT takes it for one."""
+_PARTS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+_FUSED = ("gate_up_proj", "down_proj")
+# Of the models that PEFT 0.21 does this to; in a model without experts it would be of no harm.
+_ARCHITECTURES = re.compile(
+    "Moe|MoE|Mixtral|MiniMax|Deepseek|Dots|Longcat|SolarOpen|Mellum|FlexOlmo|Qwen3Next|Beam|Afmoe|Glm4v"
+)
+
+
+def expert_parts(names: Iterable[str], traits: Mapping[str, tuple[str, ...]], architecture: str | None) -> list[str]:
+    """The layers that PEFT may take for experts.
+
+    Args:
+        names: Of the adapted layers.
+        traits: Of them.
+        architecture: Class of the model; it decides for adapters that were written before the trait was known, and for
+            code of the hub's own, whose experts are layers of their own.
+    """
+    known = _ARCHITECTURES.search(architecture or "") is not None
+    return [name for name in names if EXPERT_PART in traits.get(name, ()) or (known and _is_part(name))]
+
+
+def _is_part(name: str) -> bool:
+    return name.rpartition(".")[2] in _PARTS
+
 
 def layer_traits(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """Adapted layer or module saved whole -> what sets it apart; those with nothing of the kind are left out."""
     modules = list(original_names(model))
     owners = Counter(id(module._parameters.get("weight")) for _, module in modules)
-    found = {name: _traits(layer, owners) for name, layer in modules if isinstance(layer, PeraLinear)}
+    fused = any(name in module._parameters for _, module in modules for name in _FUSED)
+    found = {
+        name: _traits(layer, owners) + ((EXPERT_PART,) if fused and _is_part(name) else ())
+        for name, layer in modules
+        if isinstance(layer, PeraLinear)
+    }
     found |= {name: _traits_of_saved(name, module, model) for name, module in saved_modules(model)}
     return {name: traits for name, traits in found.items() if traits}
 

@@ -31,7 +31,6 @@ _OTHER_FORMS = (
     "alora_invocation_tokens",
     "trainable_token_indices",
     "layer_replication",
-    "target_parameters",
     "arrow_config",
     "kasa_config",
     "monteclora_config",
@@ -95,6 +94,7 @@ def read_peft_lora(directory: str | Path) -> PeftLora:
             expected="lora_A and lora_B of at least one layer",
             fix="copy or save the LoRA again",
         )
+    _refuse_parameters(values.get("target_parameters") or (), factors, folder)
     used = {name + end for name in factors for ends in _ENDS for end in ends}
     rest = {key: value for key, value in tensors.items() if key not in used}
     _refuse_unknown(rest, folder)
@@ -172,6 +172,19 @@ def _refuse_other_forms(values: Mapping[str, Any], folder: Path) -> None:
             expected="a LoRA for the base as it is",
             fix="convert it with PEFT: save_pretrained(folder, path_initial_model_for_weight_conversion=...); or merge "
             "it (merge_and_unload) and train a new adapter on that",
+        )
+
+
+def _refuse_parameters(targets: Iterable[str], factors: Iterable[str], folder: Path) -> None:
+    """Refuse LoRAs of tensors that are no layer's weight; the weight of a layer is that layer's LoRA."""
+    layers = set(factors)
+    others = [target for target in targets if target.removesuffix(".weight") not in layers]
+    if others:
+        raise AdapterFileError(
+            "The LoRA adapts tensors that are no layer by themselves.",
+            got=f"{folder} with target_parameters {others[0]!r}",
+            expected="a plain LoRA, with rslora or patterns if need be",
+            fix="merge it into the base with PEFT (merge_and_unload) and train a new adapter on that",
         )
 
 

@@ -65,11 +65,12 @@ def export(
     import torch
 
     from pera_lightning.export import export_lora
+    from pera_lightning.export.peft_loading import has_peft
     from pera_lightning.export.place import check_place
     from pera_lightning.integration.adapted_model import load_adapted_model
     from pera_lightning.integration.adapter_source import adapter_source
     from pera_lightning.integration.data.prompts import ChatEncoder
-    from pera_lightning.integration.export_check import check_with_peft, has_peft, row_inputs, sentence_inputs
+    from pera_lightning.integration.export_check import check_with_peft, row_inputs, sentence_inputs
     from pera_lightning.integration.merged_gguf import MERGED_GGUF_FILE, export_merged_gguf
     from pera_lightning.integration.merged_model import export_merged
     from pera_lightning.integration.pretrained import load_config

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pera_lightning.errors import AdapterFileError
-from pera_lightning.export.lora_factors import LoraFactors, StoredLora
+from pera_lightning.errors import ConfigError, ExportError
+from pera_lightning.export.lora_applied import lora_applied
+from pera_lightning.export.lora_factors import StoredLora
 from pera_lightning.export.probe import probe_outputs
-from pera_lightning.injection import adapter_disabled, original_names, saved_tensors
-from pera_lightning.layers import PeraEmbedding, PeraLinear
+from pera_lightning.export.rounding import Rounding, measured_rounding, row_differences
+from pera_lightning.injection import adapter_disabled
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,12 @@ class Certificate:
         max_difference: Largest absolute difference of an output (logit).
         max_change: Largest absolute change of an output by the adapter itself, to compare with.
         agreement: Part of the positions where the largest output is the same one.
+        roundings: How many times what one rounding to `dtype` does to this model's outputs the export differs from what
+            was to be written (see `Rounding.count`); None where nothing says how much it may differ.
+        limit: The largest `roundings` of an export that is what it should be.
+        dtype: That the model computes in or its weights are rounded to, whichever is coarser.
+        expected: Why the outputs differ from the adapter's by more than rounding, e.g. "rank 2 of 14"; None if they
+            must not.
     """
 
     route: str
@@ -34,13 +42,43 @@ class Certificate:
     max_difference: float
     max_change: float
     agreement: float
+    roundings: float | None = None
+    limit: float | None = None
+    dtype: str | None = None
+    expected: str | None = None
+
+    def refuse_inexact(self) -> None:
+        """Raise ExportError if the export does not compute what it should."""
+        if not math.isfinite(self.max_difference):
+            raise ExportError(
+                "The export cannot be compared with the adapter.",
+                got=f"outputs that are not finite, of the export or of the adapter (loaded back by {self.route})",
+                expected="finite outputs",
+                fix="compare in a dtype that holds them (bfloat16 or float32); if the adapter's own outputs are NaN, "
+                "export that of an earlier checkpoint",
+            )
+        if self.roundings is not None and self.limit is not None and not self.roundings <= self.limit:
+            raise ExportError(
+                "The export does not compute what the adapter does.",
+                got=f"outputs that differ by up to {self.max_difference:.1e}, {self.roundings:.1e} times what one "
+                f"rounding to {self.dtype} does to them; the largest is the same at {self.agreement:.2%} of "
+                f"{self.positions:,} positions (loaded back by {self.route})",
+                expected=f"at most {self.limit:g} roundings",
+                fix="check that the base is the one of the training, and that no hook or code of your own changes what "
+                "its layers compute; if that is so, report it. Nothing was written",
+            )
 
     def __str__(self) -> str:
         return (
-            f"loaded back by {self.route}: outputs differ by at most {self.max_difference:.1e} (the adapter changes "
-            f"them by up to {self.max_change:.1e}); the largest is the same at {self.agreement:.2%} of "
+            f"loaded back by {self.route}: outputs differ by at most {self.max_difference:.1e}{self._judgement()} (the "
+            f"adapter changes them by up to {self.max_change:.1e}); the largest is the same at {self.agreement:.2%} of "
             f"{self.positions:,} positions"
         )
+
+    def _judgement(self) -> str:
+        if self.expected is not None:
+            return f", expected of {self.expected}"
+        return "" if self.roundings is None else f", {self.roundings:.1f} roundings to {self.dtype}"
 
 
 @dataclass(frozen=True)
@@ -51,19 +89,41 @@ class Reference:
         inputs: One call each, see `probe_outputs`.
         outputs: Shape (positions, outputs) each; padding is left out.
         max_change: Largest absolute change of an output by the adapter.
+        rounding: What one rounding does to the outputs.
+        intended: What an export with losses is to compute, which the loading is held against; None if `outputs`.
+        expected: Where the losses come from.
     """
 
     inputs: Sequence[Any]
     outputs: list[Tensor]
     max_change: float
+    rounding: Rounding
+    intended: list[Tensor] | None = None
+    expected: str | None = None
 
     @classmethod
-    def of(cls, model: nn.Module, inputs: Sequence[Any]) -> Reference:
-        """Call a model with its adapter and without."""
-        outputs = [_positions(model, values) for values in inputs]
+    def of(cls, model: nn.Module, inputs: Sequence[Any], dtype: torch.dtype | None = None) -> Reference:
+        """Call a model with its adapter, without, and with its layers' outputs rounded.
+
+        Args:
+            model: With adapters.
+            inputs: One call each; see `probe_outputs`.
+            dtype: That the export rounds weights to, where that is coarser than what the model computes in.
+
+        Raises:
+            ConfigError: The inputs have no position to compare.
+        """
+        calls = [partial(_positions, model, values) for values in inputs]
+        outputs = [call() for call in calls]
+        _refuse_empty(outputs)
         with adapter_disabled(model):
-            base = [_positions(model, values) for values in inputs]
-        return cls(inputs, outputs, _largest(outputs, base))
+            change = max(_largest(call(), wanted) for call, wanted in zip(calls, outputs, strict=True))
+        return cls(inputs, outputs, change, measured_rounding(model, calls, outputs, dtype))
+
+    def lossy(self, model: nn.Module, lora: StoredLora, reason: str) -> Reference:
+        """For an export that is to lose something: what its factors compute in the adapted model."""
+        with lora_applied(model, lora):
+            return replace(self, intended=[_positions(model, values) for values in self.inputs], expected=reason)
 
     def compare(self, model: nn.Module, route: str) -> Certificate:
         """Hold another model against it.
@@ -73,70 +133,27 @@ class Reference:
             route: How it was loaded, for the certificate.
         """
         found = [_positions(model, values) for values in self.inputs]
+        pairs = list(zip(found, self.outputs, strict=True))
         positions = sum(len(rows) for rows in self.outputs)
-        same = sum(int((a.argmax(-1) == b.argmax(-1)).sum()) for a, b in zip(found, self.outputs, strict=True))
-        return Certificate(route, positions, _largest(found, self.outputs), self.max_change, same / positions)
+        largest = torch.tensor([_largest(*pair) for pair in pairs]).max().item()
+        same = sum(int((a.argmax(-1) == b.argmax(-1)).sum()) for a, b in pairs)
+        plain = Certificate(route, positions, largest, self.max_change, same / positions, expected=self.expected)
+        if self.intended is None and self.expected is not None:
+            return plain
+        wanted = self.outputs if self.intended is None else self.intended
+        rows = torch.cat([row_differences(a, b) for a, b in zip(found, wanted, strict=True)])
+        dtype = str(self.rounding.dtype).removeprefix("torch.")
+        return replace(plain, roundings=self.rounding.count(rows), limit=self.rounding.limit, dtype=dtype)
 
 
-@contextmanager
-def lora_applied(model: nn.Module, lora: StoredLora) -> Iterator[nn.Module]:
-    """A model whose adapters give way to a plain LoRA: `y = base(x) + (x down^T) up^T`, two products and nothing else.
-
-    Args:
-        model: A model with adapters, unmerged.
-        lora: Of exactly its adapted layers and modules saved whole, which get their values from it for the time.
-
-    Raises:
-        AdapterFileError: The LoRA does not hold all that the model's adapter does.
-    """
-    own = dict(saved_tensors(model))
-    _check_complete(model, own, lora)
-    layers = [(name, layer) for name, layer in original_names(model) if isinstance(layer, PeraLinear)]
-    # Not adapter_disabled, which would take modules saved whole back to their start.
-    enabled = [layer for _, layer in layers if layer.enabled]
-    hooks = [
-        layer.base_layer.register_forward_hook(_adding(lora.factors[name], isinstance(layer, PeraEmbedding)))
-        for name, layer in layers
-    ]
-    trained = {key: value.detach().clone() for key, value in own.items()}
-    try:
-        for layer in enabled:
-            layer.enabled = False
-        _copy(lora.saved, own)
-        yield model
-    finally:
-        _copy(trained, own)
-        for layer in enabled:
-            layer.enabled = True
-        for hook in hooks:
-            hook.remove()
-
-
-def _check_complete(model: nn.Module, own: Mapping[str, Tensor], lora: StoredLora) -> None:
-    wanted = {name for name, layer in original_names(model) if isinstance(layer, PeraLinear)}
-    missing = sorted((wanted - lora.factors.keys()) | (own.keys() - lora.saved.keys()))
-    if missing:
-        raise AdapterFileError(
-            "The export does not hold all of the adapter.",
-            got=f"no {missing[0]!r}" + (f" and {len(missing) - 1} others missing" if len(missing) > 1 else ""),
-            expected="factors of every adapted layer, and every module saved whole",
-            fix="export it again",
+def _refuse_empty(outputs: list[Tensor]) -> None:
+    if not outputs or any(rows.numel() == 0 for rows in outputs):
+        raise ConfigError(
+            "There is nothing to compare the export on.",
+            got="no inputs" if not outputs else "inputs without a position, all of it padding perhaps",
+            expected="at least one token",
+            fix="name other inputs, or leave them out for those that language models have by default",
         )
-
-
-@torch.no_grad()
-def _copy(values: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
-    for key, target in into.items():
-        target.copy_(values[key])
-
-
-def _adding(factors: LoraFactors, embedding: bool) -> Callable[..., Tensor]:
-    def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        down, up = (part.to(output.device, output.dtype) for part in factors)
-        middle = down.T[inputs[0]] if embedding else inputs[0] @ down.T
-        return output + middle @ up.T
-
-    return add
 
 
 def _positions(model: nn.Module, values: Any) -> Tensor:
@@ -148,5 +165,6 @@ def _positions(model: nn.Module, values: Any) -> Tensor:
     return outputs.flatten(0, -2)
 
 
-def _largest(some: list[Tensor], others: list[Tensor]) -> float:
-    return max((a - b).abs().max().item() for a, b in zip(some, others, strict=True))
+def _largest(some: Tensor, others: Tensor) -> float:
+    # Masked outputs are infinite on both sides.
+    return torch.where(some == others, 0.0, (some - others).abs()).max().item()

@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from pera_lightning.errors import ConfigError, ExportError, InjectionError
-from pera_lightning.export.certificate import Certificate, Reference, lora_applied
+from pera_lightning.export.certificate import Certificate, Reference
 from pera_lightning.export.export_report import ExportReport
 from pera_lightning.export.factors_format import read_factors, write_factors
 from pera_lightning.export.gguf_adapter import read_gguf_adapter, write_gguf_adapter
+from pera_lightning.export.lora_applied import lora_applied
 from pera_lightning.export.lora_card import write_lora_card
 from pera_lightning.export.lora_factors import StoredLora
 from pera_lightning.export.peft_format import read_peft, write_peft
+from pera_lightning.export.peft_loading import has_peft, try_peft
 from pera_lightning.export.place import check_place, staged
 from pera_lightning.export.plain_lora import PeraTensors, PlainLora, plain_lora
 from pera_lightning.export.probe import token_probe
@@ -59,7 +61,8 @@ def export_lora(
         dtype: Of the factors: float32, bfloat16 or float16.
         inputs: With a model: what to call it with to compare the export, loaded back from its files as two plain
             matrix products, with the adapter: a tensor, a tuple of arguments or a dict of keyword arguments for each
-            call. Language models have tokens of their own by default.
+            call. Language models have tokens of their own by default. What differs by more than rounding is no export
+            (`Certificate`). Where PEFT is installed, its format is loaded by it too, into the shapes of the model.
         check: Another way to load the export back; it may take the model apart.
         model_config: For "llamacpp", with a folder: the config of the transformers model that the adapter belongs to.
 
@@ -67,10 +70,11 @@ def export_lora(
         Ranks, kept energy and rounding of each layer, and the comparison.
 
     Raises:
-        ConfigError: The options do not go together.
+        ConfigError: The options do not go together, or the inputs hold no position.
         ExportError: The export would not be all of the adapter where it is to be loaded (see `refuse_losses`), its rank
             is too high there, it holds values that are not finite or do not fit the dtype, the model's names are not
-            those of the model inside that would load it, or `out_dir` holds other files.
+            those of the model inside that would load it, PEFT leaves a part of it out, what was loaded back does not
+            compute the same, or `out_dir` holds other files. Then nothing is written.
         InjectionError: The model holds no adapter, or a merged or disabled one.
         AdapterFileError: The folder is missing or damaged.
     """
@@ -98,13 +102,17 @@ def export_lora(
     refuse_losses(to, adapter.manifest)
     lora = plain_lora(adapter, rank, max_error=max_error, dtype=dtype)
     refuse_rank(to, lora.rank)
-    reference = _reference(model_or_dir, inputs)
+    reference = _reference(model_or_dir, inputs, lora)
     form = _form(to, getattr(model_or_dir, "config", None) if model_config is None else model_config)
     with staged(folder) as temporary:
         form.write(lora, temporary)
         certificate = None
-        if isinstance(model_or_dir, nn.Module) and reference is not None:
-            certificate = (check or _plain_check(form))(model_or_dir, temporary, reference)
+        if isinstance(model_or_dir, nn.Module):
+            if check is None and to in ("peft", "vllm") and has_peft():
+                try_peft(model_or_dir, temporary)
+            if reference is not None:
+                certificate = (check or _plain_check(form))(model_or_dir, temporary, reference)
+                certificate.refuse_inexact()
         name = str(dtype).removeprefix("torch.")
         report = ExportReport(to, lora.rank, name, lora.exact, lora.fits, lora.saved_rounding, certificate)
         report.write(temporary)
@@ -147,14 +155,27 @@ def _plain_check(form: _Form) -> Check:
     return check
 
 
-def _reference(source: nn.Module | str | Path, inputs: Sequence[Any] | None) -> Reference | None:
-    """What the adapted model computes; None without a model or anything to call it with."""
+def _reference(source: nn.Module | str | Path, inputs: Sequence[Any] | None, lora: PlainLora) -> Reference | None:
+    """What the adapted model and its LoRA compute; None without a model or anything to call it with."""
     if not isinstance(source, nn.Module):
         return None
     if inputs is None:
         tokens = token_probe(source)
-        inputs = [] if tokens is None else [tokens]
-    return Reference.of(source, inputs) if inputs else None
+        if tokens is None:
+            return None
+        inputs = [tokens]
+    reference, losses = Reference.of(source, inputs), _losses(lora)
+    return reference if losses is None else reference.lossy(source, StoredLora(lora.factors, lora.saved), losses)
+
+
+def _losses(lora: PlainLora) -> str | None:
+    """What the user asked for that is less than the adapter."""
+    wide = next(iter(lora.fits.values())).expanded_rank
+    found = [] if lora.exact else [f"rank {lora.rank} of {wide}"]
+    dtype = next(iter(lora.factors.values())).down.dtype
+    if dtype != torch.float32:
+        found.append(f"factors in {str(dtype).removeprefix('torch.')}")
+    return " and ".join(found) or None
 
 
 def _check_inputs(inputs: Sequence[Any] | None) -> None:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pera_lightning.bases import base_of, expect_base
 from pera_lightning.errors import ConfigError, InjectionError
 from pera_lightning.export.probe import probe_outputs, relative_error
 from pera_lightning.export.room import check_room
+from pera_lightning.export.rounding import Rounding, measured_rounding, row_differences
 from pera_lightning.injection import adapted_layers, adapter_layers, clean_name, token_layers
 from pera_lightning.injection.inject import take_out
 from pera_lightning.injection.loftq import check_float_model, float_weight
@@ -83,7 +84,8 @@ def merge_adapter(
       quantisation that are no longer there.
     - "requantized": the sum is quantised again, as the base was. Smallest; rounds most of a small update away.
 
-    A report with the relative errors of weights and outputs is logged (at level INFO).
+    A report with the relative errors of weights and outputs is logged (at level INFO), and a warning if the outputs
+    changed by more than rounding where they should not have.
 
     Args:
         model: A model with adapters.
@@ -124,6 +126,8 @@ def merge_and_report(
         if layer.merged:
             layer.unmerge()
     before = probe_outputs(model, probe)
+    exact = before is not None and way == "dequantized"
+    rounding = _rounding(model, probe, before, dtype) if exact and before is not None else None
     errors = {name: _merge_layer(layer, name, way, original, dtype) for name, layer in layers.items()}
     errors |= {name: _merge_rows(layer) for name, layer in token_layers(model)}
     take_out(model)
@@ -131,8 +135,32 @@ def merge_and_report(
         _replace_quantized(model, original if way == "original" else None, dtype)
         _forget_quantization(model)
     after = probe_outputs(model, probe)
+    if rounding is not None and before is not None and after is not None:
+        _warn_of_change(rounding, before, after)
     logit_error = None if before is None or after is None else relative_error(after, before)
     return MergeReport.of(errors, way if quantized else "dense", logit_error)
+
+
+def _rounding(model: nn.Module, probe: Any, before: Tensor, dtype: torch.dtype) -> Rounding:
+    def call() -> Tensor:
+        outputs = probe_outputs(model, probe)
+        assert outputs is not None
+        return outputs
+
+    return measured_rounding(model, [call], [before], dtype)
+
+
+def _warn_of_change(rounding: Rounding, before: Tensor, after: Tensor) -> None:
+    count = rounding.count(row_differences(after, before).flatten())
+    if not count <= rounding.limit:
+        logger.warning(
+            "The merged model does not compute what the adapted one did: its outputs on the probe differ by %.1e times "
+            "what one rounding to %s does to them, and at most %g are to be expected. Does a hook or code of your own "
+            "change what its layers compute?",
+            count,
+            str(rounding.dtype).removeprefix("torch."),
+            rounding.limit,
+        )
 
 
 def _check_merge(model: nn.Module, layers: dict[str, PeraLinear], into: str, original: nn.Module | None) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from pera_lightning.checkpoint import Manifest
 from pera_lightning.checkpoint.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from pera_lightning.checkpoint.atomic import replacing
-from pera_lightning.checkpoint.layer_traits import CONV1D, EMBEDDING, ENDS_ANOTHER
+from pera_lightning.checkpoint.layer_traits import CONV1D, EMBEDDING, ENDS_ANOTHER, expert_parts
 from pera_lightning.checkpoint.peft_lora import PREFIX, read_peft_lora
 from pera_lightning.export.lora_factors import LoraFactors, StoredLora
 from pera_lightning.export.plain_lora import PlainLora
@@ -63,13 +63,16 @@ def read_peft(folder: Path) -> StoredLora:
 def peft_config(lora: PlainLora, base_model: str | None = None) -> dict[str, Any]:
     """The content of `adapter_config.json`."""
     manifest = lora.manifest
+    # PEFT rewrites these targets to the fused experts, and would drop the factors; their weights it leaves alone.
+    parts = expert_parts(lora.factors, manifest.traits, manifest.architecture)
     return {
         "peft_type": "LORA",
         "task_type": _task(manifest),
         "base_model_name_or_path": base_model or manifest.base_model,
         "r": lora.rank,
         "lora_alpha": lora.rank,
-        "target_modules": list(lora.factors),
+        "target_modules": [name for name in lora.factors if name not in set(parts)],
+        **({"target_parameters": [f"{name}.weight" for name in parts]} if parts else {}),
         "modules_to_save": [_saved_name(name, manifest) for name in manifest.saved] or None,
         "bias": "none",
         "fan_in_fan_out": _all_transposed(lora),

@@ -14,7 +14,8 @@ SERVERS: tuple[Server, ...] = ("peft", "vllm", "llamacpp", "safetensors")
 TITLES = {"peft": "PEFT", "vllm": "vLLM", "llamacpp": "llama.cpp", "safetensors": "A file of factors"}
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM's --max-lora-rank can have."""
-_MERGE = "export the merged model, which holds everything: --to merged, or merge_adapter(model) in Python"
+MERGE = "export the merged model, which holds everything: --to merged, or merge_adapter(model) in Python"
+"""The way out of every format that cannot hold an adapter."""
 
 
 def refuse_losses(to: Server, manifest: Manifest) -> None:
@@ -70,5 +71,5 @@ def _refuse(server: str, what: str, names: Iterable[str]) -> None:
             f"{server} would leave out a part of this adapter.",
             got=f"{what}: {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}",
             expected="what a LoRA for it can hold",
-            fix=_MERGE,
+            fix=MERGE,
         )

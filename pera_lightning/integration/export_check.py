@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from torch import nn
 
 from pera_lightning.errors import ConfigError
 from pera_lightning.export.certificate import Certificate, Reference
+from pera_lightning.export.peft_loading import load_by_peft
 from pera_lightning.injection import remove_adapter
 from pera_lightning.integration.data.conversations import BadRows, read_conversations
 from pera_lightning.integration.data.prompts import ChatEncoder
@@ -74,13 +74,10 @@ def row_inputs(path: Path, encoder: ChatEncoder, positions: int) -> list[dict[st
 
 
 def check_with_peft(model: nn.Module, folder: Path, reference: Reference) -> Certificate:
-    """Load an export by PEFT into the base of an adapted model, whose own adapter is taken out, and compare."""
-    from peft import PeftModel
+    """Load an export by PEFT into the base of an adapted model, whose own adapter is taken out, and compare.
 
-    exported = PeftModel.from_pretrained(remove_adapter(model), folder)
+    Raises:
+        ExportError: PEFT leaves a part of it out.
+    """
+    exported = load_by_peft(remove_adapter(model), folder)
     return reference.compare(exported, f"PEFT {version('peft')}")
-
-
-def has_peft() -> bool:
-    """Whether PEFT is installed."""
-    return find_spec("peft") is not None

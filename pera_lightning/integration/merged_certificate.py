@@ -34,22 +34,27 @@ PROMPTS = (
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 
-def prompt_reference(model: nn.Module, source: PretrainedSource, prompts: Sequence[str] | None) -> Reference | None:
+def prompt_reference(
+    model: nn.Module, source: PretrainedSource, prompts: Sequence[str] | None, rounded_to: torch.dtype | None = None
+) -> Reference | None:
     """What an adapted model computes for some prompts.
 
     Args:
         model: A model that takes tokens.
         source: Where its tokenizer comes from.
         prompts: Texts; None is `PROMPTS`, as far as there is a tokenizer for them, and random tokens.
+        rounded_to: Dtype of the merged weights.
 
     Returns:
         None if there is nothing to call the model with.
 
     Raises:
-        ConfigError: Prompts are given, and there is no tokenizer.
+        ConfigError: Prompts are given, and there is no tokenizer, or they hold no token.
     """
     calls = _calls(model, source, prompts)
-    return Reference.of(model, calls) if calls else None
+    if not calls and prompts is None:
+        return None
+    return Reference.of(model, calls, rounded_to)
 
 
 def _calls(model: nn.Module, source: PretrainedSource, prompts: Sequence[str] | None) -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ def export_merged_gguf(
         AdapterFileError: The adapter is missing, damaged, or does not fit the base.
         ConfigError: An option has a value it cannot have, or the base is no GGUF file on this machine.
         ExportError: The folder holds other files, a LoRA cannot hold all of the adapter, the kind of model is not
-            known, or a merged weight does not fit the dtype.
+            known, a merged weight does not fit the dtype, or the new file does not compute what the adapted model does.
     """
     check_flags(compare=compare)
     one_of("dtype", dtype, get_args(GgufDtype))
@@ -71,22 +71,26 @@ def export_merged_gguf(
     lora = plain_lora(PeraTensors.of(adapter))
     with staged(out) as folder:
         merge = write_merged_gguf(lora, base_file, folder / MERGED_GGUF_FILE, getattr(torch, dtype))
-        certificate = _certify(adapter, source, folder, prompts) if compare else None
+        certificate = _certify(adapter, source, folder, prompts, getattr(torch, dtype)) if compare else None
         report = ExportReport("gguf", None, dtype, True, {}, certificate=certificate, merge=merge)
         report.write(folder)
     return report
 
 
-def _certify(adapter: Path, source: PretrainedSource, out: Path, prompts: Sequence[str] | None) -> Certificate | None:
+def _certify(
+    adapter: Path, source: PretrainedSource, out: Path, prompts: Sequence[str] | None, dtype: torch.dtype
+) -> Certificate | None:
     model = load_causal_lm(source, dtype="float32")
     # The file may be quantised otherwise than the base was in training, or not at all.
     load_adapter(model, adapter, allow_other_quantization=True)
-    reference = prompt_reference(model, source, prompts)
+    reference = prompt_reference(model, source, prompts, dtype)
     if reference is None:
         return None
     del model
     merged = load_causal_lm(PretrainedSource(str(out), MERGED_GGUF_FILE), dtype="float32")
-    return reference.compare(merged, "transformers, from the GGUF file")
+    certificate = reference.compare(merged, "transformers, from the GGUF file")
+    certificate.refuse_inexact()
+    return certificate
 
 
 def _base_file(source: PretrainedSource) -> Path:

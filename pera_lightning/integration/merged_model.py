@@ -71,7 +71,8 @@ def export_merged(
     Raises:
         AdapterFileError: The adapter is missing, damaged, or does not fit the base.
         ConfigError: An option has a value it cannot have, or the base is missing, damaged, quantised or another one.
-        ExportError: The folder is not empty, or the base's files are not certain to hold what the adapter changes.
+        ExportError: The folder is not empty, the base's files are not certain to hold what the adapter changes, or the
+            merged model does not compute what the adapted one does. Then nothing is written.
         InjectionError: The adapter cannot be merged.
     """
     if isinstance(adapter_dir, nn.Module):
@@ -144,7 +145,7 @@ class _Job:
         stored = model.dtype
         load_adapter(model, self.adapter, allow_other_quantization=self.onto_original)
         if self.compare and not self.onto_original:
-            reference = prompt_reference(model, self.source, self.prompts)
+            reference = prompt_reference(model, self.source, self.prompts, stored)
         merge = merge_and_report(model)
         if self.onto_original:
             merge = replace(merge, into="original")
@@ -178,7 +179,12 @@ class _Job:
             load_tokenizer(self.source).save_pretrained(out)
 
     def _report(self, merge: MergeReport, reference: Reference | None, out: Path) -> ExportReport:
-        certificate = None if reference is None else certify(out, self.manifest, reference)
+        certificate = None
+        if reference is not None:
+            if self.onto_original:
+                reference = replace(reference, expected="the weights before quantisation, which were asked for")
+            certificate = certify(out, self.manifest, reference)
+            certificate.refuse_inexact()
         dtype = str(BaseFiles.of(out).dtype).removeprefix("torch.")
         return ExportReport("merged", None, dtype, True, {}, certificate=certificate, merge=merge)
 

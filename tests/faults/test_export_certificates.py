@@ -1,0 +1,322 @@
+"""Exports that are loaded in part, or that compute something else than the adapter, and end well."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from pera_lightning import (
+    PeraConfig,
+    export_lora,
+    inject_adapter,
+    inject_lora,
+    load_adapter,
+    merge_adapter,
+    remove_adapter,
+    save_adapter,
+)
+from pera_lightning.errors import ConfigError, ExportError
+from pera_lightning.export import gguf_merged, merged_shards
+from pera_lightning.export.certificate import Certificate, Reference
+from pera_lightning.export.lora_factors import LoraFactors
+from pera_lightning.injection import adapted_layers
+from pera_lightning.integration.merged_gguf import export_merged_gguf
+from pera_lightning.integration.merged_model import export_merged
+from tests.cli.test_main import run
+from tests.integration.test_merged_gguf import save_both
+from tests.support.exports import adapted, contents, logits
+from tests.support.mixtures import MIXTURES, mixture
+from tests.support.models import randomise_adapter, tiny_llama
+from tests.support.pretrained import save_pretrained
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+TAKEN = [name for name in MIXTURES if name != "LagunaForCausalLM"]
+IDS = torch.arange(3, 24).view(3, 7)
+
+
+def adapted_mixture(name: str, **options: Any) -> nn.Module:
+    # Routers that are linear layers by class return tuples.
+    return adapted(lambda: mixture(name), exclude_modules=["router"] if "Llama4" in name else [], **options)
+
+
+def saved(folder: Path, model: nn.Module, base: nn.Module) -> Path:
+    """A base and its adapter as folders; returns that of the adapter."""
+    save_pretrained(folder / "base", base)
+    save_adapter(model, folder / "adapter", base_model=str(folder / "base"))
+    return folder / "adapter"
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_peft_applies_every_layer_beside_fused_experts(name: str, tmp_path: Path) -> None:
+    model = adapted_mixture(name)
+    expected = logits(model, IDS)
+    changes = {layer_name: layer.delta_weight().detach() for layer_name, layer in adapted_layers(model)}
+    assert any(layer_name.endswith("gate_proj") for layer_name in changes)
+    export_lora(model, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated")
+        loaded = PeftModel.from_pretrained(remove_adapter(model), tmp_path)
+    torch.testing.assert_close(logits(loaded, IDS), expected, rtol=1e-5, atol=1e-5)
+    for layer_name, change in changes.items():
+        found = loaded.get_base_model().get_submodule(layer_name).get_delta_weight("default")
+        torch.testing.assert_close(found, change, rtol=1e-5, atol=1e-6)
+
+
+def test_the_export_of_a_folder_alone_names_the_same_targets(tmp_path: Path) -> None:
+    model = adapted_mixture("Qwen3MoeForCausalLM")
+    save_adapter(model, tmp_path / "new")
+    config = json.loads((tmp_path / "new/adapter_config.json").read_text())
+    # As it was written before the trait was known, and by code of the hub's own.
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/adapter_config.json").write_text(json.dumps({**config, "layer_traits": {}}))
+    (tmp_path / "old/adapter_model.safetensors").write_bytes((tmp_path / "new/adapter_model.safetensors").read_bytes())
+    for source in (model, tmp_path / "new", tmp_path / "old"):
+        out = tmp_path / "out" / str(id(source))
+        export_lora(source, out)
+        written = json.loads((out / "adapter_config.json").read_text())
+        assert written["target_parameters"] == [
+            f"model.layers.0.mlp.{part}_proj.weight" for part in ("gate", "up", "down")
+        ]
+        assert not [name for name in written["target_modules"] if ".mlp." in name]
+
+
+def test_models_without_experts_have_no_target_parameters(tmp_path: Path) -> None:
+    export_lora(adapted(), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert "target_parameters" not in config
+    assert "model.layers.0.mlp.gate_proj" in config["target_modules"]
+
+
+def test_the_export_is_taken_back(tmp_path: Path) -> None:
+    model = adapted_mixture("Qwen2MoeForCausalLM")
+    expected = logits(model, IDS)
+    export_lora(model, tmp_path)
+    again = mixture("Qwen2MoeForCausalLM")
+    inject_lora(again, tmp_path)
+    torch.testing.assert_close(logits(again.eval(), IDS), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_command_line_exports_a_mixture_of_experts(tmp_path: Path) -> None:
+    name = "Qwen3MoeForCausalLM"
+    adapter = saved(tmp_path, adapted_mixture(name), mixture(name))
+    printed = run("export", "--adapter", adapter, "--out", tmp_path / "lora")
+    assert "the largest is the same at 100.00% of" in printed
+    printed = run("export", "--adapter", adapter, "--out", tmp_path / "merged", "--to", "merged")
+    assert "the largest is the same at 100.00% of" in printed
+
+
+def test_what_peft_would_leave_out_is_no_export(tmp_path: Path) -> None:
+    # transformers renames `shared_experts` of this model once too often.
+    name = "LagunaForCausalLM"
+    model = adapted_mixture(name)
+    adapter = saved(tmp_path, model, mixture(name))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ExportError, match=r"(?s)PEFT would not apply all.*shared_experts.* left out.*--to merged"):
+        export_lora(model, tmp_path / "python")
+    for words in ((), ("--rank", 2), ("--to", "vllm")):
+        printed = run("export", "--adapter", adapter, "--out", tmp_path / "shell", *words, ok=False)
+        assert "left out" in printed
+        assert "PeftModel.from_pretrained" not in printed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_a_kind_of_model_that_peft_refuses(tmp_path: Path) -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    config = MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, bos_token_id=1, eos_token_id=2)
+    with pytest.raises(ExportError, match=r"(?s)PEFT would not apply all.*out_proj.*incompatible with Mamba"):
+        export_lora(adapted(lambda: MambaForCausalLM(config)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def without_a_layer(factors: Callable[..., LoraFactors], layer: str) -> Callable[..., LoraFactors]:
+    """The factors of an adapter, those of one layer with the wrong sign."""
+
+    def wrong(self: Any, name: str) -> LoraFactors:
+        down, up = factors(self, name)
+        return LoraFactors(down, -up if name == layer else up)
+
+    return wrong
+
+
+LAYER = "model.layers.1.mlp.down_proj"
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_merged_model_that_computes_something_else(
+    wrong: bool, dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_llama()
+    save_pretrained(tmp_path / "base", base)
+    inject_adapter(base, PeraConfig(4))
+    randomise_adapter(base, 0.3)
+    save_adapter(base, tmp_path / "adapter", base_model=str(tmp_path / "base"))
+    if wrong:
+        tensors = merged_shards.PeraTensors
+        monkeypatch.setattr(tensors, "factors", without_a_layer(tensors.factors, LAYER))
+        with pytest.raises(ExportError, match=r"(?s)does not compute what the adapter does.*rounding to .*float"):
+            export_merged(tmp_path / "adapter", tmp_path / "out", dtype=dtype)
+        words = ("--adapter", tmp_path / "adapter", "--out", tmp_path / "out", "--to", "merged")
+        printed = run("export", *words, *(() if dtype is None else ("--dtype", dtype)), ok=False)
+        assert "AutoModelForCausalLM.from_pretrained" not in printed
+        assert not (tmp_path / "out").exists()
+    else:
+        certificate = export_merged(tmp_path / "adapter", tmp_path / "out", dtype=dtype).certificate
+        assert certificate is not None
+        assert certificate.roundings is not None
+        assert 0.3 < certificate.roundings < 2.5
+        assert certificate.dtype == (dtype or "float32")
+        assert f"roundings to {dtype or 'float32'}" in str(certificate)
+
+
+def test_a_merged_gguf_that_computes_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = save_both(tmp_path)
+    exact = gguf_merged._exact
+    wrong = lambda tensor, factors, base: exact(tensor, LoraFactors(factors.down, -factors.up), base)  # noqa: E731
+    monkeypatch.setattr(gguf_merged, "_exact", wrong)
+    with pytest.raises(ExportError, match="does not compute what the adapter does"):
+        export_merged_gguf(adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("to", ["peft", "safetensors", "llamacpp"])
+@pytest.mark.parametrize("options", [{}, {"rank": 2}, {"dtype": torch.bfloat16}])
+def test_a_lora_whose_files_hold_something_else(
+    to: Any, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out = adapted(), tmp_path / "out"
+    export_lora(model, out, to=to)
+    before = contents(out)
+    # What is written is not what was made: a layer is lost on the way.
+    module = {"peft": "peft_format", "safetensors": "factors_format", "llamacpp": "gguf_adapter"}[to]
+    writer = {"peft": "write_peft", "safetensors": "write_factors", "llamacpp": "write_gguf_adapter"}[to]
+    write = getattr(importlib.import_module(f"pera_lightning.export.{module}"), writer)
+
+    def lossy(lora: Any, *args: Any) -> None:
+        factors = {**lora.factors, LAYER: LoraFactors(lora.factors[LAYER].down, -lora.factors[LAYER].up)}
+        write(dataclasses.replace(lora, factors=factors), *args)
+
+    monkeypatch.setattr(importlib.import_module("pera_lightning.export.export_lora"), writer, lossy)
+    with pytest.raises(ExportError, match="does not compute what the adapter does"):
+        export_lora(model, out, to=to, **options)
+    assert contents(out) == before
+
+
+def test_what_was_asked_for_is_expected(tmp_path: Path) -> None:
+    model = adapted()
+    for number, (options, words) in enumerate(
+        [
+            ({"rank": 2}, "expected of rank 2 of 14"),
+            ({"dtype": torch.bfloat16}, "expected of factors in bfloat16"),
+            ({"rank": 3, "dtype": torch.float16}, "expected of rank 3 of 14 and factors in float16"),
+            ({}, "roundings to float32"),
+        ]
+    ):
+        report = export_lora(model, tmp_path / str(number), **options)
+        assert report.certificate is not None
+        assert words in str(report.certificate)
+        # Held against what its factors compute.
+        assert report.certificate.roundings is not None
+        assert report.certificate.roundings < 5
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_differences_that_are_not_finite(value: float, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="not finite"):
+        export_lora(adapted(), tmp_path / "out", check=lambda *_: Certificate("x", 1, value, 1.0, 1.0))
+    assert not (tmp_path / "out").exists()
+
+
+def test_outputs_that_are_nan(tmp_path: Path) -> None:
+    model = adapted()
+    with torch.no_grad():
+        model.lm_head.weight[5] = float("nan")
+    with pytest.raises(ExportError, match="not finite"):
+        export_lora(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+class Masked(nn.Module):
+    """Outputs of which one is masked by minus infinity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).index_fill(-1, torch.tensor([3]), float("-inf"))
+
+
+def test_masked_outputs_are_no_difference(tmp_path: Path) -> None:
+    model = Masked()
+    inject_adapter(model, PeraConfig(2, target_modules=["linear"]))
+    randomise_adapter(model)
+    report = export_lora(model, tmp_path, to="safetensors", inputs=[torch.randn(4, 8)])
+    assert report.certificate is not None
+    assert report.certificate.max_difference < 1e-5
+
+
+@pytest.mark.parametrize("inputs", [[], [{"input_ids": IDS, "attention_mask": torch.zeros_like(IDS)}]])
+def test_a_comparison_on_nothing(inputs: list[Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing to compare"):
+        export_lora(adapted(), tmp_path / "out", inputs=inputs)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_merge_in_memory_that_changes_the_outputs(caplog: pytest.LogCaptureFixture) -> None:
+    model = adapted()
+    with caplog.at_level(logging.WARNING, "pera_lightning.export.merge"):
+        merge_adapter(model)
+    assert not caplog.records
+    model = adapted()
+    calls = []
+
+    def doubled(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        # Code of somebody's own that treats adapted layers in another way.
+        calls.append(type(module).__name__)
+        return output if hasattr(model.model.layers[1].mlp.down_proj, "pera_A") else 2 * output
+
+    model.model.layers[1].mlp.register_forward_hook(doubled)
+    with caplog.at_level(logging.WARNING, "pera_lightning.export.merge"):
+        merge_adapter(model)
+    assert "does not compute what the adapted one did" in caplog.text
+
+
+def test_a_lost_layer_is_seen_in_every_dtype() -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        model = adapted().to(dtype)
+        reference = Reference.of(model, [{"input_ids": IDS}])
+        reference.compare(model, "itself").refuse_inexact()
+        with torch.no_grad():
+            model.get_submodule(LAYER).pera_B.zero_()
+        with pytest.raises(ExportError, match="does not compute what the adapter does"):
+            reference.compare(model, "damaged").refuse_inexact()
+
+
+def test_the_adapter_is_what_load_adapter_loads(tmp_path: Path) -> None:
+    # The merged model against the adapter's own files, not by the export's own comparison.
+    name = "Glm4MoeForCausalLM"
+    adapter = saved(tmp_path, adapted_mixture(name), mixture(name))
+    export_merged(adapter, tmp_path / "out")
+    from transformers import AutoModelForCausalLM
+
+    model = mixture(name)
+    load_adapter(model, adapter)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    torch.testing.assert_close(logits(merged, IDS), logits(model.eval(), IDS), rtol=1e-5, atol=1e-5)
