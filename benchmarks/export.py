@@ -48,7 +48,7 @@ LIMITS = """## What an export may differ by
 An export that differs by more than rounding is refused: the command ends with an error, and no folder appears, or the
 one that was there stays. The measure is what one rounding does to the outputs of the model at hand: the adapted model
 is called three more times, with noise of that size on what each adapted layer returns. An export that computes the same
-is 0.8 to 1.5 such roundings away, whatever the dtype (a dozen families of models, this one included).
+is 0.7 to 1.5 such roundings away, whatever the dtype (a dozen families of models, this one included).
 
 | computed in, or weights rounded to | rounds by | limit, in roundings | why |
 | --- | --- | --- | --- |
@@ -64,8 +64,8 @@ weights before quantisation. NaN, and comparisons of nothing, are refused.
 PEFT only warns of tensors that it leaves out. So an export in its format is loaded by PEFT, where it is installed, and
 every tensor of the file is looked up in its layer. In mixture-of-experts models PEFT takes `gate_proj`, `up_proj` and
 `down_proj` of dense layers and shared experts for the fused experts; their factors are named as LoRA of the layers'
-weights (`target_parameters`, PEFT 0.17 and later). PEFT adds these to the weight, in the dtype of the base: load such an
-adapter over a float32 base where bfloat16 is too coarse. Servers that read the tensors' names, as vLLM does, see an
+weights (`target_parameters`, PEFT 0.17 and later). PEFT adds these to the weight, in the dtype of the base: load such
+an adapter over a float32 base where bfloat16 is too coarse. Servers that read the tensors' names, as vLLM does, see an
 ordinary LoRA; SGLang wants those layers named on its command line (`--lora-target-modules`).
 """
 """Its end."""

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from pera_lightning import PeraConfig, inject_adapter
 from pera_lightning.errors import AdapterFileError, ExportError
 from pera_lightning.export.certificate import Reference
-from pera_lightning.export.lora_applied import lora_applied
 from pera_lightning.export.gguf_adapter import read_gguf_adapter, write_gguf_adapter
 from pera_lightning.export.gguf_base import ARCHITECTURES
+from pera_lightning.export.lora_applied import lora_applied
 from pera_lightning.export.plain_lora import PeraTensors, PlainLora, plain_lora
 from tests.support.models import randomise_adapter, tiny_gpt2, tiny_llama, token_ids
 
