@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -20,11 +20,13 @@ from pera_lightning.checkpoint.comparison import (
     quantization_difference,
     shapes,
 )
+from pera_lightning.checkpoint.finite_values import describe_infinite, not_finite
 from pera_lightning.checkpoint.manifest import Manifest, manifest_of, read_manifest
 from pera_lightning.checkpoint.model_card import model_card
 from pera_lightning.errors import AdapterFileError, InjectionError, TargetError
 from pera_lightning.functional.distributed import is_distributed, whole
 from pera_lightning.injection import InjectionReport, adapted_layers, init_loftq, inject_plan, remove_adapter
+from pera_lightning.injection.saved_modules import kept_infinities
 from pera_lightning.option_checks import check_flags
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -46,24 +48,41 @@ def save_adapter(model: nn.Module, directory: str | Path, *, base_model: str | N
 
     Raises:
         InjectionError: The model holds no adapter.
+        AdapterFileError: A value of it is not finite; the folder is as it was.
     """
     tensors, manifest = adapter_state_dict(model), manifest_of(model, base_model)
     sharded = any(map(is_distributed, tensors.values()))
     tensors = {key: whole(value) for key, value in tensors.items()}
     if sharded and torch.distributed.get_rank() > 0:
         return Path(directory)
-    return write_adapter(directory, tensors, manifest)
+    return write_adapter(directory, tensors, manifest, constants=kept_infinities(model))
 
 
 def write_adapter(
-    directory: str | Path, tensors: dict[str, Tensor], manifest: Manifest, *, run: Mapping[str, str] | None = None
+    directory: str | Path,
+    tensors: dict[str, Tensor],
+    manifest: Manifest,
+    *,
+    run: Mapping[str, str] | None = None,
+    constants: Collection[str] = (),
 ) -> Path:
     """Write an adapter folder from tensors that are not (or no longer) in a model.
 
     Each file is written beside its place and renamed, the weights first: a crash leaves the earlier adapter or
     the new one, never half a file.
+
+    Args:
+        directory: Folder to write to; it is made if needed.
+        tensors: As `adapter_state_dict` names them.
+        manifest: Of the adapter.
+        run: Rows of the model card about its training.
+        constants: Buffers of modules saved whole that may be infinite.
+
+    Raises:
+        AdapterFileError: A value is not finite; the folder is as it was.
     """
     folder = Path(directory)
+    _refuse_infinite({key: value for key, value in tensors.items() if key not in constants}, folder)
     folder.mkdir(parents=True, exist_ok=True)
     # A clone each: tied tensors share memory, which safetensors refuses.
     stored = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
@@ -199,13 +218,31 @@ def _check_fit(tensors: dict[str, Tensor], model: nn.Module, folder: Path) -> No
             expected="the same layers, ranks and sizes as the model's",
             fix="load it into the base model it was trained on",
         )
-    infinite = [key for key, value in tensors.items() if not torch.isfinite(value).all()]
+    infinite = not_finite({key: value for key, value in tensors.items() if key not in _constants(tensors, model)})
     if infinite:
         raise AdapterFileError(
             "The adapter holds values that are not finite.",
-            got=f"{folder}: {infinite[0]!r} has NaN or infinity",
+            got=f"{folder}: {describe_infinite(infinite)}",
             expected="finite values",
             fix="use the adapter of an earlier checkpoint; that training diverged",
+        )
+
+
+def _constants(tensors: Mapping[str, Tensor], model: nn.Module) -> set[str]:
+    """Buffers, such as masks, that are infinite where the model's own are."""
+    present = adapter_state_dict(model)
+    kept = kept_infinities(model)
+    return {key for key in kept if torch.equal(tensors[key].isfinite(), present[key].isfinite().cpu())}
+
+
+def _refuse_infinite(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    found = not_finite(tensors)
+    if found:
+        raise AdapterFileError(
+            "The adapter holds values that are not finite; nothing is written, and nothing replaced.",
+            got=f"{describe_infinite(found)}, for {folder}",
+            expected="finite values",
+            fix="training has diverged: take an earlier checkpoint, of which `consolidate` makes a folder",
         )
 
 

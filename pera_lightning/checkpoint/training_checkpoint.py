@@ -33,12 +33,14 @@ class TrainingCheckpoint:
         shapes: Name of a tensor, relative to the LightningModule -> its shape.
         manifest: Of the adapter; None if PeraCallback did not write it.
         sharded: Whether it was written under a strategy that shards the module.
+        step: Optimizer steps made before it; None if it does not say.
     """
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
     manifest: Manifest | None
     sharded: bool
+    step: int | None = None
 
     @property
     def distributed(self) -> bool:
@@ -100,7 +102,7 @@ def read_checkpoint(path: str | Path) -> TrainingCheckpoint:
             expected=f"a .ckpt file, a folder with {META_FILE} and .distcp files, or one with {_DEEPSPEED_FILE}",
             fix="correct the path; adapter folders are read by load_adapter",
         )
-    return TrainingCheckpoint(path, shapes, _manifest(held), _is_sharded(held))
+    return TrainingCheckpoint(path, shapes, _manifest(held), _is_sharded(held), held.get("global_step"))
 
 
 def _single_file(path: Path) -> tuple[Path, str] | None:

@@ -76,6 +76,25 @@ def saved_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{clean_name(name)}.{key}", value
 
 
+def kept_infinities(model: nn.Module) -> set[str]:
+    """Buffers of modules saved whole that are infinite where they were before training: constants, such as masks.
+
+    Returns:
+        Their names, as in `saved_tensors`.
+    """
+    found = set()
+    for path, module in model.named_modules():
+        if not hasattr(module, _ORIGINAL):
+            continue
+        kept: Mark = getattr(module, _ORIGINAL)
+        for name, value in module.named_buffers() if kept.only is None else ():
+            before = kept.values[name].to(value.device)
+            infinite = ~value.isfinite()
+            if infinite.any() and torch.equal(value[infinite], before[infinite].to(value.dtype)):
+                found.add(f"{clean_name(path)}.{name}")
+    return found
+
+
 def forget_saved(module: nn.Module) -> None:
     """Remove the mark and the kept values; the present values stay."""
     delattr(module, _ORIGINAL)

@@ -20,11 +20,11 @@ from pera_lightning.integration.conflicting_callbacks import refuse_conflicting_
 from pera_lightning.integration.deepspeed import keep_adapter_alone
 from pera_lightning.integration.energy_log import EnergyLog
 from pera_lightning.integration.exact_resume import ExactResume
+from pera_lightning.integration.finite_run import FiniteRun
 from pera_lightning.integration.frozen_norms import stop_running_statistics
-from pera_lightning.integration.guards import refuse_lost_adapters, refuse_other_base, refuse_other_form
+from pera_lightning.integration.guards import CheckpointOrigin, refuse_lost_adapters
 from pera_lightning.integration.late_injection import cancel_late_injection, inject_after_configure_model
 from pera_lightning.integration.lora_start import chosen_options, start_adapters
-from pera_lightning.integration.loss_check import LossCheck
 from pera_lightning.integration.lost_worker import explain_lost_worker
 from pera_lightning.integration.model_parallel import check_before_loading, stop_checking
 from pera_lightning.integration.polynomial_start import HeldCoefficients
@@ -78,8 +78,8 @@ class PeraCallback(pl.Callback):
             the linear part, mean over layers. None: as often as the Trainer logs; 0: never.
         polynomial_start_step: Optimizer step from which the polynomial terms take part; before it the adapter is of
             order 1.
-        skip_checks: Checks before the first step to leave out: "base", "optimizer", "factors" (errors); "mode", "head",
-            "learning_rate", "gradients" (warnings).
+        skip_checks: Checks before the first step to leave out: "base", "optimizer", "factors", "epsilon" (errors);
+            "mode", "head", "learning_rate", "gradients" (warnings).
 
     Raises:
         ConfigError: An option is out of range, `config` and single options are both given, or options are others than
@@ -138,15 +138,14 @@ class PeraCallback(pl.Callback):
         self.polynomial_start_step = count("polynomial_start_step", polynomial_start_step, least=0)
         self.report: InjectionReport | None = None
         self._manifest: Manifest | None = None
-        # Of the run that a checkpoint came from, until the bases are compared.
-        self._stored: Manifest | None = None
+        self._origin = CheckpointOrigin()
         # Whether this fit has begun to train.
         self._trained = False
         self._exact_resume = ExactResume()
         self._preflight = Preflight(skip_checks)
         self._held_coefficients = HeldCoefficients()
         self._energy_log = EnergyLog()
-        self._loss_check = LossCheck()
+        self._finite_run = FiniteRun()
         self._thawed_base_check = ThawedBaseCheck()
         self._termination = JointTermination()
         self.returned = ReturnedAdapter(self._inject)
@@ -195,8 +194,7 @@ class PeraCallback(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         fsdp.check_wrapping(trainer, pl_module)
         # Lightning's BitsandbytesPrecision has quantised the base only now.
-        self._describe(pl_module)
-        self._refuse_other_base()
+        self._origin.compare_base(self._describe(pl_module))
         if self.report is not None:
             rank_zero_info(str(self.report))
         announce_replacement(trainer, self.adapter_dir)
@@ -213,21 +211,15 @@ class PeraCallback(pl.Callback):
         self._held_coefficients.find(pl_module)
         self._energy_log.on_train_start(trainer)
         self._termination.on_train_start(trainer)
+        self._finite_run.on_train_start(trainer)
         self._trained = True
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         fsdp.check_wrapping(trainer, pl_module)
-        if self._stored is not None:
-            self._describe(pl_module)
-            self._refuse_other_base()
+        self._origin.compare_base(self._describe(pl_module))
 
     on_test_start = on_predict_start = on_validation_start
-
-    def _refuse_other_base(self) -> None:
-        stored, present, self._stored = self._stored, self._manifest, None
-        if stored is not None and present is not None:
-            refuse_other_base(stored, present)
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -239,7 +231,7 @@ class PeraCallback(pl.Callback):
 
     @override
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
-        self._loss_check.note(trainer, loss)
+        self._finite_run.on_before_backward(trainer, loss)
 
     @override
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -252,7 +244,7 @@ class PeraCallback(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        self._loss_check.look()
+        self._finite_run.look()
         if pl_module.automatic_optimization:
             fsdp.average_gradients(trainer, pl_module)
         if trainer.global_step < self.polynomial_start_step:
@@ -268,7 +260,7 @@ class PeraCallback(pl.Callback):
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._loss_check.look()
+        self._finite_run.on_fit_end(trainer)
         folder = adapter_folder(trainer, self.adapter_dir)
         # A fit that finds nothing left to do leaves the folder of the run that did it alone.
         if self._trained and not getattr(trainer, "fast_dev_run", False):
@@ -287,7 +279,7 @@ class PeraCallback(pl.Callback):
         cancel_late_injection(pl_module)
         stop_checking(trainer)
         fsdp.restore_options(trainer)
-        for part in (self._exact_resume, self._held_coefficients, self._loss_check, self._thawed_base_check):
+        for part in (self._exact_resume, self._held_coefficients, self._finite_run, self._thawed_base_check):
             part.forget()
 
     @override
@@ -298,7 +290,7 @@ class PeraCallback(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self._loss_check.look()
+        self._finite_run.look()
         self._exact_resume.on_save_checkpoint(trainer, pl_module, checkpoint)
 
     @override
@@ -309,10 +301,7 @@ class PeraCallback(pl.Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self._manifest is None or "adapter" not in state_dict:
-            return
-        self._stored = Manifest.from_dict(state_dict["adapter"])
-        refuse_other_form(self._stored, self._manifest)
+        self._origin.receive(state_dict, self._manifest)
 
 
 def has_pera_callback(trainer: Any) -> bool:

@@ -2,10 +2,44 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pera_lightning.checkpoint import Manifest
 from pera_lightning.checkpoint.comparison import base_difference, form_difference, quantization_difference
 from pera_lightning.errors import CheckpointError
 from pera_lightning.injection import InjectionReport
+
+
+class CheckpointOrigin:
+    """What a checkpoint says of the adapter and the base of the run that wrote it."""
+
+    def __init__(self) -> None:
+        # Until the bases are compared.
+        self._stored: Manifest | None = None
+
+    def receive(self, state: dict[str, Any], present: Manifest | None) -> None:
+        """Before the checkpoint is loaded.
+
+        Args:
+            state: What `PeraCallback` has written.
+            present: Of the adapter in this run; None if there is none yet.
+
+        Raises:
+            CheckpointError: The adapter is of another form.
+        """
+        if present is not None and "adapter" in state:
+            self._stored = Manifest.from_dict(state["adapter"])
+            refuse_other_form(self._stored, present)
+
+    def compare_base(self, present: Manifest | None) -> None:
+        """When the base is as the run uses it, which may have quantised it.
+
+        Raises:
+            CheckpointError: It is another base.
+        """
+        stored, self._stored = self._stored, None
+        if stored is not None and present is not None:
+            refuse_other_base(stored, present)
 
 
 def refuse_other_form(stored: Manifest, present: Manifest) -> None:

@@ -1,4 +1,4 @@
-"""A number that Python wants to know, without making the device wait that computes it."""
+"""Numbers that Python wants to know, without making the device wait that computes them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ ASYNCHRONOUS = frozenset({"cuda"})
 """Types of devices that work through a queue while Python goes on."""
 
 
-class LateNumber:
-    """A tensor of one element, on its way to the CPU.
+class LateNumbers:
+    """A tensor on its way to the CPU.
 
     `item()` waits until a GPU has done everything that was queued, and from then on the GPU has nothing to do until
     Python has queued something again. Here the copy takes its place in the queue. Whoever reads it later waits until
     the copy is done, which is most often at once, and what was queued behind the copy goes on meanwhile.
 
     Args:
-        value: A tensor of one element, on any device.
+        value: A tensor of few elements, on any device.
 
     Attributes:
-        late: Whether the device would have to wait if the number was read at once.
+        late: Whether the device would have to wait if the numbers were read at once.
     """
 
     def __init__(self, value: Tensor) -> None:
@@ -32,8 +32,17 @@ class LateNumber:
         self._value = value.to("cpu", non_blocking=value.is_cuda)
         self._arrived = torch.cuda.current_stream(value.device).record_event() if value.is_cuda else None
 
-    def read(self) -> float:
-        """The number; waits for what was queued before it, and for nothing else."""
+    def read_all(self) -> list[float]:
+        """The numbers in a flat list; waits for what was queued before them, and for nothing else."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        return float(self._value)
+        return [float(self._value)] if self._value.numel() == 1 else self._value.reshape(-1).tolist()
+
+
+class LateNumber(LateNumbers):
+    """A tensor of one element on its way to the CPU."""
+
+    def read(self) -> float:
+        """The number."""
+        [value] = self.read_all()
+        return float(value)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections import deque
+from typing import Any, NamedTuple
 
-import lightning.pytorch as pl
+import torch
 from torch import Tensor
 
-from pera_lightning.errors import TrainingError
-from pera_lightning.integration.late_number import LateNumber
+from pera_lightning.integration.diverged import diverged
+from pera_lightning.integration.late_number import LateNumber, LateNumbers
+
+_KEPT = 64
+"""Losses that a message can tell of."""
 
 
 class _Noted(NamedTuple):
-    loss: LateNumber
+    flag: LateNumber
+    trainer: Any
     step: int
     epoch: int
 
@@ -25,22 +30,41 @@ class LossCheck:
     optimizer's step: the loss was known when the forward pass ended, and the GPU still has the backward pass to do
     while Python looks at it. So the check costs the GPU nothing and comes in time.
 
-    Under several processes each one looks at its own loss.
+    Of several processes none stops alone, as the others would wait for it: what one sees it keeps until the step, when
+    the gradients of all tell it to all (`GradientCheck`).
     """
 
     def __init__(self) -> None:
-        self._noted: _Noted | None = None
+        self.forget()
 
-    def note(self, trainer: pl.Trainer, loss: Tensor) -> None:
+    def forget(self) -> None:
+        """After a run that was broken off."""
+        self._noted: _Noted | None = None
+        # Of this process, since the last step: whether any was bad, and the losses themselves.
+        self.seen: Tensor | None = None
+        self._losses: deque[LateNumbers] = deque(maxlen=_KEPT)
+
+    def note(self, trainer: Any, loss: Tensor) -> None:
         """Before a backward pass.
+
+        Args:
+            trainer: The Trainer.
+            loss: The loss; scaled where the Trainer has a GradScaler.
 
         Raises:
             TrainingError: This loss is not finite (on a GPU: the one before, if the optimizer made no step since).
         """
         self.look()
-        number = LateNumber(loss if loss.numel() == 1 else loss.detach().float().mean())
-        self._noted = _Noted(number, trainer.global_step, trainer.current_epoch)
-        if not number.late:
+        loss = loss.detach()
+        # A scaled loss may become infinite; its step is left out then.
+        bad = loss.isnan() if grad_scaler(trainer) else ~loss.isfinite()
+        self._losses.append(LateNumbers(loss if loss.numel() == 1 else bad.sum() / loss.numel()))
+        flag = bad.any().float()
+        if getattr(trainer, "world_size", 1) > 1:
+            self.seen = flag if self.seen is None else torch.maximum(flag, self.seen)
+            return
+        self._noted = _Noted(LateNumber(flag), trainer, trainer.global_step, trainer.current_epoch)
+        if not self._noted.flag.late:
             self.look()
 
     def look(self) -> None:
@@ -50,18 +74,16 @@ class LossCheck:
             TrainingError: The last loss is not finite.
         """
         noted, self._noted = self._noted, None
-        if noted is None:
-            return
-        loss = noted.loss.read()
-        if not math.isfinite(loss):
-            raise TrainingError(
-                "The loss is not finite; training stops before the weights take harm.",
-                got=f"loss {loss} at step {noted.step}, epoch {noted.epoch}",
-                expected="a finite loss",
-                fix="lower the learning rate or coefficient_scale, warm up longer, clip gradients "
-                "(Trainer(gradient_clip_val=1.0)), or use bf16 instead of fp16; the last checkpoint is good",
-            )
+        if noted is not None and noted.flag.read():
+            raise diverged(noted.trainer, "The loss is", f"{self.last()} at step {noted.step}, epoch {noted.epoch}")
 
-    def forget(self) -> None:
-        """After a run that was broken off."""
-        self._noted = None
+    def last(self) -> str:
+        """The first bad loss of this process since the last step, or its last one, in words."""
+        losses = [value for numbers in self._losses for value in numbers.read_all()]
+        bad = [value for value in losses if not math.isfinite(value)]
+        return f"loss {(bad or losses)[-1]}" if losses else "an unknown loss"
+
+
+def grad_scaler(trainer: Any) -> Any:
+    """The Trainer's GradScaler, or None."""
+    return getattr(getattr(trainer, "precision_plugin", None), "scaler", None)

@@ -33,6 +33,7 @@ class Preflight:
     | base | base parameters that require gradients | error |
     | optimizer | adapter parameters in no optimizer | error |
     | factors | factors that are not floating numbers or do not require gradients | error |
+    | epsilon | an optimizer of torch whose eps is 0 in float16, so that a gradient of 0 makes a weight NaN | error |
     | mode | adapters in eval mode, so that their dropout does nothing | warning |
     | head | a frozen output head that looks freshly initialised over a trained model | warning |
     | learning_rate | an Adam whose rate is far below what adapters need | warning |
@@ -138,6 +139,22 @@ def _factors(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         )
 
 
+def _epsilon(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    """B starts at zero, so A's first gradient is 0, and its first step 0 / (0 + eps)."""
+    for optimizer in trainer.optimizers:
+        for group in optimizer.param_groups if type(optimizer).__module__.startswith("torch.optim.") else ():
+            eps, half = group.get("eps"), any(value.dtype == torch.float16 for value in group["params"])
+            # Fused ones compute in float32.
+            if half and isinstance(eps, float) and not group.get("fused") and torch.tensor(eps).half() == 0:
+                raise TrainingError(
+                    "The first step would make the weights NaN.",
+                    got=f"{type(optimizer).__name__} with eps={eps:g} on float16 weights, in which that is 0",
+                    expected="weights of another dtype, or a larger eps",
+                    fix="use the precision bf16-true, 32-true or 16-mixed; or eps=1e-4, with which float16 still loses "
+                    "the squares of gradients below 2e-4",
+                )
+
+
 def _mode(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
     idle = [name for name, layer in adapted_layers(pl_module) if layer.config.dropout > 0 and not layer.training]
     if idle:
@@ -226,5 +243,6 @@ CHECKS: dict[str, Callable[[pl.Trainer, pl.LightningModule], None]] = {
     "mode": _mode,
     "head": _head,
     "learning_rate": _learning_rate,
+    "epsilon": _epsilon,
 }
 """Name -> check, in their order; "gradients" comes with the first backward."""

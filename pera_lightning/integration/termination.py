@@ -10,8 +10,9 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from pera_lightning.errors import TrainingError
 from pera_lightning.integration.late_number import LateNumber
 
 # "last" at the beginning lets `ckpt_path="last"` find it, where the ModelCheckpoint has the same folder again.
@@ -33,7 +34,12 @@ def save_before_termination(trainer: pl.Trainer, exception: BaseException) -> No
     if not checkpoints.dirpath or getattr(trainer, "fast_dev_run", False):
         return
     path = Path(checkpoints.dirpath) / FILE_NAME
-    trainer.save_checkpoint(path)
+    try:
+        trainer.save_checkpoint(path)
+    except TrainingError as error:
+        # The signal ends the run, whatever else there is to say.
+        rank_zero_warn(f"PERA: SIGTERM; no checkpoint is written. {error}")
+        return
     rank_zero_info(f"PERA: SIGTERM; checkpoint written. fit(ckpt_path={str(path)!r}) goes on from it.")
 
 

@@ -14,6 +14,7 @@ from pera_lightning.checkpoint.adapter_files import CONFIG_FILE
 from pera_lightning.errors import AdapterFileError
 from pera_lightning.functional.distributed import whole
 from pera_lightning.injection import clean_name
+from pera_lightning.injection.saved_modules import kept_infinities
 from pera_lightning.integration.adapter_root import adapter_root, prefix_of
 from pera_lightning.integration.best_checkpoint import best_checkpoint, tensors_of
 from pera_lightning.integration.run_summary import run_summary
@@ -61,7 +62,8 @@ def _write(
         tensors = tensors_of(best, clean_name(prefix_of(pl_module, root)), present)
     try:
         run = run_summary(trainer, None if tensors is None else best)
-        write_adapter(folder, present if tensors is None else tensors, manifest, run=run)
+        chosen = present if tensors is None else tensors
+        write_adapter(folder, chosen, manifest, run=run, constants=kept_infinities(root))
     except (OSError, SafetensorError) as error:
         raise AdapterFileError(
             "The trained adapter cannot be written.",

@@ -73,6 +73,16 @@ class Slow(Regressor):
         return [optimizer], [torch.optim.lr_scheduler.LinearLR(optimizer)]
 
 
+class Halved(Regressor):
+    """In float16, with torch's Adam."""
+
+    def on_fit_start(self) -> None:
+        self.half()
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return super().training_step([part.half() for part in batch], batch_idx)
+
+
 class Unused(Regressor):
     """Goes around its second adapted layer."""
 
@@ -87,9 +97,10 @@ FAULTS: dict[str, tuple[type[Regressor], type[pl.Callback] | None, str]] = {
     "mode": (Evaluating, None, "2 adapted layers, for example 'net.0', are in eval mode"),
     "head": (FreshHead, None, r"output head 'net.3' .* PeraCallback\(modules_to_save=\['net.3'\]\)"),
     "learning_rate": (Slow, None, "learning rate 1.0e-05 is one for training whole models"),
+    "epsilon": (Halved, None, "first step would make the weights NaN"),
     "gradients": (Unused, None, "reached 1 of 2 adapted layers; not, for example, 'net.2'"),
 }
-ERRORS = ("optimizer", "base", "factors")
+ERRORS = ("optimizer", "base", "factors", "epsilon")
 
 
 def fit_with_fault(folder: Path, check: str, skip: tuple[str, ...] = ()) -> pl.LightningModule:
@@ -120,11 +131,16 @@ def test_finds(tmp_path: Path, check: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Found .* module.* in eval mode:UserWarning")
-@pytest.mark.parametrize("check", [check for check in FAULTS if check != "base"])
+@pytest.mark.parametrize("check", [check for check in FAULTS if check not in ("base", "epsilon")])
 def test_skips(tmp_path: Path, check: str) -> None:
     # Warnings are errors here.
     module = fit_with_fault(tmp_path, check, skip=(check,))
     assert list(adapted_layers(module))
+
+
+def test_a_skipped_epsilon_does_what_was_said(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="the adapter in memory holds 52 values of 6 tensors"):
+        fit_with_fault(tmp_path, "epsilon", skip=("epsilon",))
 
 
 @pytest.mark.parametrize("skip", [["heads"], "heads", ["head", "heads"]])
