@@ -136,14 +136,16 @@ class WeightedAccumulation(pl.Callback):
     @torch.no_grad()
     def _weight(self, trainer: pl.Trainer, tokens: Tensor) -> Tensor:
         """What the batch's gradient is scaled by until the step."""
+        # Lightning divides each loss by the number of batches, of which there may be fewer.
+        undivided = tokens * trainer.accumulate_grad_batches
         if isinstance(trainer.strategy, DeepSpeedStrategy):
-            return _ratio(trainer.world_size * tokens, _sum_over_processes(trainer, tokens.clone()))
+            # Which does so itself once more.
+            return _ratio(trainer.world_size * undivided, _sum_over_processes(trainer, tokens))
         if self._reference is None:
             batch = _sum_over_processes(trainer, tokens.clone()).div_(trainer.world_size).clamp_(min=1)
             # A power of two, by which nothing is rounded.
             self._reference = batch / torch.frexp(batch).mantissa
-        # Lightning divides each loss by the number of batches, of which there may be fewer.
-        return tokens * trainer.accumulate_grad_batches / self._reference.to(tokens.device)
+        return undivided / self._reference.to(tokens.device)
 
     @torch.no_grad()
     def average(self) -> None:
