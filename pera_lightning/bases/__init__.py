@@ -3,6 +3,7 @@
 from pera_lightning.bases.base import Base
 from pera_lightning.bases.four_bit import set_compute_dtype
 from pera_lightning.bases.library import bitsandbytes
+from pera_lightning.bases.plain_call import adaptable_base, beyond_multiplying, replaced_forward
 from pera_lightning.bases.quantize import QUANTIZATIONS, Quantization, check_layer, check_quantization, quantize_linear
 from pera_lightning.bases.registry import base_of, describe_supported, expect_base, is_linear_like
 
@@ -10,7 +11,9 @@ __all__ = [
     "QUANTIZATIONS",
     "Base",
     "Quantization",
+    "adaptable_base",
     "base_of",
+    "beyond_multiplying",
     "bitsandbytes",
     "check_layer",
     "check_quantization",
@@ -18,5 +21,6 @@ __all__ = [
     "expect_base",
     "is_linear_like",
     "quantize_linear",
+    "replaced_forward",
     "set_compute_dtype",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -23,6 +24,10 @@ class Base(ABC):
         """Whether `layer` is of this kind."""
 
     @abstractmethod
+    def plain_forward(self) -> Callable[..., Any]:
+        """The forward function of the kind itself; classes that compute by another may do more than multiply."""
+
+    @abstractmethod
     def features(self, layer: nn.Module) -> tuple[int, int]:
         """`(in_features, out_features)` of the layer."""
 
@@ -33,6 +38,10 @@ class Base(ABC):
     @abstractmethod
     def write(self, layer: nn.Module, weight: Tensor) -> None:
         """Overwrite the layer's weight with `weight` of shape (out, in), rounded as the layer stores it."""
+
+    def stored(self, weight: Tensor) -> Tensor:
+        """A weight of shape (out, in) as dense layers of the kind hold it."""
+        return weight
 
     def dtype(self, layer: nn.Module) -> torch.dtype:
         """The floating dtype that the layer's weight stands for."""

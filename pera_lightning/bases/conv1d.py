@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,14 @@ class Conv1DBase(Base):
         # A model can only hold a Conv1D if something imported transformers before.
         module = sys.modules.get("transformers.pytorch_utils")
         return module is not None and isinstance(layer, module.Conv1D)
+
+    def plain_forward(self) -> Callable[..., Any]:
+        """That of `Conv1D`."""
+        return cast("Callable[..., Any]", sys.modules["transformers.pytorch_utils"].Conv1D.forward)
+
+    def stored(self, weight: Tensor) -> Tensor:
+        """The transposed weight."""
+        return weight.T.contiguous()
 
     def features(self, layer: nn.Module) -> tuple[int, int]:
         """`(in_features, out_features)` of the layer."""

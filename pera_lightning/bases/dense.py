@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,10 @@ class DenseBase(Base):
             return False
         shape = (layer.out_features, layer.in_features)
         return _is_plain(weight) and (tuple(weight.shape) == shape or _is_flat(layer, weight))
+
+    def plain_forward(self) -> Callable[..., Any]:
+        """That of `nn.Linear`."""
+        return nn.Linear.forward
 
     def features(self, layer: nn.Module) -> tuple[int, int]:
         """`(in_features, out_features)` of the layer."""

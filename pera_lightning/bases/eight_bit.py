@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -30,6 +31,10 @@ class EightBitBase(Base):
         if library is None or not isinstance(layer, library.nn.Linear8bitLt):
             return False
         return not layer.state.has_fp16_weights
+
+    def plain_forward(self) -> Callable[..., Any]:
+        """That of `Linear8bitLt`."""
+        return cast("Callable[..., Any]", bitsandbytes().nn.Linear8bitLt.forward)
 
     def features(self, layer: Any) -> tuple[int, int]:
         """`(in_features, out_features)` of the layer."""

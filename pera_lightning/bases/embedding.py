@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,10 @@ class EmbeddingBase(Base):
         if type(layer) is not nn.Embedding or "weight" not in layer._parameters:
             return False
         return layer.weight.is_floating_point() and layer.max_norm is None and not layer.sparse
+
+    def plain_forward(self) -> Callable[..., Any]:
+        """That of `nn.Embedding`."""
+        return nn.Embedding.forward
 
     def features(self, layer: nn.Module) -> tuple[int, int]:
         """`(num_embeddings, embedding_dim)` of the table."""

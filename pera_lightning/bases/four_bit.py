@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,10 @@ class FourBitBase(Base):
         """Whether `layer` is a Linear4bit, quantised already or (before it is moved to its device) not yet."""
         library = loaded_bitsandbytes()
         return library is not None and isinstance(layer, library.nn.Linear4bit)
+
+    def plain_forward(self) -> Callable[..., Any]:
+        """That of `Linear4bit`."""
+        return cast("Callable[..., Any]", bitsandbytes().nn.Linear4bit.forward)
 
     def features(self, layer: Any) -> tuple[int, int]:
         """`(in_features, out_features)` of the layer."""

@@ -32,7 +32,8 @@ def expect_base(layer: nn.Module) -> Base:
             "The layer below an adapter was exchanged for one that cannot be read.",
             got=f"{type(layer).__module__}.{type(layer).__qualname__}",
             expected=describe_supported(),
-            fix="choose another quantisation (of Lightning's BitsandbytesPrecision: not int8-training)",
+            fix="choose another quantisation (of Lightning's BitsandbytesPrecision: not int8-training); take "
+            "parametrizations, weight normalisation or pruning off again",
         )
     return base
 

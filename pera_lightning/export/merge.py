@@ -19,8 +19,10 @@ from pera_lightning.export.rounding import Rounding, measured_rounding, row_diff
 from pera_lightning.injection import adapted_layers, adapter_layers, clean_name, token_layers
 from pera_lightning.injection.inject import take_out
 from pera_lightning.injection.loftq import check_float_model, float_weight
+from pera_lightning.injection.replacement import replace_modules
 from pera_lightning.layers import PeraLinear, TokenRowsLayer
-from pera_lightning.layers.merging import refuse_infinite
+from pera_lightning.layers.call_hooks import carry_hooks
+from pera_lightning.layers.merging import refuse_infinite, refuse_more
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +185,9 @@ def _check_merge(model: nn.Module, layers: dict[str, PeraLinear], into: str, ori
     if original is not None:
         check_float_model(quantized | _unadapted(model), original)
     _refuse_tied(model, layers)
-    for layer in layers.values():
+    for name, layer in layers.items():
+        expect_base(layer.base_layer)
+        refuse_more(layer.base_layer, layer, name)
         refuse_infinite(layer.adapter())
     for _, rows in token_layers(model):
         rows.check_merge()
@@ -222,11 +226,8 @@ def _replace_quantized(model: nn.Module, original: nn.Module | None, dtype: torc
             base = expect_base(layer)
             weight = base.weight(layer) if original is None else float_weight(original, name)
             made[id(layer)] = base.plain(layer, weight, dtype)
-    for parent in list(model.modules()):
-        # named_children() would leave out the second name of a layer that is registered twice.
-        for name, child in list(parent._modules.items()):
-            if id(child) in made:
-                parent.add_module(name, made[id(child)])
+            carry_hooks(layer, made[id(layer)])
+    replace_modules(model, made)
 
 
 def _unadapted(model: nn.Module) -> dict[str, nn.Module]:

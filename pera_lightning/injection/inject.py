@@ -16,6 +16,7 @@ from pera_lightning.errors import ConfigError, InjectionError, TargetError
 from pera_lightning.injection.loftq import init_loftq
 from pera_lightning.injection.names import adapted_layers, adapter_layers, clean_name, near_names
 from pera_lightning.injection.plan import InjectionPlan, plan_injection, refuse_adapted
+from pera_lightning.injection.replacement import replace_modules
 from pera_lightning.injection.saved_modules import (
     forget_saved,
     mark_saved,
@@ -25,7 +26,9 @@ from pera_lightning.injection.saved_modules import (
 )
 from pera_lightning.injection.stored_bytes import parameter_count
 from pera_lightning.injection.token_plan import check_plan, token_row_layers
+from pera_lightning.injection.unfit_layers import refuse_unfit, refuse_wrapped
 from pera_lightning.layers import PeraLinear, TokenRowsLayer, adapted_layer
+from pera_lightning.layers.call_hooks import lift_hooks, lower_hooks
 
 # A plain attribute on the model that was injected into: which parameters had requires_grad before.
 _TRAINABLE_BEFORE = "_pera_trainable_before"
@@ -44,6 +47,8 @@ class InjectionReport:
         unreached: Weight matrices outside linear layers, which stay as they are ("all-linear" only): packed projections
             of attention, stacked experts, convolutions, recurrent layers.
         tokens: Name of an embedding (or output head) -> number of its rows that are trained.
+        not_plain: Layers that are linear by class and do more than multiply (a router that returns a tuple), which stay
+            as they are -> what they do ("all-linear" only).
     """
 
     adapted: tuple[str, ...]
@@ -53,6 +58,7 @@ class InjectionReport:
     total: int
     unreached: tuple[str, ...] = ()
     tokens: dict[str, int] = field(default_factory=dict)
+    not_plain: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         share = 100 * self.trainable / self.total
@@ -66,6 +72,9 @@ class InjectionReport:
             parts.append(f"trained whole: {_grouped(self.saved)}")
         if self.head:
             parts.append(f"output head left alone: {', '.join(self.head)}")
+        for what in dict.fromkeys(self.not_plain.values()):
+            names = [name for name, other in self.not_plain.items() if other == what]
+            parts.append(f"no plain linear layers, left alone: {_grouped(names)} (each {what})")
         if self.unreached:
             parts.append(f"no linear layers, left alone: {_grouped(self.unreached)}")
         return "; ".join(parts)
@@ -123,15 +132,17 @@ def inject_plan(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
         TargetError: A layer of the plan is not in the model or of no supported kind.
     """
     refuse_adapted(model)
+    refuse_wrapped(model)
     modules = {clean_name(name): module for name, module in model.named_modules()}
     for name in (*plan.layers, *plan.tokens, *plan.saved):
         if name not in modules and not (name in plan.saved and _owns(modules, name)):
             raise no_such_module(name, modules)
+    refuse_unfit(plan.layers, modules)
     for name, tokens in plan.tokens.items():
         check_plan(name, tokens, modules)
     # Every new module is built before the first one is put in place: running out of memory here leaves the
     # model as it was.
-    adapters: dict[int, nn.Module] = {
+    adapters: dict[int, PeraLinear | TokenRowsLayer] = {
         id(modules[name]): adapted_layer(modules[name], plan.config, rank=layer.rank, alpha=layer.alpha)
         for name, layer in plan.layers.items()
     }
@@ -217,10 +228,12 @@ def remove_adapter(model: nn.Module) -> nn.Module:
     return model
 
 
-def put_in(model: nn.Module, layers: Mapping[int, nn.Module]) -> None:
+def put_in(model: nn.Module, layers: Mapping[int, PeraLinear | TokenRowsLayer]) -> None:
     """Put adapted layers in the place of their bases, given by id, and note which parameters were trainable."""
     trainable_before = trainable_names(model)
-    _replace(model, layers)
+    replace_modules(model, layers)
+    for layer in layers.values():
+        lift_hooks(layer, layer.base_layer)
     setattr(model, _TRAINABLE_BEFORE, trainable_before)
 
 
@@ -240,22 +253,14 @@ def take_out(model: nn.Module) -> None:
     for _, module in list(marked_modules(model)):
         forget_saved(module)
     layers = [part for part in model.modules() if isinstance(part, PeraLinear | TokenRowsLayer)]
-    _replace(model, {id(layer): layer.base_layer for layer in layers})
+    for layer in layers:
+        lower_hooks(layer, layer.base_layer)
+    replace_modules(model, {id(layer): layer.base_layer for layer in layers})
     if not hasattr(model, _TRAINABLE_BEFORE):
         return
     trainable_before = set(getattr(model, _TRAINABLE_BEFORE))
     delattr(model, _TRAINABLE_BEFORE)
     set_trainable(model, trainable_before)
-
-
-def _replace(model: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
-    """Put `replacements[id(child)]` in the place of every child, wherever it is registered."""
-    # The list is taken first: the walk must not enter what it has just put in.
-    for parent in list(model.modules()):
-        # named_children() would leave out the second name of a layer that is registered twice.
-        for name, child in list(parent._modules.items()):
-            if id(child) in replacements:
-                parent.add_module(name, replacements[id(child)])
 
 
 def _report(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
@@ -267,4 +272,5 @@ def _report(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
         total=parameter_count(model),
         unreached=plan.unreached,
         tokens={name: len(tokens.ids) for name, tokens in plan.tokens.items()},
+        not_plain=plan.not_plain,
     )

@@ -14,6 +14,7 @@ from pera_lightning.errors import InjectionError, TargetError
 from pera_lightning.injection.names import adapted_layers, clean_name, has_suffix, matches, near_names, within_any
 from pera_lightning.injection.output_head import output_head
 from pera_lightning.injection.token_plan import TokenPlan, plan_tokens
+from pera_lightning.injection.unfit_layers import not_plain, refuse_unfit, refuse_wrapped
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class InjectionPlan:
         head: Linear layers left alone as the output head.
         unreached: Names of weight matrices outside linear layers, which "all-linear" does not reach.
         tokens: Name of a module -> the rows that are trained of its weight.
+        not_plain: Layers that are linear by class and do more than multiply -> what; "all-linear" leaves them alone.
     """
 
     config: PeraConfig
@@ -43,6 +45,7 @@ class InjectionPlan:
     head: tuple[str, ...] = ()
     unreached: tuple[str, ...] = ()
     tokens: dict[str, TokenPlan] = field(default_factory=dict)
+    not_plain: dict[str, str] = field(default_factory=dict)
 
 
 def plan_injection(model: nn.Module, config: PeraConfig) -> InjectionPlan:
@@ -53,26 +56,32 @@ def plan_injection(model: nn.Module, config: PeraConfig) -> InjectionPlan:
         TargetError: A pattern matches nothing or something that cannot be adapted, or no layer is left.
     """
     refuse_adapted(model)
-    modules = {clean_name(name): module for name, module in model.named_modules() if name}
+    refuse_wrapped(model)
+    modules = {clean_name(name): module for name, module in model.named_modules() if clean_name(name)}
     head: set[str] = set()
     unreached: list[str] = []
+    other: dict[str, str] = {}
     if config.target_modules == ALL_LINEAR:
         head = {clean_name(name) for name in output_head(model)}
         targets = _all_linear(modules, head)
         unreached = _unreached(modules)
+        other = not_plain(targets, modules)
     else:
         targets = _matching("target_modules", config.target_modules, _candidates(modules, config), modules)
     excluded = _excluded(config.exclude_modules, modules)
     saved = _saved(config.modules_to_save, modules)
-    targets = [name for name in targets if name not in excluded and not within_any(name, saved)]
-    _check_targets(targets, modules, head)
+    other = {name: what for name, what in other.items() if not within_any(name, [*excluded, *saved])}
+    targets = [name for name in targets if not (name in excluded or name in other or within_any(name, saved))]
+    refuse_unfit(targets, modules)
+    _refuse_no_target(targets, head, other)
     tokens = plan_tokens(model, modules, config, [*targets, *saved])
     ranks = _by_pattern("rank_pattern", config.rank_pattern, targets)
     alphas = _by_pattern("alpha_pattern", config.alpha_pattern, targets)
     layers = {n: LayerPlan(int(ranks.get(n, config.rank)), alphas.get(n, config.alpha)) for n in targets}
     unreached = [name for name in unreached if not within_any(name, [*excluded, *saved])]
     saved += _biases(modules, config.bias, targets, [*excluded, *saved])
-    return InjectionPlan(config, layers, tuple(saved), tuple(sorted(head - set(saved))), tuple(unreached), tokens)
+    kept_head = tuple(sorted(head - set(saved)))
+    return InjectionPlan(config, layers, tuple(saved), kept_head, tuple(unreached), tokens, other)
 
 
 def refuse_adapted(model: nn.Module) -> None:
@@ -107,7 +116,8 @@ def _all_linear(modules: dict[str, nn.Module], head: set[str]) -> list[str]:
             "The model has no linear layer to adapt.",
             got=f"a model of {kinds}",
             expected=f"layers of kind {describe_supported()}",
-            fix="PERA adapts linear layers; if the model is built in setup() or configure_model(), use PeraCallback",
+            fix="PERA adapts linear layers, before torch.jit or torch.export freeze them; if the model is "
+            "built in setup() or configure_model(), use PeraCallback",
         )
     return [name for name in linear if name not in head]
 
@@ -212,21 +222,13 @@ def _refuse_quantized(name: str, module: nn.Module) -> None:
         )
 
 
-def _check_targets(targets: list[str], modules: dict[str, nn.Module], head: set[str]) -> None:
-    unsupported = [name for name in targets if base_of(modules[name]) is None]
-    if unsupported:
-        kind = type(modules[unsupported[0]])
-        raise TargetError(
-            "A target is a linear layer of a kind that is not supported.",
-            got=f"{unsupported[0]!r} of kind {kind.__module__}.{kind.__qualname__}",
-            expected=f"layers of kind {describe_supported()}",
-            fix="leave it out with exclude_modules; or load the model without that quantisation, take weight "
-            "normalisation or pruning off (remove_parametrizations), run one batch through lazy layers",
-        )
+def _refuse_no_target(targets: list[str], head: set[str], other: dict[str, str]) -> None:
     if not targets:
+        more = "".join(f"; {name!r} {what}" for name, what in list(other.items())[:1])
         raise TargetError(
             "No layer is left to adapt.",
-            got=f"every linear layer is excluded, saved whole or the output head ({', '.join(sorted(head)) or '-'})",
+            got=f"every linear layer is excluded, saved whole, the output head ({', '.join(sorted(head)) or '-'}) or "
+            f"does more than multiply ({', '.join(other) or '-'}{more})",
             expected="at least one layer",
             fix="exclude fewer modules, or name the layers in target_modules",
         )

@@ -8,12 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pera_lightning.bases import Quantization, base_of, check_layer, check_quantization, quantize_linear
+from pera_lightning.bases import (
+    Quantization,
+    base_of,
+    beyond_multiplying,
+    check_layer,
+    check_quantization,
+    quantize_linear,
+)
 from pera_lightning.errors import ConfigError, InjectionError, TargetError
 from pera_lightning.injection.names import clean_name, has_suffix, near_names
 from pera_lightning.injection.output_head import output_head
 from pera_lightning.injection.plan import refuse_adapted
+from pera_lightning.injection.replacement import replace_modules
 from pera_lightning.injection.stored_bytes import stored_bytes
+from pera_lightning.layers.call_hooks import carry_hooks
 
 
 @dataclass(frozen=True)
@@ -53,8 +62,8 @@ def quantize_model(
     """Quantise the linear layers of a floating model with bitsandbytes, in place, before adapters are injected.
 
     One layer at a time, so that never more than one exists in both forms. The output head, weights shared with other
-    modules (a tied embedding), layers whose weights torch's attention modules read themselves, and everything that is
-    no linear layer stay as they are. Hooks of quantised layers are lost: register them afterwards.
+    modules (a tied embedding), layers whose weights torch's attention modules read themselves, layers that do more than
+    multiply (routers) and everything that is no linear layer stay as they are. Hooks move to the quantised layers.
 
     Args:
         model: Any module with floating linear layers (also transformers' Conv1D).
@@ -81,16 +90,18 @@ def quantize_model(
         check_layer(model.get_submodule(aliases[0]), quantization, quant_storage)
     before = stored_bytes(model)
     for aliases in names:
+        layer = model.get_submodule(aliases[0])
         new = quantize_linear(
-            model.get_submodule(aliases[0]),
+            layer,
             quantization,
             blocksize=blocksize,
             compute_dtype=compute_dtype,
             quant_storage=quant_storage,
             device=None if device is None else torch.device(device),
         )
+        carry_hooks(layer, new)
         for name in aliases:
-            model.set_submodule(name, new)
+            replace_modules(model.get_submodule(name.rpartition(".")[0]), {id(layer): new})
     quantized = tuple(clean_name(aliases[0]) for aliases in names)
     return QuantizationReport(quantized, tuple(left), before, stored_bytes(model))
 
@@ -116,7 +127,8 @@ def layers_to_quantize(model: nn.Module, skip_modules: Sequence[str] = ()) -> tu
             continue
         _refuse_quantized(name, base.quantization(module))
         tied = any(len(owners[id(parameter)]) > 1 for parameter in module.parameters(recurse=False))
-        if name in head or tied or id(module) in read or _is_skipped(name, skip_modules):
+        kept = name in head or tied or id(module) in read or beyond_multiplying(module) is not None
+        if kept or _is_skipped(name, skip_modules):
             left.append(clean_name(name))
         else:
             chosen.setdefault(id(module), []).append(name)

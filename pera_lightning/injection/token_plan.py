@@ -8,12 +8,13 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from pera_lightning.bases import base_of, is_linear_like
+from pera_lightning.bases import base_of, beyond_multiplying, is_linear_like
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import ConfigError, TargetError
 from pera_lightning.injection.names import has_suffix, near_names, original_names, within_any
 from pera_lightning.injection.output_head import outermost_pretrained
 from pera_lightning.layers import TokenRows, TokenRowsEmbedding, TokenRowsLayer, TokenRowsLinear
+from pera_lightning.layers.call_hooks import hook_reads_weight
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def check_plan(name: str, plan: TokenPlan, modules: Mapping[str, nn.Module]) -> 
         raise TargetError(
             "No token rows can be trained in this module.",
             got=f"{wrong!r} of kind {type(modules[wrong]).__name__}",
-            expected="a plain torch.nn.Embedding or floating torch.nn.Linear; none that scales its rows, no max_norm",
+            expected="a plain torch.nn.Embedding or floating torch.nn.Linear; none that scales its rows, no max_norm, "
+            "no forward of its own, no hook that reads the weight",
             fix="train it whole with modules_to_save",
         )
     count = cast("Tensor", modules[name].weight).shape[0]
@@ -169,6 +171,8 @@ def _sharing(name: str, modules: Mapping[str, nn.Module]) -> list[str]:
 def _kind(module: nn.Module) -> type[TokenRowsLayer] | None:
     """What wraps the module; None if its rows are not plainly those of its weight."""
     base = base_of(module)
+    if beyond_multiplying(module) is not None or hook_reads_weight(module):
+        return None
     if base is None:
         return TokenRowsEmbedding if getattr(module, "ROWS_AS_STORED", False) else None
     if not base.linear:

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pera_lightning.bases import expect_base
+from pera_lightning.bases import beyond_multiplying, expect_base, replaced_forward
 from pera_lightning.errors import InjectionError
+from pera_lightning.layers.call_hooks import changes_output
 
 MergeTarget = Literal["auto", "dequantized", "requantized"]
 """What becomes of a quantised base; a dense one is overwritten in any case."""
@@ -53,9 +54,13 @@ def fold(layer: nn.Module, weight: Tensor, into: MergeTarget) -> tuple[nn.Module
 
     Returns:
         The layer to compute with, and what it takes to undo this.
+
+    Raises:
+        InjectionError: The layer has come to do more than multiply.
     """
     check_merge_target(into)
     base = expect_base(layer)
+    refuse_more(layer)
     if base.quantization(layer) is not None and into != "requantized":
         return base.plain(layer, weight, base.dtype(layer)), Unmerged(layer, None)
     unmerged = Unmerged(layer, base.snapshot(layer))
@@ -71,6 +76,30 @@ def check_merge_target(into: str) -> None:
             got=f"into={into!r}",
             expected="auto, dequantized or requantized",
             fix="use merge_adapter(model, into='original', original=...) to merge onto the weights before quantisation",
+        )
+
+
+def refuse_more(base_layer: nn.Module, around: nn.Module | None = None, name: str | None = None) -> None:
+    """Raise InjectionError if an adapted layer has come to do more than multiply since the injection.
+
+    Args:
+        base_layer: The layer below the adapter.
+        around: The adapted layer, if it gives way to the base.
+        name: Its name, for the message.
+    """
+    what = beyond_multiplying(base_layer)
+    if what is None and around is not None:
+        what = replaced_forward(around)
+    if what is None and changes_output(base_layer):
+        what = "has forward hooks on its base_layer, which see the base alone"
+    if what is not None:
+        raise InjectionError(
+            "An adapted layer has come to do more than multiply: merged it would give something else than now.",
+            got=f"{'a layer' if name is None else repr(name)} over {type(base_layer).__name__}, which {what}",
+            expected="the layer as it was when the adapter came, perhaps with hooks of its own, which move to the "
+            "merged layer",
+            fix="undo it before the merge (handle.remove() for a hook), or set hooks on the adapted layer and not on "
+            "its base_layer",
         )
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from pera_lightning.bases import Base, base_of, describe_supported, expect_base
+from pera_lightning.bases import Base, adaptable_base, expect_base
 from pera_lightning.config import PeraConfig
-from pera_lightning.errors import InjectionError, TargetError
+from pera_lightning.errors import InjectionError
 from pera_lightning.functional import delta_weight, expanded_rank
 from pera_lightning.functional.call import Options, chosen_path, options_of
 from pera_lightning.functional.coefficient_scale import scaled_coefficients
@@ -45,7 +45,7 @@ class PeraLinear(nn.Module):
         pera_h: Shape (number of monomials,), the dtype of A; None at order 1, where no coefficients exist.
 
     Raises:
-        TargetError: `base_layer` is of no supported kind.
+        TargetError: `base_layer` is of no supported kind, or does more than multiply.
     """
 
     ADAPTER_PARAMETERS = ("pera_A", "pera_B", "pera_h")
@@ -65,14 +65,7 @@ class PeraLinear(nn.Module):
         alpha: float | None = None,
     ) -> None:
         super().__init__()
-        base = base_of(base_layer)
-        if base is None or base.linear != self.LINEAR:
-            raise TargetError(
-                "No adapter can sit on this layer.",
-                got=type(base_layer).__name__,
-                expected=describe_supported(),
-                fix="name linear layers in target_modules",
-            )
+        base = adaptable_base(base_layer, linear=self.LINEAR)
         base.prepare(base_layer)
         self.base_layer = base_layer
         self.config = config

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pera_lightning.errors import InjectionError
 from pera_lightning.functional.linear import needs_gradient
 from pera_lightning.functional.precision import factor_dtype, product_dtype, without_autocast
-from pera_lightning.layers.merging import MergeTarget, check_merge_target, refuse_infinite
+from pera_lightning.layers.merging import MergeTarget, check_merge_target, refuse_infinite, refuse_more
 
 
 class TokenRows(nn.Module):
@@ -147,6 +147,7 @@ class TokenRowsLayer(nn.Module):
 
     def check_merge(self) -> None:
         """Raise InjectionError if a merge would not give what the layers compute now."""
+        refuse_more(self.base_layer, self)
         refuse_infinite(self.adapter())
         if any(layer._weight is not self._weight for layer in self.token_rows.layers):
             raise InjectionError(

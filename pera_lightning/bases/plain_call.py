@@ -1,0 +1,190 @@
+"""Whether a layer that is called gives the product with its weight as it is.
+
+An adapter adds to what a layer returns, and a merge adds to its weight: both give the same only if nothing stands
+between the two. Layers are judged by what they do. A class that computes by the forward of its kind (`nn.Linear` and so
+on) is plain. Any other is tried, with random numbers in place of everything it holds: a change of its weight must
+change what it returns by the product with that change. So branches beside the product (LoRA layers of some libraries)
+are right, and scales, masks, norms and quantisation around it are not.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pera_lightning.bases.base import Base
+from pera_lightning.bases.registry import base_of, describe_supported
+from pera_lightning.errors import TargetError
+from pera_lightning.functional.precision import without_autocast
+
+SMALL = (3, 5)
+"""(out, in) of the layer that a class is tried with first."""
+SCALES = (1.0, 100.0)
+"""Sizes of inputs: what is clamped or quantised shows on large ones."""
+TOLERANCE = 1e-4
+"""Of products that are summed in another order, in single precision."""
+
+
+def beyond_multiplying(layer: nn.Module) -> str | None:
+    """What a layer does when it is called, beyond adding to the product with its weight.
+
+    The layer, its tensors and the random state stay as they are. Module hooks are not looked at: those of an adapted
+    layer see what it returns as a whole.
+
+    Args:
+        layer: A layer that some `Base` accepts, on any device.
+
+    Returns:
+        Words for a message, or None if it does nothing of the kind.
+    """
+    base = base_of(layer)
+    replaced = replaced_forward(layer)
+    if base is None or replaced is not None:
+        return replaced
+    kind = type(layer)
+    if kind.forward is base.plain_forward() and kind.__call__ is nn.Module.__call__:
+        return None
+    if not base.linear or base.quantization(layer) is not None:
+        return "has a forward of its own"
+    return _tried(layer, base)
+
+
+def adaptable_base(layer: nn.Module, *, linear: bool) -> Base:
+    """The `Base` of a layer that an adapter is to sit on.
+
+    Args:
+        layer: The layer.
+        linear: Whether it is to be called with feature vectors, or with ids.
+
+    Raises:
+        TargetError: It is of no supported kind, or does more than multiply.
+    """
+    base, what = base_of(layer), beyond_multiplying(layer)
+    if base is None or base.linear != linear or what is not None:
+        raise TargetError(
+            "No adapter can sit on this layer.",
+            got=type(layer).__name__ + ("" if what is None else f", which {what}"),
+            expected=describe_supported(),
+            fix="name linear layers in target_modules",
+        )
+    return base
+
+
+def replaced_forward(layer: nn.Module) -> str | None:
+    """What stands in the way where a forward was set on a layer itself, in words; None if nothing does."""
+    forward: Any = vars(layer).get("forward")
+    if isinstance(forward, functools.partial) and forward.func.__module__ == "accelerate.hooks":
+        hook = vars(layer)["_hf_hook"]
+        if getattr(hook, "offload", False):
+            return "has no weight between its calls, since accelerate off-loads it"
+        if not _only_places(hook):
+            return f"has a hook of accelerate ({type(hook).__name__}) that may change what it computes"
+        forward = vars(layer)["_old_forward"]
+    # What torch.compile makes of a function leads to it. So does what others wrap, which does more.
+    while getattr(forward, "__globals__", {}).get("__name__", "").startswith("torch._dynamo"):
+        forward = forward.__wrapped__
+    own = getattr(forward, "__self__", None) is layer and forward.__func__ is type(layer).forward
+    return None if forward is None or own else "has a forward that was replaced on the instance"
+
+
+def _only_places(hook: Any) -> bool:
+    """Whether a hook of accelerate moves tensors between devices or dtypes, and nothing else."""
+    if type(hook).__module__ != "accelerate.hooks" or hook.no_grad or getattr(hook, "offload", False):
+        return False
+    return all(map(_only_places, getattr(hook, "hooks", ())))
+
+
+def _tried(layer: nn.Module, base: Base) -> str | None:
+    found: str | None = None
+    failure: Exception | None = None
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), without_autocast("cpu"), torch.device("cpu"):
+        # Small first: the layer may be large, or have no memory. Its other tensors may fit its own sizes only. In
+        # double precision a large branch drowns no difference; some code computes in single precision by itself.
+        for sizes in (SMALL, base.features(layer)[::-1]):
+            for dtype in (torch.float64, torch.float32):
+                try:
+                    found = _difference(_twin(layer, base, sizes, dtype), base, sizes, dtype)
+                except Exception as error:  # whatever the code of an unknown class raises
+                    failure = error
+                else:
+                    if found is None:
+                        return None
+            if found is not None:
+                return found
+    return f"cannot be called with features alone ({type(failure).__name__})"
+
+
+def _difference(twin: nn.Module, base: Base, sizes: tuple[int, int], dtype: torch.dtype) -> str | None:
+    change = torch.randn(sizes, dtype=dtype)
+    weight = twin._parameters["weight"]
+    changed = nn.Parameter(base.stored(base.weight(twin) + change))
+    for training in (False, True):
+        twin.train(training)
+        for x in _inputs(sizes[1], dtype):
+            before = _called(twin, x)
+            twin._parameters["weight"] = changed
+            after = _called(twin, x)
+            twin._parameters["weight"] = weight
+            if not isinstance(before, Tensor) or not isinstance(after, Tensor):
+                return f"returns a {type(before).__name__}"
+            expected = x @ change.T
+            if before.shape != expected.shape:
+                return "returns another shape than the product with its weight has"
+            if not (after - before - expected).norm() <= TOLERANCE * expected.norm():
+                return "does more to what its weight gives than to add to it"
+    return None
+
+
+def _called(twin: nn.Module, x: Tensor) -> Any:
+    torch.manual_seed(0)
+    return twin(x.clone())
+
+
+def _inputs(features: int, dtype: torch.dtype) -> Iterator[Tensor]:
+    for scale in SCALES:
+        yield scale * torch.randn(7, features, dtype=dtype)
+        yield scale * torch.randn(2, 3, features, dtype=dtype)
+
+
+def _twin(layer: nn.Module, base: Base, sizes: tuple[int, int], dtype: torch.dtype) -> nn.Module:
+    """A layer of the same class and options, without hooks, over other numbers."""
+    # Neither __init__, whose arguments nobody knows, nor a __new__ of a class that wraps others.
+    twin: nn.Module = object.__new__(type(layer))
+    for name, value in vars(layer).items():
+        kept = copy.copy(value) if isinstance(value, dict | list | set) else value
+        twin.__dict__[name] = _other_numbers(kept, dtype) if isinstance(kept, Tensor) else kept
+    for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+        twin.__dict__[hooks].clear()
+    _set_sizes(twin, *sizes)
+    for name, child in twin._modules.items():
+        twin._modules[name] = copy.deepcopy(child)
+    for part in twin.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                tensors[name] = None if tensor is None else _other_numbers(tensor, dtype)  # type: ignore[assignment]
+    twin._parameters["weight"] = nn.Parameter(base.stored(torch.randn(sizes, dtype=dtype)))
+    if twin._parameters.get("bias") is not None:
+        twin._parameters["bias"] = nn.Parameter(torch.randn(sizes[0], dtype=dtype))
+    return twin
+
+
+def _set_sizes(twin: nn.Module, out_features: int, in_features: int) -> None:
+    # Those of nn.Linear and of Conv1D.
+    sizes = {"in_features": in_features, "out_features": out_features, "nx": in_features, "nf": out_features}
+    twin.__dict__.update({name: size for name, size in sizes.items() if name in vars(twin)})
+
+
+def _other_numbers(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Numbers that show where they are used: scales that begin at one, products that begin at zero, open masks."""
+    if tensor.is_floating_point():
+        other = torch.rand(tensor.shape, dtype=dtype) + 0.5
+    elif tensor.dtype in (torch.bool, torch.uint8) and not tensor.is_meta:
+        other = (tensor.detach().cpu() == 0).to(tensor.dtype)
+    else:
+        other = torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor.detach().cpu().clone()
+    return nn.Parameter(other, requires_grad=False) if isinstance(tensor, nn.Parameter) else other

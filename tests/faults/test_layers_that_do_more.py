@@ -1,0 +1,327 @@
+"""Adapters on layers that do more than multiply (scale, mask, normalise): merged gave something else than unmerged."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from accelerate.hooks import AlignDevicesHook, ModelHook, SequentialHook, add_hook_to_module
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parametrizations, prune, skip_init, spectral_norm, weight_norm
+from transformers.pytorch_utils import Conv1D
+
+from pera_lightning import (
+    PeraConfig,
+    PeraLinear,
+    inject_adapter,
+    load_adapter,
+    merge_adapter,
+    quantize_model,
+    remove_adapter,
+    save_adapter,
+)
+from pera_lightning.bases import beyond_multiplying
+from pera_lightning.errors import AdapterFileError, InjectionError, PeraError, TargetError
+from pera_lightning.injection import adapted_layers
+from tests.support.layer_kinds import MORE, PLAIN, WIDTH, OfItsSize, Scaled
+from tests.support.models import randomise_adapter
+from tests.support.module_state import Before
+from tests.support.reference import reference_delta_weight
+
+NAMED = PeraConfig(2, 2, target_modules=["0", "2"])
+NO_HEAD = PeraConfig(2, 2)
+
+
+def network(kind: Callable[[int, int], nn.Module] = nn.Linear) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(kind(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 2)).eval()
+
+
+def changed(change: Callable[[nn.Linear], object]) -> nn.Module:
+    """A network of which something was done to the first layer."""
+    model = network()
+    change(model[0])  # type: ignore[operator, index]
+    return model
+
+
+def assert_refused(model: nn.Module, match: str, *configs: PeraConfig, error: type[PeraError] = TargetError) -> None:
+    before = Before.of(model)
+    for config in configs or (NAMED, NO_HEAD):
+        with pytest.raises(error, match=match):
+            inject_adapter(model, config)
+        before.assert_restored(model)
+
+
+def assert_right(make: Callable[[], nn.Module]) -> None:
+    """Adapted as the base with its weight changed by hand; merged the same; every factor gets a gradient."""
+    model, by_hand = make(), make()
+    x, before = torch.randn(4, WIDTH), model(torch.ones(1, WIDTH))
+    report = inject_adapter(model, NAMED)
+    assert report.adapted == ("0", "2")
+    torch.testing.assert_close(model(torch.ones(1, WIDTH)), before)
+    randomise_adapter(model)
+    for name, layer in adapted_layers(model):
+        delta = reference_delta_weight(layer.pera_A, layer.pera_B, layer.pera_h, 2, "full", layer.scaling)
+        stored = by_hand.get_submodule(name).weight.data  # type: ignore[union-attr]
+        stored += delta.T if isinstance(layer.base_layer, Conv1D) else delta
+    y = model(x)
+    torch.testing.assert_close(y, by_hand(x), rtol=1e-4, atol=1e-5)
+    y.square().sum().backward()
+    assert all(value.grad.any() for _, layer in adapted_layers(model) for value in layer.adapter().values())  # type: ignore[union-attr]
+    torch.testing.assert_close(merge_adapter(model)(x), y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", MORE)
+def test_a_class_that_does_more_is_refused_by_name(kind: type[nn.Module], tmp_path: Path) -> None:
+    assert_refused(network(kind), rf"'0' of kind {kind.__name__}, which", NAMED)
+    with pytest.raises(TargetError, match=rf"{kind.__name__}, which"):
+        PeraLinear(kind(4, 6), PeraConfig(2))
+    plain = network()
+    inject_adapter(plain, NAMED)
+    save_adapter(plain, tmp_path)
+    with pytest.raises(AdapterFileError, match=rf"'0' of kind {kind.__name__}, which"):
+        load_adapter(network(kind), tmp_path, allow_other_base=True)
+
+
+@pytest.mark.parametrize("kind", MORE)
+def test_all_linear_leaves_it_alone_and_names_it(kind: type[nn.Module]) -> None:
+    model = network(kind)
+    report = inject_adapter(model, NO_HEAD)
+    assert report.adapted == ("2",)
+    assert list(report.not_plain) == ["0"]
+    assert f"left alone: * (each {report.not_plain['0']})" in str(report)
+    assert type(model[0]) is kind  # type: ignore[index]
+
+
+def test_excluded_or_saved_whole_it_is_not_named() -> None:
+    assert inject_adapter(network(Scaled), PeraConfig(2, exclude_modules=["0"])).not_plain == {}
+    assert inject_adapter(network(Scaled), PeraConfig(2, modules_to_save=["0"])).not_plain == {}
+
+
+def test_nothing_else_to_adapt_says_why() -> None:
+    assert_refused(nn.Sequential(Scaled(4, 4), nn.Linear(4, 2)), "does more than multiply .*'0' does more", NO_HEAD)
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_a_class_that_only_adds_is_adapted(kind: type[nn.Module]) -> None:
+    assert_right(partial(network, kind))
+    with torch.device("meta"):
+        layer = kind(WIDTH, 6)
+    assert PeraLinear(layer, PeraConfig(2)).out_features == 6
+
+
+def test_trying_a_layer_leaves_no_trace() -> None:
+    layer = OfItsSize(WIDTH, WIDTH)
+    before, state = Before.of(layer), torch.get_rng_state()
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode(), torch.device("meta"):
+        assert beyond_multiplying(layer) is None
+    before.assert_restored(layer)
+    assert (layer.calls, layer.history) == (0, [])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_hook_is_not_called_by_trying() -> None:
+    layer, calls = OfItsSize(WIDTH, WIDTH), []
+    layer.register_forward_hook(lambda *args: calls.append(1))
+    assert beyond_multiplying(layer) is None
+    assert not calls
+
+
+COMPUTED = (
+    parametrizations.weight_norm,
+    parametrizations.spectral_norm,
+    parametrizations.orthogonal,
+    weight_norm,
+    spectral_norm,
+    partial(prune.l1_unstructured, name="weight", amount=0.5),
+)
+
+
+@pytest.mark.parametrize("compute", COMPUTED)
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_computed_weight_is_refused(compute: Callable[[nn.Linear], object]) -> None:
+    assert_refused(changed(compute), "'0' of kind .*whose weight is computed at each call")
+
+
+def test_a_pruned_bias_and_a_skipped_start_are_right() -> None:
+    assert_right(lambda: changed(lambda layer: prune.l1_unstructured(layer, "bias", 0.5)))
+
+    def skipped() -> nn.Module:
+        model = network()
+        model[0] = skip_init(nn.Linear, WIDTH, WIDTH)  # type: ignore[operator]
+        model[0].load_state_dict(network()[0].state_dict())  # type: ignore[index]
+        return model
+
+    assert_right(skipped)
+
+
+def replace_forward(layer: nn.Linear) -> None:
+    own = layer.forward
+
+    @wraps(own)
+    def doubled(x: Tensor) -> Tensor:
+        return 2 * own(x)
+
+    layer.forward = doubled  # type: ignore[method-assign]
+
+
+class Doubling(ModelHook):
+    def post_forward(self, module: nn.Module, output: Tensor) -> Tensor:
+        return 2 * output
+
+
+class WithoutGradient(AlignDevicesHook):
+    no_grad = True
+
+
+class ReadsByName:
+    def __call__(self, module: nn.Module, args: tuple[Tensor]) -> Tensor:
+        return args[0] * getattr(module, "weight", args[0]).mean()
+
+
+def placed(*hooks: ModelHook) -> Callable[[nn.Linear], object]:
+    return lambda layer: [add_hook_to_module(layer, hook, append=True) for hook in hooks]
+
+
+AT = AlignDevicesHook("cpu", io_same_device=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (replace_forward, "forward that was replaced"),
+        (lambda layer: (placed(AT)(layer), replace_forward(layer)), "forward that was replaced"),
+        (lambda layer: (replace_forward(layer), placed(AT)(layer)), "forward that was replaced"),
+        (placed(Doubling()), r"accelerate \(Doubling\)"),
+        (placed(AT, Doubling()), r"accelerate \(SequentialHook\)"),
+        (placed(WithoutGradient("cpu")), r"accelerate \(WithoutGradient\)"),
+        (
+            lambda layer: layer.register_forward_hook(lambda part, args, output: args[0] @ part.weight.T),
+            "reads its weight",
+        ),
+        (lambda layer: layer.register_forward_pre_hook(ReadsByName()), "reads its weight"),
+    ],
+)
+def test_what_was_done_to_one_layer_is_refused(change: Callable[[nn.Linear], object], match: str) -> None:
+    assert_refused(changed(change), f"'0' of kind Linear, which has .*{match}")
+
+
+def test_hooks_of_accelerate_that_only_place_are_right() -> None:
+    assert_right(lambda: changed(placed(AT)))
+    assert_right(lambda: changed(placed(SequentialHook(AT, AlignDevicesHook("cpu")))))
+
+
+def test_an_off_loaded_layer_is_refused() -> None:
+    with pytest.raises(TargetError, match="'0' of kind Linear, which has no weight between its calls"):
+        inject_adapter(changed(placed(AlignDevicesHook("cpu", offload=True))), NAMED)
+
+
+def test_other_adapters_come_first() -> None:
+    model = get_peft_model(network(), LoraConfig(target_modules=["0"], r=2))
+    assert_refused(model, "'base_model.model.0.base_layer' in 'base_model.model.0'", NO_HEAD)
+    inject_adapter(model, PeraConfig(2, target_modules=["2"]))
+
+
+@contextmanager
+def one_process() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def test_a_model_that_processes_share_already_is_refused() -> None:
+    with one_process():
+        assert_refused(DistributedDataParallel(network()), "would train the adapter by itself", error=InjectionError)
+
+
+class ReadsWeights(nn.Module):
+    """It reads weight and bias in place of calling the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.linear(x, self.first.weight, self.first.bias))
+
+
+class KeepsElsewhere(nn.Module):
+    """It calls its layers from where torch does not see them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.third, self.head = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.steps = [self.first, {"second": (torch.tanh, self.second)}]
+        self.last = self.third.forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        tanh, second = self.steps[1]["second"]  # type: ignore[index]
+        return self.head(self.last(second(tanh(self.steps[0](x)))))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("kind", [ReadsWeights, KeepsElsewhere])
+def test_weights_and_layers_that_are_reached_otherwise(kind: type[nn.Module]) -> None:
+    x, model, by_hand = torch.randn(4, WIDTH), kind(), kind()
+    before = model(x)
+    report = inject_adapter(model, NO_HEAD)
+    randomise_adapter(model)
+    for name, layer in adapted_layers(model):
+        delta = reference_delta_weight(layer.pera_A, layer.pera_B, layer.pera_h, 2, "full", layer.scaling)
+        by_hand.get_submodule(name).weight.data += delta  # type: ignore[union-attr, operator]
+    y = model(x)
+    torch.testing.assert_close(y, by_hand(x), rtol=1e-4, atol=1e-5)
+    y.square().sum().backward()
+    assert all(layer.pera_A.grad.any() for _, layer in adapted_layers(model))  # type: ignore[union-attr]
+    assert len(report.adapted) == len(list(by_hand.children())) - 1
+    merged = merge_adapter(copy.deepcopy(model))
+    torch.testing.assert_close(merged(x), y, rtol=1e-4, atol=1e-5)
+    remove_adapter(model)
+    torch.testing.assert_close(model(x), before)
+
+
+def test_trained_tokens_and_quantisation_judge_as_adapters_do() -> None:
+    with pytest.raises(TargetError, match="'0' of kind Scaled"):
+        inject_adapter(network(Scaled), PeraConfig(2, target_modules=["2"], trainable_tokens={"0": [1]}))
+    model = nn.Sequential(Scaled(64, 64), nn.Linear(64, 64), nn.Linear(64, 2))
+    assert quantize_model(model, "nf4").left == ("0", "2")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "match"),
+    [
+        (
+            lambda layer: layer.base_layer.register_forward_hook(lambda part, args, output: 2 * output),
+            "on its base_layer",
+        ),
+        (lambda layer: layer.base_layer.register_forward_pre_hook(lambda part, args: args[0] * 2), "on its base_layer"),
+        (lambda layer: replace_forward(layer.base_layer), "forward that was replaced"),
+        (replace_forward, "forward that was replaced"),
+        (lambda layer: parametrizations.weight_norm(layer.base_layer), "ParametrizedLinear"),
+    ],
+)
+def test_what_is_done_after_the_injection_is_refused_by_the_merge(spoil: Callable[[Any], object], match: str) -> None:
+    model, x = network(), torch.randn(4, WIDTH)
+    inject_adapter(model, NAMED)
+    randomise_adapter(model)
+    spoil(model[2])  # type: ignore[index]
+    y = model(x)
+    with pytest.raises(InjectionError, match=match):
+        merge_adapter(model)
+    assert torch.equal(model(x), y)
+    if match != "ParametrizedLinear":
+        with pytest.raises(InjectionError, match="'2' over Linear"):
+            merge_adapter(model)
