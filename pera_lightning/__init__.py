@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from pera_lightning.integration.merged_model import export_merged
     from pera_lightning.integration.sequence_classifier import PeraSequenceClassifier
+    from pera_lightning.integration.weighted_accumulation import WeightedAccumulation
     from pera_lightning.layers.tensor_parallel import parallelize_adapted
 
 __version__ = "0.1.0"
@@ -47,6 +48,7 @@ __all__ = [
     "PeraLinear",
     "PeraSequenceClassifier",
     "TextDataModule",
+    "WeightedAccumulation",
     "adapter_disabled",
     "adapter_state_dict",
     "export_lora",
@@ -73,6 +75,7 @@ _LATE = {
     "GlueDataModule": "pera_lightning.integration.data",
     "InstructionDataModule": "pera_lightning.integration.data",
     "TextDataModule": "pera_lightning.integration.data",
+    "WeightedAccumulation": "pera_lightning.integration.weighted_accumulation",
     "export_merged": "pera_lightning.integration.merged_model",
     "parallelize_adapted": "pera_lightning.layers.tensor_parallel",
 }

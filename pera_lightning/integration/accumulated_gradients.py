@@ -6,10 +6,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from pera_lightning.functional.distributed import own_part
 from pera_lightning.injection import clean_name
+from pera_lightning.integration.weighted_accumulation import WeightedAccumulation
 
 
 def accumulated_gradients(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Tensor]:
@@ -34,8 +36,28 @@ def accumulated_gradients(trainer: pl.Trainer, pl_module: pl.LightningModule) ->
     }
 
 
-def restore_gradients(pl_module: pl.LightningModule, gradients: dict[str, Tensor]) -> None:
-    """Put gradients back where `accumulated_gradients` found them."""
+def accumulated_weights(pl_module: pl.LightningModule) -> dict[str, Tensor | None] | None:
+    """What the accumulated gradients are weighed by; None in a module that does not weigh them."""
+    accumulation = WeightedAccumulation.of(pl_module)
+    return None if accumulation is None else accumulation.window()
+
+
+def restore_gradients(
+    pl_module: pl.LightningModule, gradients: dict[str, Tensor], weights: dict[str, Any] | None
+) -> None:
+    """Put gradients back where `accumulated_gradients` found them, and what `accumulated_weights` found beside them.
+
+    Gradients of a run that did not weigh them, as those of earlier versions, are left out where now they are weighed.
+    """
+    accumulation = WeightedAccumulation.of(pl_module)
+    if accumulation is not None and weights is not None:
+        accumulation.restore(weights)
+    elif accumulation is not None and pl_module.automatic_optimization and gradients:
+        rank_zero_warn(
+            "The checkpoint holds accumulated gradients of a run that did not weigh its batches by their tokens: they "
+            "are left out, and the next optimizer step is made with the rest of its batches."
+        )
+        return
     for name, parameter in pl_module.named_parameters():
         gradient = gradients.get(clean_name(name))
         if gradient is not None:

@@ -22,7 +22,7 @@ from pera_lightning.integration.answer_loss import (
     has_frozen_head,
 )
 from pera_lightning.integration.answer_metrics import AnswerMetrics
-from pera_lightning.integration.answer_places import with_answer_places
+from pera_lightning.integration.answer_places import PLACES, with_answer_places
 from pera_lightning.integration.callback import has_pera_callback
 from pera_lightning.integration.generation import (
     GenerationSample,
@@ -220,13 +220,12 @@ class PeraCausalLM(PretrainedModule):
 
     @override
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        model = self.built_model()
+        model, batch = self.built_model(), with_answer_places(batch)
         self._check_packs(batch)
         # Somebody may unfreeze or hook the head in the middle of a run.
         chunks = self._chunks_loss and has_frozen_head(model)
         loss = chunked_answer_loss(model, batch) if chunks else answer_loss(*answer_logits(model, batch))
-        self.log("train_loss", loss, prog_bar=True, batch_size=batch["input_ids"].shape[0])
-        return loss
+        return self.accumulation.weigh(loss, len(batch[PLACES]))
 
     @override
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -263,9 +262,10 @@ class PeraCausalLM(PretrainedModule):
         labelled = targets != IGNORE_INDEX
         # One row of the labelled positions alone: a softmax over the vocabulary is what the metrics cost.
         logits, targets = logits[labelled].unsqueeze(0), targets[labelled].unsqueeze(0)
-        # Weighted by tokens, the epoch's loss is the mean over all its answer tokens, however they are batched.
-        loss, tokens = answer_loss(logits, targets), targets.numel()
-        self.log(f"{stage}_loss", loss, prog_bar=True, batch_size=tokens, sync_dist=True)
+        # Weighted by tokens, the epoch's loss is the mean over all its answer tokens, however they are batched and
+        # spread over processes; of numbers that it is given, Lightning rounds the mean batch size down.
+        metrics.loss.update(answer_loss(logits, targets), targets.numel())
+        self.log(f"{stage}_loss", metrics.loss, prog_bar=True)
         metrics.perplexity.update(logits.float(), targets)
         metrics.token_accuracy.update((logits.argmax(dim=-1) == targets).float())
         self.log(f"{stage}_perplexity", metrics.perplexity)

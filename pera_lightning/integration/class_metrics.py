@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import nn
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import Accuracy, F1Score, MatthewsCorrCoef
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 
 from pera_lightning.integration.quiet import ignore_warning
 
 
-class ClassMetrics(nn.ModuleDict):
-    """Metrics of one stage by name, accumulated over its batches and ranks.
+class ClassMetrics(nn.Module):
+    """Metrics of one stage, accumulated over its batches and ranks: the loss, and others by name.
 
     Classification: `accuracy`, `f1` (of class 1 where there are two classes, else the classes' mean) and `matthews`.
     Regression, with a single output: `pearson` and `spearman`.
@@ -23,11 +24,14 @@ class ClassMetrics(nn.ModuleDict):
     """
 
     def __init__(self, num_labels: int) -> None:
-        super().__init__(_correlations() if num_labels == 1 else _of_classes(num_labels))
+        super().__init__()
+        # A loss that is NaN is to be seen; "disable" would disable the weights too.
+        self.loss = MeanMetric(nan_strategy=math.nan)
+        self._named = nn.ModuleDict(_correlations() if num_labels == 1 else _of_classes(num_labels))
 
     def metrics(self) -> dict[str, Metric]:
-        """The metrics by name."""
-        return dict(self.items())  # type: ignore[arg-type]
+        """Those of the predictions by name."""
+        return dict(self._named.items())  # type: ignore[arg-type]
 
     def reset(self) -> None:
         """Start afresh, with tensors of the present autograd mode.
@@ -35,7 +39,7 @@ class ClassMetrics(nn.ModuleDict):
         Lightning resets metrics too, at an epoch's end: after trainer.validate that leaves inference tensors,
         which the validation of a fit, under no_grad, cannot update.
         """
-        for metric in self.metrics().values():
+        for metric in (self.loss, *self.metrics().values()):
             metric.reset()
 
 

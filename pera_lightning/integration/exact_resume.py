@@ -10,7 +10,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from pera_lightning.checkpoint.training_checkpoint import PROCESSES
-from pera_lightning.integration.accumulated_gradients import accumulated_gradients, restore_gradients
+from pera_lightning.integration.accumulated_gradients import (
+    accumulated_gradients,
+    accumulated_weights,
+    restore_gradients,
+)
 from pera_lightning.integration.loop_progress import (
     begin_epoch,
     begin_next_epoch,
@@ -56,6 +60,7 @@ class ExactResume:
         mine = {
             "random": random_states(),
             "gradients": accumulated_gradients(trainer, pl_module),
+            "weights": accumulated_weights(pl_module),
             "sharded": is_parallel(trainer),
         }
         checkpoint[PROCESSES] = _gathered(mine)
@@ -92,7 +97,7 @@ class ExactResume:
             self._restore_random_states()
             go_on_within_epoch(trainer, self._restore_random_states, owed=self._owes_validation)
         if self._process is not None:
-            restore_gradients(pl_module, self._process["gradients"])
+            restore_gradients(pl_module, self._process["gradients"], self._process.get("weights"))
         self.forget()
 
     def _restore_random_states(self) -> None:

@@ -14,6 +14,7 @@ from pera_lightning.injection import adapted_layers, parameter_groups
 from pera_lightning.integration.activation_offloading import check_offloading
 from pera_lightning.integration.optimization import OptimizerName, Schedule, make_optimizer, warmup_schedule
 from pera_lightning.integration.pretrained import PretrainedSource, load_tokenizer
+from pera_lightning.integration.weighted_accumulation import WeightedAccumulation
 from pera_lightning.option_checks import between, one_of, positive
 
 if TYPE_CHECKING:
@@ -26,10 +27,15 @@ Dtype = Literal["auto", "native", "float32", "bfloat16", "float16"]
 class PretrainedModule(LightningModule):
     """A LightningModule around one pretrained model: its source, its tokenizer and its optimizer.
 
-    A subclass calls `set_source` and `set_optimization` in `__init__`, and makes `self.model` in `configure_model`.
+    A subclass calls `set_source` and `set_optimization` in `__init__`, makes `self.model` in `configure_model`, and
+    returns from `training_step` what `self.accumulation.weigh` makes of its loss; `train_loss` is logged by that.
     """
 
     activation_offloading: bool
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.accumulation = WeightedAccumulation(self, "train_loss")
 
     def set_source(self, source: PretrainedSource, dtype: Dtype, attn_implementation: str | None) -> None:
         """Keep where the model comes from and how it is loaded; nothing is loaded yet."""

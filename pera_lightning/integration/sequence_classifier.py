@@ -154,8 +154,7 @@ class PeraSequenceClassifier(PretrainedModule):
     @override
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         _, loss = self._outputs_and_loss(batch)
-        self.log("train_loss", loss, prog_bar=True, batch_size=len(batch["labels"]))
-        return loss
+        return self.accumulation.weigh(loss, len(batch["labels"]))
 
     @override
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -207,7 +206,8 @@ class PeraSequenceClassifier(PretrainedModule):
     def _evaluate(self, stage: str, metrics: ClassMetrics, batch: dict[str, Tensor]) -> None:
         outputs, loss = self._outputs_and_loss(batch)
         rows = len(batch["labels"])
-        self.log(f"{stage}_loss", loss, prog_bar=True, batch_size=rows, sync_dist=True)
+        metrics.loss.update(loss, rows)
+        self.log(f"{stage}_loss", metrics.loss, prog_bar=True)
         predicted = outputs if self.num_labels == 1 else outputs.argmax(dim=-1)
         target = batch["labels"].to(torch.float32) if self.num_labels == 1 else batch["labels"]
         for name, metric in metrics.metrics().items():

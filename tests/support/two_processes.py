@@ -12,17 +12,26 @@ import warnings
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 
+from pera_lightning import WeightedAccumulation
 from tests.support.noisy import Noisy, train
 
 RANK = int(os.environ.get("LOCAL_RANK", 0))
 
 
 class Distributed(Noisy):
-    """Its loader's sampler knows of the processes and can go on."""
+    """Its loader's sampler knows of the processes and can go on; its batches are of different weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.accumulation = WeightedAccumulation(self)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return self.accumulation.weigh(super().training_step(batch, batch_idx), 1 + 2 * RANK + batch_idx)
 
     def train_dataloader(self) -> DataLoader:
         sampler = StatefulDistributedSampler(self.rows, num_replicas=2, rank=RANK)

@@ -1,0 +1,233 @@
+"""Steps whose gradient is that of all their tokens (or rows) together, however they were cut into batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from typing_extensions import override
+
+from pera_lightning.errors import ConfigError
+from pera_lightning.functional.distributed import own_part, whole
+
+
+class WeightedAccumulation(pl.Callback):
+    """Makes an optimizer step follow the mean loss over everything it has seen, and not the mean of its batches' means.
+
+    Where batches hold unequal numbers of tokens that count, Lightning's accumulated gradient is another than that of
+    one large batch: it averages the batches, over an accumulation and over processes alike, and divides by
+    `accumulate_grad_batches` in the last, shorter accumulation of an epoch too. With this,
+
+        class Mine(LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.accumulation = WeightedAccumulation(self, "train_loss")
+
+            def training_step(self, batch, batch_idx):
+                loss = cross_entropy(self(batch), batch["labels"], ignore_index=-100)
+                return self.accumulation.weigh(loss, count=(batch["labels"] != -100).sum())
+
+    the gradient that is clipped and stepped with is that of all tokens of the accumulation in all processes. With one
+    process and without accumulation nothing is changed. It joins the Trainer's callbacks by itself, and no step waits
+    for a GPU. For DDP, FSDP1, FSDP2 and tensor parallelism; under DeepSpeed, which keeps the gradients to itself, the
+    batches of an accumulation weigh alike.
+
+    With manual optimization call `average` where gradients are read or clipped before `optimizer.step()`, which does
+    it otherwise.
+
+    Args:
+        module: The module whose `training_step` weighs its losses.
+        loss_name: Name under which `loss` is logged at every optimizer step; None: it is not logged.
+
+    Attributes:
+        loss: Mean loss over all tokens of the last optimizer step, in all processes: a float32 scalar on the device;
+            None before the first step.
+    """
+
+    def __init__(self, module: pl.LightningModule, loss_name: str | None = None) -> None:
+        self.loss: Tensor | None = None
+        self._module = module
+        self._loss_name = loss_name
+        # What this process has weighed since the last step: number of tokens, and sum of their losses.
+        self._window: Tensor | None = None
+        # The same of a batch whose backward pass has not ended; one that fails takes no part.
+        self._pending: Tensor | None = None
+        # A weight of 1. Sums over thousands of tokens would overflow under the loss scale of fp16.
+        self._reference: Tensor | None = None
+
+    @staticmethod
+    def of(module: pl.LightningModule) -> WeightedAccumulation | None:
+        """The one that is an attribute of the module, if any."""
+        return next((value for value in vars(module).values() if isinstance(value, WeightedAccumulation)), None)
+
+    def weigh(self, loss: Tensor, count: int | Tensor) -> Tensor:
+        """Let a loss take part in its step with a weight; in `training_step`, in every process for every batch.
+
+        Args:
+            loss: Mean loss of the batch, a scalar.
+            count: How many tokens (rows, ...) it is the mean of; as a tensor it stays on its device. With 0 the batch
+                takes no part, and its loss, whatever it is, becomes 0.
+
+        Returns:
+            The loss: of the same value, with a gradient that is scaled. Outside of a Trainer's training as it came.
+
+        Raises:
+            ConfigError: There are several optimizers: each would need weights of its own.
+        """
+        trainer = self._module._trainer
+        if trainer is None or not trainer.training:
+            return loss
+        self._join(trainer)
+        loss = _unless_empty(loss, count)
+        if self._is_alone(trainer):
+            self.loss = loss.detach().float()
+            return loss
+        tokens = _number(count, loss.device)
+        self._note(trainer, tokens, whole(loss.detach()).float().mean())
+        weight = self._weight(trainer, tokens)
+        if loss.requires_grad:
+            loss.register_hook(lambda gradient: (gradient * weight).to(gradient.dtype))
+        return loss
+
+    def _join(self, trainer: pl.Trainer) -> None:
+        # Also the callbacks that Lightning's tuner runs with, in place of all others.
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if self in callbacks:
+            return
+        if len(trainer.optimizers) > 1:
+            raise ConfigError(
+                "WeightedAccumulation does not know which losses belong to which optimizer.",
+                got=f"{type(self._module).__name__} with {len(trainer.optimizers)} optimizers",
+                expected="a module with one optimizer",
+                fix="weigh the losses by hand: their sums, and before each optimizer's step its gradients over the "
+                "number of tokens",
+            )
+        if isinstance(trainer.strategy, DeepSpeedStrategy) and trainer.accumulate_grad_batches > 1:
+            rank_zero_warn(
+                "DeepSpeed accumulates gradients where nobody else reaches them: the "
+                f"{trainer.accumulate_grad_batches} batches of an optimizer step weigh alike, whatever number of "
+                "tokens they hold (over processes every token does). Under DDP or FSDP2 every token weighs alike."
+            )
+        callbacks.append(self)
+        self._forget()
+
+    def _is_alone(self, trainer: pl.Trainer) -> bool:
+        """Whether every batch is a step by itself."""
+        return trainer.world_size == 1 and trainer.accumulate_grad_batches == 1 and self._module.automatic_optimization
+
+    @torch.no_grad()
+    def _note(self, trainer: pl.Trainer, tokens: Tensor, loss: Tensor) -> None:
+        self._pending = torch.stack([tokens, tokens * loss])
+        begins = trainer.fit_loop.batch_idx % trainer.accumulate_grad_batches == 0
+        if self._module.automatic_optimization and begins:
+            # As Lightning discards gradients that an exception or its tuner has left.
+            self._window = None
+
+    def _take(self) -> None:
+        batch, self._pending = self._pending, None
+        if batch is not None:
+            self._window = batch if self._window is None else self._window.to(batch.device) + batch
+
+    @torch.no_grad()
+    def _weight(self, trainer: pl.Trainer, tokens: Tensor) -> Tensor:
+        """What the batch's gradient is scaled by until the step."""
+        # Lightning divides each loss by the number of batches, of which there may be fewer.
+        undivided = tokens * trainer.accumulate_grad_batches
+        if isinstance(trainer.strategy, DeepSpeedStrategy):
+            # Which does so itself once more.
+            return _ratio(trainer.world_size * undivided, _sum_over_processes(trainer, tokens))
+        if self._reference is None:
+            batch = _sum_over_processes(trainer, tokens.clone()).div_(trainer.world_size).clamp_(min=1)
+            # A power of two, by which nothing is rounded.
+            self._reference = batch / torch.frexp(batch).mantissa
+        return undivided / self._reference.to(tokens.device)
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Scale the optimizer's gradients to those of the mean over everything weighed since the last step.
+
+        Collective where there are several processes. A second call before the next loss does nothing.
+        """
+        self._take()
+        window, self._window = self._window, None
+        if window is None:
+            return
+        trainer = self._module.trainer
+        count, total = _sum_over_processes(trainer, window).unbind()
+        self.loss = _ratio(total, count)
+        if self._reference is None or isinstance(trainer.strategy, DeepSpeedStrategy):
+            return
+        # All strategies average over their processes. Those of tensor parallelism, which share their rows, are in
+        # both of the numbers.
+        scale = _ratio(trainer.world_size * self._reference.to(count.device), count)
+        by_device: dict[torch.device, list[Tensor]] = {}
+        for group in trainer.optimizers[0].param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    gradient = own_part(parameter.grad)
+                    by_device.setdefault(gradient.device, []).append(gradient)
+        for device, gradients in by_device.items():
+            torch._foreach_mul_(gradients, scale.to(device, non_blocking=True))
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._forget()
+
+    @override
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._take()
+        # Already here, so that every callback finds the right gradients in on_before_optimizer_step.
+        if pl_module.automatic_optimization and not trainer.fit_loop._should_accumulate():
+            self.average()
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.average()
+        if self._loss_name is not None and pl_module is self._module and self.loss is not None:
+            pl_module.log(self._loss_name, self.loss, prog_bar=True)
+
+    def window(self) -> dict[str, Tensor | None]:
+        """What a run that goes on within an accumulation needs, beside this process's gradients; on the CPU."""
+        parts = {"window": self._window, "reference": self._reference}
+        return {name: None if value is None else value.cpu() for name, value in parts.items()}
+
+    def restore(self, window: dict[str, Any]) -> None:
+        """Go on with what `window` returned; after the setup of a fit, before its first batch."""
+        self._join(self._module.trainer)
+        self._window, self._reference = window["window"], window["reference"]
+
+    def _forget(self) -> None:
+        self._window = self._pending = self._reference = self.loss = None
+
+
+def _unless_empty(loss: Tensor, count: int | Tensor) -> Tensor:
+    if isinstance(count, Tensor):
+        return torch.where(count > 0, loss, 0.0)
+    return loss if count > 0 else torch.where(torch.zeros((), dtype=torch.bool, device=loss.device), loss, 0.0)
+
+
+def _number(count: int | Tensor, device: torch.device) -> Tensor:
+    if isinstance(count, Tensor):
+        return whole(count.detach()).to(device, torch.float32, non_blocking=True)
+    # Not a copy from the CPU, for which it would wait.
+    return torch.full((), count, dtype=torch.float32, device=device)
+
+
+def _sum_over_processes(trainer: pl.Trainer, values: Tensor) -> Tensor:
+    # Not by the strategy, which lets all processes wait for each other before it.
+    if trainer.world_size > 1:
+        torch.distributed.all_reduce(values)
+    return values
+
+
+def _ratio(part: Tensor, count: Tensor) -> Tensor:
+    """0 where there is nothing."""
+    return torch.where(count > 0, part / count, 0.0)
