@@ -22,6 +22,7 @@ OTHER_RAISES = {
     # The error of the first process, in the others; Lightning's way to end a run.
     ("integration/parallel_causal_lm.py", "raise failure"),
     ("integration/termination.py", "raise SIGTERMException"),
+    ("integration/activation_offloading.py", "raise RuntimeError(message)"),
     ("integration/data/blocks.py", "raise row"),
     ("integration/data/conversations.py", "raise error"),
     ("integration/data/conversations.py", "raise row"),

@@ -19,7 +19,7 @@ from pera_lightning.functional.gradients import (
     factored_gradients,
 )
 from pera_lightning.functional.operands import prepare
-from pera_lightning.functional.precision import as_matrix, autocast_enabled, in_dtype
+from pera_lightning.functional.precision import as_matrix, autocast_enabled, in_dtype, unflattened
 
 
 class PeraFunction(torch.autograd.Function):
@@ -51,7 +51,7 @@ class PeraFunction(torch.autograd.Function):
             result = prepare(call.forward_path, A, B, h, form, call.dtype).add_to(flat, dropped)
         ctx.call = call
         ctx.save_for_backward(x, A, B, h, middle)
-        return result if x.dim() == 2 else result.view(*x.shape[:-1], B.shape[0])
+        return unflattened(result, (*x.shape[:-1], B.shape[0]))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

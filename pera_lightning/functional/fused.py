@@ -19,7 +19,7 @@ from pera_lightning.functional.kernels.operators import OperatorKernels
 from pera_lightning.functional.kernels.tables import MOST_COLUMNS
 from pera_lightning.functional.monomials import column_count
 from pera_lightning.functional.operands import prepare
-from pera_lightning.functional.precision import as_matrix, autocast_enabled, in_dtype
+from pera_lightning.functional.precision import as_matrix, autocast_enabled, in_dtype, unflattened
 
 
 class FusedCall(NamedTuple):
@@ -125,9 +125,8 @@ def fused_forward(
     middle = None if call.dense_forward else F.linear(dropped, right)
     # Two thin products, or one with dW.
     inner, weight = (dropped, (left @ right).t()) if middle is None else (middle, left.t())
-    m = B.shape[0]
     result = inner @ weight if output is None else torch.addmm(as_matrix(output), inner, weight)
-    return result if x.dim() == 2 else result.view(*x.shape[:-1], m), middle
+    return unflattened(result, (*x.shape[:-1], B.shape[0])), middle
 
 
 def fused_backward(call: FusedCall, kept: Kept, grad: Tensor, wanted: Wanted) -> Gradients:

@@ -6,7 +6,7 @@ from typing import get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pera_lightning.config import Terms, check_dropout
 from pera_lightning.errors import ConfigError
@@ -14,8 +14,9 @@ from pera_lightning.functional.autograd import PeraFunction
 from pera_lightning.functional.call import Options, Path, call_of, chosen_path
 from pera_lightning.functional.fused import FusedFunction, fused_call, uses_kernels
 from pera_lightning.functional.fused_operator import add_as_operator
+from pera_lightning.functional.observation import is_observed, is_transformed
 from pera_lightning.functional.operands import Operands, prepare
-from pera_lightning.functional.precision import autocast_enabled, product_dtype
+from pera_lightning.functional.precision import as_matrix, autocast_enabled, in_dtype, product_dtype, unflattened
 from pera_lightning.functional.weight import check_shapes
 
 PATHS: tuple[Path, ...] = get_args(Path)
@@ -106,7 +107,7 @@ def _add(
 ) -> Tensor:
     """By whatever serves these tensors here."""
     compiled = torch.compiler.is_compiling()
-    if not compiled and _transformed():
+    if not compiled and is_transformed():
         return _composed(output, x, A, B, h, options, dtype)
     if _kernels_serve(x, options) and _alike(x, A, B, h):
         result = (add_as_operator if compiled else _add_fused)(output, x, A, B, h, options, dtype)
@@ -136,18 +137,13 @@ def _add_fused(
     """With kernels; None if they do not serve this shape."""
     factor_dtype, device = A.dtype, x.device
     rank, n = A.shape
-    direct = device.type != "meta" and not _observed(x)
+    direct = device.type != "meta" and not is_observed(x)
     # Triton compiles and starts on the current device.
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
             return _add_fused(output, x, A, B, h, options, dtype)
     call = fused_call(options, x.numel() // n, rank, n, B.shape[0], dtype, factor_dtype, device, direct)
     return None if call is None else FusedFunction.apply(output, x, A, B, h, call)
-
-
-def _observed(x: Tensor) -> bool:
-    """Whether a mode or a subclass of tensor is to see what is started."""
-    return torch._C._len_torch_dispatch_stack() > 0 or type(x) not in (Tensor, nn.Parameter)
 
 
 def _composed(
@@ -164,20 +160,16 @@ def _composed(
     return apply_operands(prepare(path, A, B, h, options.form, dtype), output, dropped, dtype)
 
 
-def _transformed() -> bool:
-    return torch._C._functorch.peek_interpreter_stack() is not None or torch.jit.is_tracing()
-
-
 def apply_operands(operands: Operands, output: Tensor | None, x: Tensor, dtype: torch.dtype) -> Tensor:
     """`output` plus what operands of this dtype make of x (..., in).
 
     Shape (..., out), the dtype of `output` if there is one.
     """
-    flat = x.reshape(-1, x.shape[-1]).to(dtype)
+    flat = in_dtype(as_matrix(x), dtype)
     if output is not None and output.dtype == dtype:
-        return operands.add_to(output.reshape(-1, output.shape[-1]), flat).view(output.shape)
+        return unflattened(operands.add_to(as_matrix(output), flat), output.shape)
     part = operands.add_to(None, flat)
-    part = part.view(*x.shape[:-1], part.shape[-1])
+    part = unflattened(part, (*x.shape[:-1], part.shape[-1]))
     return part if output is None else output + part.to(output.dtype)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from pera_lightning.config import Terms, check_order, check_rank, check_terms
+from pera_lightning.functional.observation import is_faked
 
 
 def monomials(rank: int, order: int = 2, terms: Terms = "full") -> list[tuple[int, ...]]:
@@ -109,10 +110,7 @@ def product_tables(
 ) -> tuple[Products, ...]:
     """One entry for each degree that has products with different members; none for square terms."""
     key = (rank, order, terms, device, dtype)
-    found = _tables.get(key)
-    if found is None:
-        found = kept_tables(key, lambda: _make_products(*key))
-    return found
+    return kept_tables(key, lambda: _make_products(*key))
 
 
 def _make_products(
@@ -135,12 +133,15 @@ _tables: dict[Hashable, tuple[Any, ...]] = {}
 
 def kept_tables(key: Hashable, make: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
     """The tensors that `make` gives, made once for each key; for constants that are small and never changed."""
-    found = _tables.get(key)
+    # A fake mode takes no real tensors, and its own are none that anybody else could use. A compiler has its way with
+    # both.
+    kept = torch.compiler.is_compiling() or not is_faked()
+    found = _tables.get(key) if kept else None
     if found is None:
         # A tensor made in inference mode could not be saved for a later backward pass.
         with torch.inference_mode(mode=False):
             found = make()
-        # While torch.export or a fake mode looks on, they are no tensors that anybody else could use.
-        if all(type(table) is Tensor for table in tree_leaves(found) if isinstance(table, Tensor)):
+        # While torch.export looks on they are no real tensors either.
+        if kept and all(type(table) is Tensor for table in tree_leaves(found) if isinstance(table, Tensor)):
             _tables[key] = found
     return found

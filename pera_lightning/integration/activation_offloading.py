@@ -84,10 +84,10 @@ class _OffloadedTensors(saved_tensors_hooks):
         # By address and version. The references tell when a storage is gone, before another gets its address.
         self._copies: dict[int, tuple[weakref.ref[Any], dict[int, _Copy]]] = {}
 
-    def _pack(self, tensor: Tensor) -> Tensor | _View:
+    def _pack(self, tensor: Tensor) -> _Left | _View:
         if not self._is_movable(tensor):
             # Not the tensor itself: an operation that saves its own output would then keep itself alive.
-            return tensor.detach()
+            return _Left(tensor.detach(), tensor._version)
         versions, storage = self._versions(tensor), tensor.untyped_storage()
         if tensor._version not in versions:
             versions[tensor._version] = _Copy(tensor)
@@ -154,9 +154,31 @@ class _View(NamedTuple):
     stride: tuple[int, ...]
 
 
-def _unpack(packed: Tensor | _View) -> Tensor:
-    if isinstance(packed, Tensor):
-        return packed
+class _Left(NamedTuple):
+    """A saved tensor that stays where it is."""
+
+    tensor: Tensor
+    version: int
+    """When it was saved."""
+
+    def checked(self) -> Tensor:
+        """The tensor; torch's own error if it was changed meanwhile, which torch does not see behind hooks.
+
+        Of a tensor that was moved the copy holds what was saved.
+        """
+        tensor, now = self.tensor, self.tensor._version
+        if now != self.version:
+            message = (
+                "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                f"[{tensor.type()} {list(tensor.shape)}] is at version {now}; expected version {self.version} instead."
+            )
+            raise RuntimeError(message)
+        return tensor
+
+
+def _unpack(packed: _Left | _View) -> Tensor:
+    if isinstance(packed, _Left):
+        return packed.checked()
     back = packed.copy.back()
     empty = torch.empty(0, dtype=packed.dtype, device=back.device)
     return empty.set_(back.untyped_storage(), packed.offset, packed.size, packed.stride)

@@ -23,7 +23,7 @@ from pera_lightning.functional.operands import Operands, prepare
 from pera_lightning.functional.precision import factor_dtype, product_dtype, without_autocast
 from pera_lightning.functional.tensor_parallel import add_local_adapter, local_part
 from pera_lightning.layers.merging import MergeTarget, Unmerged, fold, refuse_infinite
-from pera_lightning.layers.operand_cache import OperandCache, tells_changes
+from pera_lightning.layers.operand_cache import Factors, OperandCache, can_be_compared
 
 
 class PeraLinear(nn.Module):
@@ -189,15 +189,19 @@ class PeraLinear(nn.Module):
         # Its weight is split over processes.
         if is_distributed(output):
             return add_local_adapter(output, x, local_part(A), local_part(B), local_part(h), self._options)
-        # A compiler or tracer would take what is kept for a constant.
-        if not (self.training or needs_gradient(output, x, A, B, h) or _is_traced()):
-            if x.numel() <= FEW_TOKENS * self.in_features and all(map(tells_changes, (A, B, h))):
-                dtype = product_dtype(x)
-                return apply_operands(self._operands(x, dtype, A, B, h), output, x, dtype)
-        else:
-            # Training may go on in eval mode, and a fused optimizer changes parameters without a new version.
-            self._operand_cache.clear()
+        if self._keeps_operands(output, x, A, B, h):
+            dtype = product_dtype(x)
+            return apply_operands(self._operands(x, dtype, A, B, h), output, x, dtype)
         return add_adapter(output, x, A, B, h, self._options)
+
+    def _keeps_operands(self, output: Tensor, x: Tensor, A: Tensor, B: Tensor, h: Tensor | None) -> bool:
+        """Whether to keep the expanded factors for the next call: where making them costs more than using them."""
+        # A compiler would take what is kept for a constant.
+        if self.training or torch.compiler.is_compiling():
+            return False
+        if needs_gradient(output, x, A, B, h) or not can_be_compared(x, A, B, h):
+            return False
+        return x.numel() <= FEW_TOKENS * self.in_features
 
     @property
     def _options(self) -> Options:
@@ -216,21 +220,21 @@ class PeraLinear(nn.Module):
         """What to multiply few tokens with where no gradient is asked for; kept for the next call."""
         tokens, options = x.numel() // self.in_features, self._options
 
-        def make() -> Operands:
+        def make(factors: Factors) -> Operands:
             shape = (tokens, self.rank, self.in_features, self.out_features)
             path = chosen_path(options, *shape, x.device.type, prepared=True)
             with torch.no_grad(), without_autocast(x.device.type):
-                return prepare(path, A, B, h, options.form, dtype)
+                return prepare(path, *factors, options.form, dtype)
 
         return self._operand_cache.get((A, B, h), (tokens, dtype, options), make)
 
     def train(self, mode: bool = True) -> Self:
-        """See `nn.Module.train`; forgets the expanded factors kept in eval mode."""
+        """See `nn.Module.train`; gives back the memory of the expanded factors kept in eval mode."""
         self._operand_cache.clear()
         return super().train(mode)
 
     def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Self:
-        # What .to(), .half() and the like go through; they exchange the memory without a new version.
+        # What .to(), .half() and the like go through.
         self._operand_cache.clear()
         if self._unmerged is not None and self._unmerged.stand_in:
             self._unmerged.layer._apply(fn, recurse)
@@ -306,7 +310,3 @@ class PeraLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}, "
             f"order={self.config.order}, terms={self.config.terms!r}, scaling={self.scaling:g}"
         )
-
-
-def _is_traced() -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()

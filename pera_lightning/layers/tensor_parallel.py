@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_module, distribute_tensor
@@ -68,7 +69,11 @@ class _AdaptedParallel(ParallelStyle):
 
         def gather(_: nn.Module, output: DTensor, mesh: DeviceMesh) -> Any:
             placed = _placed(output, mesh, output.placements, style.output_layouts)
-            return placed.to_local() if style.use_local_output else placed
+            if not style.use_local_output:
+                return placed
+            local = placed.to_local()
+            # No view to autograd any more, which lets nobody change views of torch's own Function in place.
+            return torch.ops.aten._unsafe_view.default(local, local.shape)
 
         return distribute_module(module, device_mesh, input_fn=distribute, output_fn=gather)
 

@@ -240,5 +240,5 @@ class TokenRowsLinear(TokenRowsLayer):
         dtype = product_dtype(input)
         with without_autocast(input.device.type):
             change = F.linear(input.to(dtype), self.token_rows.delta.to(dtype))
-        # In place: a copy of all logits would be the largest tensor of a step.
-        return logits.index_add_(-1, self.token_rows.tokens, change.to(logits.dtype))
+        # Not in place: the logits are the base's own, whose hooks may have kept them and whose graph may need them.
+        return logits.index_add(-1, self.token_rows.tokens, change.to(logits.dtype))

@@ -1,4 +1,4 @@
-"""What is kept between calls in eval mode is dropped whenever a parameter changes."""
+"""What is kept between calls in eval mode: made once, dropped whenever a parameter changes, never saved."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pera_lightning import PeraConfig, PeraLinear
 from pera_lightning.layers import pera_linear
+from tests.support.operations import CountOperations
 
 
 def layer_of(rank: int = 3, order: int = 2) -> PeraLinear:
@@ -192,24 +193,37 @@ def test_gradients_flow_in_eval_mode_whatever_is_kept() -> None:
     assert x.grad is not None
 
 
-def test_inference_parameters_are_never_kept(made: list[str]) -> None:
+def test_inference_parameters_are_compared_like_others(made: list[str]) -> None:
     with torch.inference_mode():
         layer, x = layer_of(), torch.randn(2, 10)
-        layer(x)
-        layer.pera_B.add_(1)
-        torch.testing.assert_close(layer(x), exact(layer, x))
-    assert not made
-    assert layer._operand_cache._held is None
+        for _ in range(2):
+            for _ in range(2):
+                torch.testing.assert_close(layer(x), exact(layer, x))
+            layer.pera_B.add_(1)
+    assert len(made) == 2
 
 
-def test_one_inference_parameter_is_enough_to_keep_nothing(made: list[str]) -> None:
+def test_nothing_is_kept_of_factors_that_cannot_be_compared_at_once(made: list[str]) -> None:
     layer, x = layer_of(), torch.randn(2, 10)
-    with torch.inference_mode():
-        layer.pera_B = nn.Parameter(torch.randn(7, 3))
+    with torch.no_grad():
+        layer.pera_B.data = layer.pera_B.data.t().contiguous().t()
         for _ in range(2):
             torch.testing.assert_close(layer(x), exact(layer, x))
+        assert layer.to("meta")(x.to("meta")).shape == (2, 7)
     assert not made
-    assert layer._operand_cache._held is None
+
+
+def test_who_counts_operations_sees_those_of_the_expansion(made: list[str]) -> None:
+    layer, x, counts = layer_of(), torch.randn(2, 10), []
+    with torch.no_grad():
+        layer(x)
+        for _ in range(2):
+            with CountOperations() as operations:
+                layer(x)
+            counts.append(operations.found)
+    assert counts[0] == counts[1]
+    assert counts[0]["index_select"] > 0
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
