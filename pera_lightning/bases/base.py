@@ -55,6 +55,20 @@ class Base(ABC):
         """The tensors beside the stored weight that it takes to read it."""
         return []
 
+    def rounding(self, layer: nn.Module, rows: Tensor, columns: Tensor, values: Tensor) -> Tensor | None:
+        """How far some weights may be from what they were quantised from.
+
+        Args:
+            layer: The layer.
+            rows: Where the weights are, (count,).
+            columns: The same.
+            values: What `weight` gives there, (count,), float32.
+
+        Returns:
+            The largest absolute errors (count,); None if the weight is not quantised.
+        """
+        return None
+
     def prepare(self, layer: nn.Module) -> None:  # noqa: B027 - most kinds have nothing to stop
         """Stop the layer from doing to itself what adapters above or below it do not survive."""
 

@@ -61,6 +61,14 @@ class EightBitBase(Base):
         return layer.weight.detach() * (scales.float() / LARGEST).unsqueeze(1)
 
     @torch.no_grad()
+    def rounding(self, layer: Any, rows: Tensor, columns: Tensor, values: Tensor) -> Tensor | None:
+        """Half of a row's step; and what the weight was before is not on record: bfloat16 at worst."""
+        scales = _scales_of(layer)
+        if scales is None:
+            return None
+        return scales.float()[rows] / LARGEST / 2 + values.abs() * (torch.finfo(torch.bfloat16).eps / 2)
+
+    @torch.no_grad()
     def write(self, layer: Any, weight: Tensor) -> None:
         """Quantise `weight` row by row and store it."""
         if _scales_of(layer) is None:

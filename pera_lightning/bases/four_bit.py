@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pera_lightning.bases.base import Base
 from pera_lightning.bases.library import bitsandbytes, loaded_bitsandbytes
-from pera_lightning.bases.narrow_rows import warn_of_narrow_rows
+from pera_lightning.bases.narrow_rows import unpacks_wrongly, warn_of_narrow_rows
 from pera_lightning.errors import InjectionError
 
 BLOCKSIZE = 64
@@ -67,6 +67,23 @@ class FourBitBase(Base):
         exact = copy.copy(state)
         exact.dtype = torch.float32
         return bitsandbytes().functional.dequantize_4bit(layer.weight.data, exact)
+
+    @torch.no_grad()
+    def rounding(self, layer: Any, rows: Tensor, columns: Tensor, values: Tensor) -> Tensor | None:
+        """Half of the way to the farther of a code's neighbours, times the block's scale, which may be wrong too."""
+        state = _state_of(layer)
+        if state is None:
+            return None
+        scales, wrong = _scales_of(state)
+        scale = scales[(rows * layer.in_features + columns) // state.blocksize]
+        codes = state.code.sort().values
+        gaps, end = codes.diff(), codes.new_zeros(1)
+        if layer.weight.device.type == "cpu" and unpacks_wrongly(layer.in_features, state.blocksize):
+            # With the scale of another block.
+            return (gaps.amax() / 2 * scale + scales.amax() - scales.amin() + wrong).expand_as(values)
+        farther = torch.cat([gaps, end]).maximum(torch.cat([end, gaps])) / 2
+        code = (codes - (values / scale.clamp_min(1e-30)).unsqueeze(1)).abs().argmin(1)
+        return farther[code] * (scale + wrong) + wrong
 
     @torch.no_grad()
     def write(self, layer: Any, weight: Tensor) -> None:
@@ -137,6 +154,14 @@ def _state_of(layer: Any) -> Any:
     # A converted parameter (FSDP) loses it; the layer keeps it too.
     state = getattr(layer.weight, "quant_state", None)
     return layer.quant_state if state is None else state
+
+
+def _scales_of(state: Any) -> tuple[Tensor, float]:
+    """The scale of each block, and how far one may be from what it was rounded from."""
+    if not state.nested:
+        return state.absmax, 0.0
+    scales = bitsandbytes().functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
+    return scales, float(state.state2.absmax.amax() * state.state2.code.sort().values.diff().amax() / 2)
 
 
 def _form_of(state: Any) -> tuple[int, bool]:

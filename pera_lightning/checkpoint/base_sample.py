@@ -33,19 +33,31 @@ def base_sample(model: nn.Module) -> dict[str, list[float]]:
     Layers whose weights are not here are left out: on the meta device, sharded over processes, or merged; and those
     that share theirs with a module trained whole.
     """
-    trained = {id(value) for _, module in marked_modules(model) for value in saved_parameters(module)}
     layers = list(adapted_layers(model))
-    chosen = layers[:: math.ceil(len(layers) / LAYERS)]
-    frozen = [(name, layer) for name, layer in chosen if id(layer.base_layer.weight) not in trained]
-    weights = {name: _weight(layer) for name, layer in frozen if not layer.merged}
+    chosen = dict(layers[:: math.ceil(len(layers) / LAYERS)])
+    weights = {name: _weight(layer) for name, layer in frozen_layers(model)[0] if name in chosen}
     return {name: spread(weight) for name, weight in weights.items() if weight is not None}
 
 
+def frozen_layers(model: nn.Module) -> tuple[list[tuple[str, PeraLinear]], int]:
+    """The adapted layers whose weights are here and stay as they are, by name; and how many are adapted in all."""
+    trained = {id(value) for _, module in marked_modules(model) for value in saved_parameters(module)}
+    layers = list(adapted_layers(model))
+    found = [
+        (name, layer)
+        for name, layer in layers
+        if id(layer.base_layer.weight) not in trained and not layer.merged and _is_here(layer.base_layer.weight)
+    ]
+    return found, len(layers)
+
+
+def _is_here(stored: Any) -> bool:
+    return not (is_distributed(stored) or stored.dim() != 2 or stored.is_meta)
+
+
 def _weight(layer: PeraLinear) -> Tensor | None:
-    stored: Any = layer.base_layer.weight
     base = base_of(layer.base_layer)
-    sharded = is_distributed(stored) or stored.dim() != 2
-    return None if base is None or sharded or stored.is_meta else base.weight(layer.base_layer)
+    return None if base is None else base.weight(layer.base_layer)
 
 
 def spread(weight: Tensor) -> list[float]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from torch import Tensor
 
-from pera_lightning.checkpoint.base_sample import sample_difference
+from pera_lightning.checkpoint.base_record import record_difference, record_like
+from pera_lightning.checkpoint.base_sample import sample_difference, spread
 from pera_lightning.checkpoint.manifest import FLOATING, Manifest
 from pera_lightning.injection import TokenPlan
 
@@ -95,8 +98,27 @@ def quantization_difference(stored: Manifest, present: Manifest) -> str | None:
     return f"trained on a base that is {there}; this one is {here}"
 
 
+def file_difference(stored: Manifest, weights: Mapping[str, Callable[[], Tensor]], *, floating: bool) -> str | None:
+    """In words, if an adapter's base is another one than the weights in files; None if it may be the same.
+
+    Args:
+        stored: Of the adapter.
+        weights: Layer name -> reads its weight (out, in).
+        floating: Whether the files store floating weights; others are unpacked when they are read.
+    """
+    if stored.base_record:
+        texts = {name: text for name, text in stored.base_record.items() if name in weights}
+        present = {name: record_like(text, weights[name](), gguf=not floating) for name, text in texts.items()}
+        return record_difference(stored.base_record, present)
+    sample = {name: spread(weights[name]()) for name in stored.base_sample if name in weights}
+    same_storage = floating and stored.quantization == (FLOATING,)
+    return sample_difference(stored.base_sample, sample, same_storage=same_storage)
+
+
 def base_difference(stored: Manifest, present: Manifest) -> str | None:
     """In words, if the weights below two adapters are others; None if they may be the same."""
+    if stored.base_record and present.base_record:
+        return record_difference(stored.base_record, present.base_record)
     # Quantised twice from other dtypes, single weights may fall on the neighbouring code.
     same_storage = stored.quantization == present.quantization == (FLOATING,)
     return sample_difference(stored.base_sample, present.base_sample, same_storage=same_storage)

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from pera_lightning.checkpoint.base_record import LayerRecord, base_record
 from pera_lightning.checkpoint.base_sample import base_sample
 from pera_lightning.checkpoint.layer_traits import layer_traits
 from pera_lightning.config import PeraConfig
@@ -44,7 +45,8 @@ class Manifest:
         versions: Versions of the libraries that wrote it.
         quantization: How the adapted layers' bases were quantised ("nf4-dq", ...; "none"), each kind once.
         tokens: Module name -> ids of the trained rows of its weight, and what shares the weight.
-        base_sample: Some weights of the base, by layer name, to recognise it.
+        base_sample: Some weights of the base, by layer name, to recognise it; earlier versions know no more.
+        base_record: More of it, by layer name, see `LayerRecord.encode`.
         traits: Name of a layer or saved module -> what sets it apart from a plain one, for exports (`layer_traits`).
         architecture: Class of the model that the names belong to, e.g. "LlamaForCausalLM".
     """
@@ -57,6 +59,7 @@ class Manifest:
     quantization: tuple[str, ...] = (FLOATING,)
     tokens: dict[str, TokenPlan] = field(default_factory=dict)
     base_sample: dict[str, list[float]] = field(default_factory=dict)
+    base_record: dict[str, str] = field(default_factory=dict)
     traits: dict[str, tuple[str, ...]] = field(default_factory=dict)
     architecture: str | None = None
 
@@ -79,6 +82,7 @@ class Manifest:
             },
             "base_quantization": list(self.quantization),
             "base_sample": self.base_sample,
+            "base_record": self.base_record,
             "layer_traits": {name: list(traits) for name, traits in self.traits.items()},
             "architecture": self.architecture,
             "versions": self.versions,
@@ -104,6 +108,7 @@ class Manifest:
                 # Or before rows of tokens were trained.
                 tokens=_tokens(values.get("token_rows", {})),
                 base_sample=_sample(values.get("base_sample", {})),
+                base_record=_record(values.get("base_record", {})),
                 traits={name: tuple(map(str, traits)) for name, traits in values.get("layer_traits", {}).items()},
                 architecture=values.get("architecture"),
             )
@@ -158,6 +163,10 @@ def _sample(values: dict[str, list[float]]) -> dict[str, list[float]]:
     return {name: [float(value) for value in weights] for name, weights in values.items()}
 
 
+def _record(values: dict[str, str]) -> dict[str, str]:
+    return {name: LayerRecord.decode(text).encode() for name, text in values.items()}
+
+
 def manifest_of(model: nn.Module, base_model: str | None = None) -> Manifest:
     """Describe the adapter of a model.
 
@@ -172,15 +181,17 @@ def manifest_of(model: nn.Module, base_model: str | None = None) -> Manifest:
             expected="a model after inject_adapter, load_adapter or PeraCallback.setup",
             fix="inject the adapter first",
         )
+    base_model = base_model or _name_of(model)
     return Manifest(
         config=next(iter(layers.values())).config,
         layers={name: LayerPlan(layer.rank, layer.alpha) for name, layer in layers.items()},
         saved=tuple(name for name, _ in marked_modules(model)),
-        base_model=base_model or _name_of(model),
+        base_model=base_model,
         versions=versions(),
         quantization=quantization_of(model),
         tokens=present_plans(model),
         base_sample=base_sample(model),
+        base_record=base_record(model, gguf=(base_model or "").endswith(".gguf")),
         traits=layer_traits(model),
         architecture=type(model).__name__,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,7 @@ from torch import Tensor
 
 from pera_lightning.checkpoint import Manifest
 from pera_lightning.checkpoint.atomic import replacing
-from pera_lightning.checkpoint.base_sample import sample_difference, spread
-from pera_lightning.checkpoint.manifest import FLOATING
+from pera_lightning.checkpoint.comparison import file_difference
 from pera_lightning.errors import ExportError
 from pera_lightning.export.gguf_base import GgufBase
 from pera_lightning.export.gguf_tensors import DTYPES, decoded, encoded, gguf_package, gguf_reader, tensor_type
@@ -163,11 +163,14 @@ def _check_sample(
     reader: Any, base_file: str | Path, base: GgufBase, names: dict[str, str], manifest: Manifest
 ) -> None:
     stored = {tensor.name: tensor for tensor in reader.tensors}
-    sampled = {layer: stored[names[layer]] for layer in manifest.base_sample if layer in names}
-    present = {layer: spread(base.to_model(tensor.name, decoded(tensor))) for layer, tensor in sampled.items()}
-    floating = all(tensor.tensor_type.name in DTYPES.values() for tensor in sampled.values())
-    same_storage = floating and set(manifest.quantization) == {FLOATING}
-    difference = sample_difference(manifest.base_sample, present, same_storage=same_storage)
+    adapted = {layer: stored[name] for layer, name in names.items()}
+
+    def read(tensor: Any) -> Tensor:
+        return base.to_model(tensor.name, decoded(tensor))
+
+    floating = all(tensor.tensor_type.name in DTYPES.values() for tensor in adapted.values())
+    weights = {layer: partial(read, tensor) for layer, tensor in adapted.items()}
+    difference = file_difference(manifest, weights, floating=floating)
     if difference:
         raise ExportError(
             "The GGUF file is not the adapter's base model.",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from pera_lightning.checkpoint import Manifest
-from pera_lightning.checkpoint.base_sample import sample_difference, spread
+from pera_lightning.checkpoint.comparison import file_difference
 from pera_lightning.checkpoint.layer_traits import CONV1D, EMBEDDING, TIED
-from pera_lightning.checkpoint.manifest import FLOATING
 from pera_lightning.errors import ConfigError, ExportError
 from pera_lightning.export.base_files import MODEL_CONFIG_FILE, BaseFiles
 from pera_lightning.export.plain_lora import PeraTensors, refuse_infinite_tensors
@@ -195,13 +196,12 @@ def _refuse_copies(plan: MergePlan, base: BaseFiles) -> None:
 
 
 def _check_sample(plan: MergePlan, manifest: Manifest, base: BaseFiles) -> None:
-    present = {}
-    for key, name in plan.layers.items():
-        if name in manifest.base_sample:
-            weight = base.read(key)
-            present[name] = spread(weight.T if transposed(manifest, name) else weight)
-    floating = set(manifest.quantization) == {FLOATING}
-    difference = sample_difference(manifest.base_sample, present, same_storage=floating)
+    def read(key: str, name: str) -> Tensor:
+        weight = base.read(key)
+        return weight.T if transposed(manifest, name) else weight
+
+    weights = {name: partial(read, key, name) for key, name in plan.layers.items()}
+    difference = file_difference(manifest, weights, floating=True)
     if difference:
         raise ConfigError(
             "The adapter was trained on another base than this one.",

@@ -217,7 +217,8 @@ class PeraCallback(pl.Callback):
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         fsdp.check_wrapping(trainer, pl_module)
-        self._origin.compare_base(self._describe(pl_module))
+        if self._origin.waits:
+            self._origin.compare_base(self._describe(pl_module))
 
     on_test_start = on_predict_start = on_validation_start
 

@@ -31,6 +31,11 @@ class CheckpointOrigin:
             self._stored = Manifest.from_dict(state["adapter"])
             refuse_other_form(self._stored, present)
 
+    @property
+    def waits(self) -> bool:
+        """Whether a base is still to be compared."""
+        return self._stored is not None
+
     def compare_base(self, present: Manifest | None) -> None:
         """When the base is as the run uses it, which may have quantised it.
 
