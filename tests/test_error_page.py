@@ -21,6 +21,7 @@ OTHER_RAISES = {
     ("checkpoint/manifest.py", "raise KeyError('no layers')"),
     # The error of the first process, in the others; Lightning's way to end a run.
     ("integration/parallel_causal_lm.py", "raise failure"),
+    ("integration/trained_adapter.py", "raise problem"),
     ("integration/termination.py", "raise SIGTERMException"),
     ("integration/activation_offloading.py", "raise RuntimeError(message)"),
     ("integration/data/blocks.py", "raise row"),

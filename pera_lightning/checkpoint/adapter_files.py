@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 
 from pera_lightning.checkpoint.adapter_state import adapter_state_dict, copy_into, refuse_merged
@@ -23,6 +23,7 @@ from pera_lightning.checkpoint.comparison import (
 from pera_lightning.checkpoint.finite_values import describe_infinite, not_finite
 from pera_lightning.checkpoint.manifest import Manifest, manifest_of, read_manifest
 from pera_lightning.checkpoint.model_card import model_card
+from pera_lightning.checkpoint.remote import Place, RemotePath, place, uploaded
 from pera_lightning.errors import AdapterFileError, InjectionError, TargetError
 from pera_lightning.functional.distributed import is_distributed, whole
 from pera_lightning.injection import InjectionReport, adapted_layers, init_loftq, inject_plan, remove_adapter
@@ -34,17 +35,18 @@ CONFIG_FILE = "adapter_config.json"
 CARD_FILE = "README.md"
 
 
-def save_adapter(model: nn.Module, directory: str | Path, *, base_model: str | None = None) -> Path:
+def save_adapter(model: nn.Module, directory: str | Path, *, base_model: str | None = None) -> Path | str:
     """Write the adapter of a model: `adapter_model.safetensors`, `adapter_config.json` and a model card.
 
     Args:
         model: A model with adapters; names in the files are relative to it. One that is sharded over processes is
             saved by all of them together: each calls this, the first one writes.
-        directory: Folder to write to; it is made if needed. Files of an earlier save are replaced.
+        directory: Folder to write to, here or at a URL that fsspec can open (`s3://bucket/folder`); it is made if
+            needed. Files of an earlier save are replaced.
         base_model: Name or path of the base model; by default what the model's own config says.
 
     Returns:
-        The folder.
+        The folder; of a URL, the URL.
 
     Raises:
         InjectionError: The model holds no adapter.
@@ -54,25 +56,25 @@ def save_adapter(model: nn.Module, directory: str | Path, *, base_model: str | N
     sharded = any(map(is_distributed, tensors.values()))
     tensors = {key: whole(value) for key, value in tensors.items()}
     if sharded and torch.distributed.get_rank() > 0:
-        return Path(directory)
+        return _named(place(directory))
     return write_adapter(directory, tensors, manifest, constants=kept_infinities(model))
 
 
 def write_adapter(
-    directory: str | Path,
+    directory: str | Place,
     tensors: dict[str, Tensor],
     manifest: Manifest,
     *,
     run: Mapping[str, str] | None = None,
     constants: Collection[str] = (),
-) -> Path:
+) -> Path | str:
     """Write an adapter folder from tensors that are not (or no longer) in a model.
 
     Each file is written beside its place and renamed, the weights first: a crash leaves the earlier adapter or
-    the new one, never half a file.
+    the new one, never half a file. At a URL they come there together, where its file system has transactions.
 
     Args:
-        directory: Folder to write to; it is made if needed.
+        directory: Folder to write to, here or at a URL; it is made if needed.
         tensors: As `adapter_state_dict` names them.
         manifest: Of the adapter.
         run: Rows of the model card about its training.
@@ -81,9 +83,18 @@ def write_adapter(
     Raises:
         AdapterFileError: A value is not finite; the folder is as it was.
     """
-    folder = Path(directory)
-    _refuse_infinite({key: value for key, value in tensors.items() if key not in constants}, folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    target = place(directory)
+    _refuse_infinite({key: value for key, value in tensors.items() if key not in constants}, target)
+    if isinstance(target, RemotePath):
+        with uploaded(target) as folder:
+            _write_files(folder, tensors, manifest, run or {})
+    else:
+        target.mkdir(parents=True, exist_ok=True)
+        _write_files(target, tensors, manifest, run or {})
+    return _named(target)
+
+
+def _write_files(folder: Path, tensors: dict[str, Tensor], manifest: Manifest, run: Mapping[str, str]) -> None:
     # A clone each: tied tensors share memory, which safetensors refuses.
     stored = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     with replacing(folder / WEIGHTS_FILE) as path:
@@ -92,13 +103,16 @@ def write_adapter(
         path.write_text(json.dumps(manifest.to_dict(), indent=2) + "\n", encoding="utf-8")
     parameters = sum(value.numel() for value in tensors.values())
     with replacing(folder / CARD_FILE) as path:
-        path.write_text(model_card(manifest, parameters, run or {}), encoding="utf-8")
-    return folder
+        path.write_text(model_card(manifest, parameters, run), encoding="utf-8")
+
+
+def _named(folder: Place) -> Path | str:
+    return folder if isinstance(folder, Path) else str(folder)
 
 
 def load_adapter(
     model: nn.Module,
-    directory: str | Path,
+    directory: str | Place,
     *,
     allow_other_quantization: bool = False,
     allow_other_base: bool = False,
@@ -112,7 +126,7 @@ def load_adapter(
     Args:
         model: The base model the adapter was trained on (the module whose names the folder uses). One that is sharded
             over processes has its adapters already; every process calls this.
-        directory: Folder written by `save_adapter`.
+        directory: Folder written by `save_adapter`, here or at a URL that fsspec can open.
         allow_other_quantization: Load it although the base is quantised otherwise than the one it was trained on, or
             only one of them is. The outputs then differ from the trained model's by the error of quantisation.
         allow_other_base: Load it although some weights of the base, which the folder keeps, are others here: another
@@ -130,7 +144,7 @@ def load_adapter(
         InjectionError: The model's adapters are merged.
     """
     check_flags(allow_other_quantization=allow_other_quantization, allow_other_base=allow_other_base)
-    folder = Path(directory)
+    folder = place(directory)
     manifest = read_manifest(folder / CONFIG_FILE)
     tensors = read_weights(folder / WEIGHTS_FILE)
     if any(True for _ in adapted_layers(model)):
@@ -166,13 +180,13 @@ def load_adapter(
     return report
 
 
-def read_adapter(directory: str | Path) -> tuple[Manifest, dict[str, Tensor]]:
+def read_adapter(directory: str | Place) -> tuple[Manifest, dict[str, Tensor]]:
     """What an adapter folder holds, without a model to put it into.
 
     Raises:
         AdapterFileError: A file is missing or damaged, or the two do not belong together.
     """
-    folder = Path(directory)
+    folder = place(directory)
     manifest, tensors = read_manifest(folder / CONFIG_FILE), read_weights(folder / WEIGHTS_FILE)
     missing = [name for name in manifest.layers if not {f"{name}.pera_A", f"{name}.pera_B"} <= tensors.keys()]
     if missing:
@@ -185,21 +199,21 @@ def read_adapter(directory: str | Path) -> tuple[Manifest, dict[str, Tensor]]:
     return manifest, tensors
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Place) -> dict[str, Tensor]:
     """The tensors of an adapter's safetensors file.
 
     Raises:
         AdapterFileError: The file is missing or damaged.
     """
-    if not path.is_file():
+    try:
+        return load(path.read_bytes()) if isinstance(path, RemotePath) else load_file(path)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise AdapterFileError(
             "The adapter's weights are missing.",
             got=f"no file {path}",
             expected="a folder written by save_adapter",
             fix="check the path, or save the adapter again",
-        )
-    try:
-        return load_file(path)
+        ) from None
     except (SafetensorError, ValueError) as error:
         raise AdapterFileError(
             "The adapter's weights cannot be read.",
@@ -209,7 +223,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _check_fit(tensors: dict[str, Tensor], model: nn.Module, folder: Path) -> None:
+def _check_fit(tensors: dict[str, Tensor], model: nn.Module, folder: Place) -> None:
     mismatch = describe_mismatch(shapes(tensors), shapes(adapter_state_dict(model)))
     if mismatch:
         raise AdapterFileError(
@@ -235,7 +249,7 @@ def _constants(tensors: Mapping[str, Tensor], model: nn.Module) -> set[str]:
     return {key for key in kept if torch.equal(tensors[key].isfinite(), present[key].isfinite().cpu())}
 
 
-def _refuse_infinite(tensors: Mapping[str, Tensor], folder: Path) -> None:
+def _refuse_infinite(tensors: Mapping[str, Tensor], folder: Place) -> None:
     found = not_finite(tensors)
     if found:
         raise AdapterFileError(
@@ -246,7 +260,7 @@ def _refuse_infinite(tensors: Mapping[str, Tensor], folder: Path) -> None:
         )
 
 
-def _check_same_form(stored: Manifest, present: Manifest, folder: Path) -> None:
+def _check_same_form(stored: Manifest, present: Manifest, folder: Place) -> None:
     difference = form_difference(stored, present)
     if difference:
         raise AdapterFileError(
@@ -257,7 +271,7 @@ def _check_same_form(stored: Manifest, present: Manifest, folder: Path) -> None:
         )
 
 
-def _check_quantization(stored: Manifest, present: Manifest, folder: Path, allow_other: bool) -> None:
+def _check_quantization(stored: Manifest, present: Manifest, folder: Place, allow_other: bool) -> None:
     difference = quantization_difference(stored, present)
     if difference and not allow_other:
         raise AdapterFileError(
@@ -269,7 +283,7 @@ def _check_quantization(stored: Manifest, present: Manifest, folder: Path, allow
         )
 
 
-def _check_base(stored: Manifest, present: Manifest, folder: Path, allow_other: bool) -> None:
+def _check_base(stored: Manifest, present: Manifest, folder: Place, allow_other: bool) -> None:
     difference = base_difference(stored, present)
     if difference and not allow_other:
         raise AdapterFileError(
@@ -281,7 +295,7 @@ def _check_base(stored: Manifest, present: Manifest, folder: Path, allow_other: 
         )
 
 
-def _check_steps(manifest: Manifest, float_model: nn.Module | None, folder: Path) -> None:
+def _check_steps(manifest: Manifest, float_model: nn.Module | None, folder: Place) -> None:
     if manifest.config.base_steps > 1 and float_model is None:
         raise AdapterFileError(
             "The base of this adapter was changed when its training began.",

@@ -14,7 +14,7 @@ from pera_lightning.errors import AdapterFileError, CheckpointError
 from pera_lightning.functional import expanded_rank
 
 
-def consolidate(checkpoint: str | Path, directory: str | Path) -> Path:
+def consolidate(checkpoint: str | Path, directory: str | Path) -> Path | str:
     """Write the adapter in a Trainer's checkpoint as a folder that `load_adapter` reads. Needs no model and no GPU.
 
     Args:
@@ -23,7 +23,7 @@ def consolidate(checkpoint: str | Path, directory: str | Path) -> Path:
         directory: Folder to write to, as `save_adapter` does.
 
     Returns:
-        The folder.
+        The folder; of a URL, the URL.
 
     Raises:
         CheckpointError: There is no checkpoint, PeraCallback did not write it, or a part of the adapter is missing or

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -13,6 +12,7 @@ from torch import nn
 from pera_lightning.checkpoint.base_record import LayerRecord, base_record
 from pera_lightning.checkpoint.base_sample import base_sample
 from pera_lightning.checkpoint.layer_traits import layer_traits
+from pera_lightning.checkpoint.remote import Place
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import AdapterFileError, InjectionError, PeraError
 from pera_lightning.injection import (
@@ -202,7 +202,7 @@ def quantization_of(model: nn.Module) -> tuple[str, ...]:
     return tuple(sorted({layer.quantization or FLOATING for _, layer in adapted_layers(model)}))
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Place) -> Manifest:
     """Read `adapter_config.json`.
 
     Raises:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from pera_lightning.checkpoint.manifest import Manifest
+from pera_lightning.checkpoint.remote import Place, RemotePath, place
+from pera_lightning.checkpoint.without_objects import load_without_objects
 from pera_lightning.errors import CheckpointError
 
 META_FILE = "meta.pt"
@@ -33,14 +35,16 @@ class TrainingCheckpoint:
         shapes: Name of a tensor, relative to the LightningModule -> its shape.
         manifest: Of the adapter; None if PeraCallback did not write it.
         sharded: Whether it was written under a strategy that shards the module.
-        step: Optimizer steps made before it; None if it does not say.
+        step: Optimizer steps that were done; None if it does not say.
+        callbacks: States of the callbacks, by their keys.
     """
 
-    path: Path
+    path: Place
     shapes: dict[str, tuple[int, ...]]
     manifest: Manifest | None
     sharded: bool
-    step: int | None = None
+    step: int | None
+    callbacks: dict[str, Any]
 
     @property
     def distributed(self) -> bool:
@@ -52,9 +56,10 @@ class TrainingCheckpoint:
         single = _single_file(self.path)
         if single is not None:
             file, model = single
-            return _load(file)[model]
+            return {key: value for key, value in _load(file)[model].items() if isinstance(value, Tensor)}
         from torch.distributed.checkpoint import CheckpointException, FileSystemReader, load
 
+        assert isinstance(self.path, Path)
         sizes = _stored(self.path)
         found = {key: torch.empty(entry.size, dtype=entry.properties.dtype) for key, entry in sizes.items()}
         with warnings.catch_warnings():
@@ -73,20 +78,22 @@ class TrainingCheckpoint:
         return {key.removeprefix(f"{_MODEL}."): value for key, value in found.items()}
 
 
-def read_checkpoint(path: str | Path) -> TrainingCheckpoint:
+def read_checkpoint(path: str | Place) -> TrainingCheckpoint:
     """Look into a checkpoint; tensors are read later.
 
-    Files are not unpickled (`weights_only=True`); of a folder torch unpickles `.metadata`, so open only your own.
+    Of files only tensors and plain values are read, whatever objects are in them; of a folder torch unpickles
+    `.metadata`, so open only your own.
 
     Args:
-        path: A `.ckpt` file, or the folder that DeepSpeed or a strategy with `save_distributed_checkpoint=True` wrote.
+        path: A `.ckpt` file, here or at a URL, or the folder that DeepSpeed or a strategy with
+            `save_distributed_checkpoint=True` wrote, which has to be local.
 
     Raises:
-        CheckpointError: There is no checkpoint, it is damaged, or it holds more than tensors and plain values.
+        CheckpointError: There is no checkpoint, or it is damaged.
     """
-    path = Path(path)
+    path = place(path)
     single = _single_file(path)
-    if path.is_dir() and (path / META_FILE).is_file():
+    if isinstance(path, Path) and path.is_dir() and (path / META_FILE).is_file():
         held = _load(path / META_FILE)
         prefix = f"{_MODEL}."
         shapes = {key.removeprefix(prefix): tuple(entry.size) for key, entry in _stored(path).items()}
@@ -102,10 +109,18 @@ def read_checkpoint(path: str | Path) -> TrainingCheckpoint:
             expected=f"a .ckpt file, a folder with {META_FILE} and .distcp files, or one with {_DEEPSPEED_FILE}",
             fix="correct the path; adapter folders are read by load_adapter",
         )
-    return TrainingCheckpoint(path, shapes, _manifest(held), _is_sharded(held), held.get("global_step"))
+    step, callbacks = held.get("global_step"), held.get("callbacks")
+    return TrainingCheckpoint(
+        path,
+        shapes,
+        _manifest(held),
+        _is_sharded(held),
+        step if isinstance(step, int) else None,
+        callbacks if isinstance(callbacks, dict) else {},
+    )
 
 
-def _single_file(path: Path) -> tuple[Path, str] | None:
+def _single_file(path: Place) -> tuple[Place, str] | None:
     """The one file that holds the whole model, with the key it is under; None if there is none."""
     if path.is_file():
         return path, _MODEL
@@ -113,23 +128,21 @@ def _single_file(path: Path) -> tuple[Path, str] | None:
     return (file, _DEEPSPEED_MODEL) if file.is_file() else None
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Place) -> dict[str, Any]:
     try:
-        held = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            "The checkpoint holds more than tensors and plain values, and is not unpickled.",
-            got=f"{path} with hyperparameters or other things that are objects",
-            expected="what torch.load(weights_only=True) reads",
-            fix="leave objects out of save_hyperparameters",
-        ) from error
-    except (RuntimeError, EOFError) as error:
-        raise CheckpointError(
-            "The checkpoint is damaged.",
-            got=f"{path}: {_line(error, 0)}",
-            expected="a whole file",
-            fix="if it was cut off, go on from an earlier one",
-        ) from error
+        held = _load_plain(path)
+    # Whatever it is, a damaged file raises it below too.
+    except Exception as refused:
+        try:
+            with path.open() if isinstance(path, RemotePath) else path.open("rb") as file:
+                held = load_without_objects(file)
+        except Exception as error:
+            raise CheckpointError(
+                "The checkpoint is damaged.",
+                got=f"{path}: {_line(error if isinstance(refused, pickle.UnpicklingError) else refused, 0)}",
+                expected="a whole file",
+                fix="if it was cut off, go on from an earlier one",
+            ) from error
     if not isinstance(held, dict):
         raise CheckpointError(
             "The file is no checkpoint of a Trainer.",
@@ -138,6 +151,13 @@ def _load(path: Path) -> dict[str, Any]:
             fix="correct the path",
         )
     return held
+
+
+def _load_plain(path: Place) -> Any:
+    if isinstance(path, RemotePath):
+        with path.open() as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
 
 
 def _line(error: BaseException, which: int) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -10,34 +12,111 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from pera_lightning.checkpoint.comparison import shapes
+from pera_lightning.checkpoint.remote import place
 from pera_lightning.checkpoint.training_checkpoint import read_checkpoint
-from pera_lightning.errors import CheckpointError
 
 
-def tensors_of(checkpoint: Path, prefix: str, wanted: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """The adapter in a checkpoint; None, with a warning, if it cannot be read or is of another run."""
-    try:
-        held = read_checkpoint(checkpoint)
-    except CheckpointError as error:
-        rank_zero_warn(
-            f"The adapter folder gets the adapter of the last step instead of the best checkpoint's. {error}"
-        )
-        return None
-    if {key: held.shapes.get(prefix + key) for key in wanted} != shapes(wanted):
-        rank_zero_warn(
-            f"The best checkpoint {checkpoint} holds another adapter (is the ModelCheckpoint of an earlier run used "
-            "again?); the adapter folder gets the adapter of the last step instead."
-        )
-        return None
-    tensors = held.tensors()
-    return {key: tensors[prefix + key] for key in wanted}
+@dataclass(frozen=True)
+class WrittenWeights:
+    """Which weights an adapter folder gets.
+
+    Attributes:
+        tensors: The adapter.
+        origin: Step and checkpoint that they are of, in words.
+    """
+
+    tensors: dict[str, Tensor]
+    origin: str
 
 
-def best_checkpoint(trainer: pl.Trainer) -> Path | None:
-    """File or folder of the best checkpoint, if a ModelCheckpoint monitors a metric and has saved one."""
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
-            path = Path(callback.best_model_path)
-            if path.exists():
-                return path
+class EarlierBests:
+    """The best checkpoints that ModelCheckpoints knew of before a fit that has nothing to do with them."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, str] = {}
+
+    def note(self, trainer: pl.Trainer) -> None:
+        """At the begin of a fit from new adapters: what a ModelCheckpoint knows is of another run."""
+        self._known = {id(callback): callback.best_model_path for callback in _monitoring(trainer)}
+
+    def forget(self) -> None:
+        """The fit goes on with the run that those checkpoints are of."""
+        self._known = {}
+
+    def has(self, callback: ModelCheckpoint) -> bool:
+        """Whether the best checkpoint is still that of another run."""
+        return bool(callback.best_model_path) and self._known.get(id(callback)) == callback.best_model_path
+
+
+def best_weights(
+    trainer: pl.Trainer, prefix: str, present: dict[str, Tensor], earlier: EarlierBests
+) -> WrittenWeights | None:
+    """The adapter of the best checkpoint, of the first ModelCheckpoint that monitors a metric and has one.
+
+    Best is best of the whole run, also of the part before it was resumed, but only where the metric was computed in
+    this fit: otherwise nothing says that what it has learned since is worse. What keeps a best checkpoint from being
+    written is said in a warning.
+
+    Args:
+        trainer: The Trainer at the end of its fit.
+        prefix: What stands in the module's names before the adapter's.
+        present: The present adapter, whose names and shapes a checkpoint must have.
+        earlier: Best checkpoints of other runs.
+
+    Returns:
+        None without such a checkpoint.
+    """
+    for callback in _monitoring(trainer):
+        path = callback.best_model_path
+        if not path:
+            continue
+        try:
+            found = _unfit(trainer, callback, earlier) or _weights(callback, prefix, present)
+        # Any: a remote file system has errors of its own, and the last step's adapter must not be lost by one.
+        except Exception as error:
+            found = str(error)
+        if isinstance(found, WrittenWeights):
+            return found
+        rank_zero_warn(f"PERA: the best checkpoint {path} is not what the adapter folder gets: {found}.")
     return None
+
+
+def _monitoring(trainer: pl.Trainer) -> Iterator[ModelCheckpoint]:
+    for callback in trainer.checkpoint_callbacks:
+        # By these, which ModelCheckpoint adds to the metrics, the last checkpoint is kept.
+        if isinstance(callback, ModelCheckpoint) and callback.monitor not in (None, "epoch", "step"):
+            yield callback
+
+
+def _unfit(trainer: pl.Trainer, callback: ModelCheckpoint, earlier: EarlierBests) -> str | None:
+    """Why what a ModelCheckpoint calls its best checkpoint is none of this fit; None if it is."""
+    path = callback.best_model_path
+    if earlier.has(callback):
+        return "it is of another run, whose ModelCheckpoint is used again"
+    if callback.monitor not in trainer.callback_metrics:
+        return (
+            f"{callback.monitor} was not computed in this fit, so nothing says that the last step is worse "
+            f"(consolidate --checkpoint {path} --out FOLDER makes a folder of it)"
+        )
+    if path not in callback.best_k_models:
+        return f"it is of another run, with another value of {callback.monitor} or none"
+    return None if place(path).exists() else "it is not there any more"
+
+
+def _weights(callback: ModelCheckpoint, prefix: str, wanted: dict[str, Tensor]) -> WrittenWeights | str:
+    """The adapter in the best checkpoint, or why it is not what is wanted."""
+    path, held = callback.best_model_path, read_checkpoint(callback.best_model_path)
+    if {key: held.shapes.get(prefix + key) for key in wanted} != shapes(wanted):
+        return "it holds another adapter (is the ModelCheckpoint of an earlier run used again?)"
+    state: Any = held.callbacks.get(callback.state_key)
+    scores = state.get("best_k_models") if isinstance(state, dict) else None
+    # Without the states of callbacks (save_weights_only) there is nothing to compare.
+    if isinstance(scores, dict) and scores.get(path) != callback.best_model_score:
+        return "another run has written over it"
+    tensors = held.tensors()
+    step = "" if held.step is None else f"step {held.step}, "
+    score = float(callback.best_model_score)  # type: ignore[arg-type]
+    return WrittenWeights(
+        {key: tensors[prefix + key] for key in wanted},
+        f"{step}the best checkpoint {path} ({callback.monitor} {score:.4g})",
+    )

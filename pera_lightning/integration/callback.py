@@ -33,7 +33,7 @@ from pera_lightning.integration.returned_adapter import ReturnedAdapter
 from pera_lightning.integration.strategy_limits import refuse_impossible_strategy
 from pera_lightning.integration.termination import JointTermination, save_before_termination
 from pera_lightning.integration.thawed_base import ThawedBaseCheck
-from pera_lightning.integration.trained_adapter import adapter_folder, announce_replacement, write_trained_adapter
+from pera_lightning.integration.trained_adapter import TrainedAdapter
 from pera_lightning.integration.weight_averaging import average_the_adapter_alone
 from pera_lightning.option_checks import count
 from pera_lightning.token_ids import TokenIds
@@ -139,8 +139,7 @@ class PeraCallback(pl.Callback):
         self.report: InjectionReport | None = None
         self._manifest: Manifest | None = None
         self._origin = CheckpointOrigin()
-        # Whether this fit has begun to train.
-        self._trained = False
+        self._trained_adapter = TrainedAdapter()
         self._exact_resume = ExactResume()
         self._preflight = Preflight(skip_checks)
         self._held_coefficients = HeldCoefficients()
@@ -164,6 +163,7 @@ class PeraCallback(pl.Callback):
         if not layers:
             refuse_lost_adapters(self.report)
             self.report = start_adapters(trainer, pl_module, self.config, self.init_from)
+            self._trained_adapter.on_new_adapters(trainer)
         elif self.report is None:
             self._take_over(pl_module, layers[0].config)
         keep_adapter_alone(trainer, pl_module)
@@ -197,8 +197,7 @@ class PeraCallback(pl.Callback):
         self._origin.compare_base(self._describe(pl_module))
         if self.report is not None:
             rank_zero_info(str(self.report))
-        announce_replacement(trainer, self.adapter_dir)
-        self._trained = False
+        self._trained_adapter.on_fit_start(trainer, adapter_root(pl_module), self.adapter_dir)
         self._exact_resume.on_fit_start(trainer)
 
     @override
@@ -212,7 +211,7 @@ class PeraCallback(pl.Callback):
         self._energy_log.on_train_start(trainer)
         self._termination.on_train_start(trainer)
         self._finite_run.on_train_start(trainer)
-        self._trained = True
+        self._trained_adapter.on_train_start(trainer)
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -262,10 +261,7 @@ class PeraCallback(pl.Callback):
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._finite_run.on_fit_end(trainer)
-        folder = adapter_folder(trainer, self.adapter_dir)
-        # A fit that finds nothing left to do leaves the folder of the run that did it alone.
-        if self._trained and not getattr(trainer, "fast_dev_run", False):
-            write_trained_adapter(trainer, pl_module, folder, self._describe(pl_module))
+        self._trained_adapter.on_fit_end(trainer, pl_module, self.adapter_dir, self._describe(pl_module))
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:

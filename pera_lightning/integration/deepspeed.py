@@ -9,11 +9,15 @@ import lightning.pytorch as pl
 from lightning.pytorch.strategies import DeepSpeedStrategy
 
 from pera_lightning.checkpoint import install_state_hooks
+from pera_lightning.integration.checkpoint_contents import keep_base_out
+from pera_lightning.integration.checkpoint_objects import objects_explained
 from pera_lightning.integration.model_parallel import stop_checking
 
 
 def keep_adapter_alone(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
     """Install the hooks of the module's state, and let them be there when a checkpoint is loaded.
+
+    What else goes into a checkpoint is looked through when one is written (`keep_base_out`).
 
     To validate, test and predict, DeepSpeedStrategy takes all hooks off the module, and loads the checkpoint right
     after that; so a function is put in the way of its `load_checkpoint`, for one call. `stop_checking` takes it away.
@@ -24,12 +28,14 @@ def keep_adapter_alone(trainer: pl.Trainer, pl_module: pl.LightningModule) -> No
     """
     install_state_hooks(pl_module)
     strategy = trainer.strategy
+    keep_base_out(strategy)
     if not isinstance(strategy, DeepSpeedStrategy):
         return
 
     def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         stop_checking(trainer)
         install_state_hooks(pl_module)
-        return strategy.load_checkpoint(checkpoint_path, weights_only=weights_only)
+        with objects_explained(checkpoint_path):
+            return strategy.load_checkpoint(checkpoint_path, weights_only=weights_only)
 
     strategy.__dict__["load_checkpoint"] = load_checkpoint

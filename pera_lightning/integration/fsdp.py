@@ -22,8 +22,10 @@ from torch import nn
 
 from pera_lightning.checkpoint import Manifest, adapter_state_dict
 from pera_lightning.checkpoint.adapter_state import copy_into
+from pera_lightning.checkpoint.remote import place
 from pera_lightning.errors import InjectionError
 from pera_lightning.injection import adapter_layers, adapter_parameters, saved_modules
+from pera_lightning.integration.checkpoint_objects import objects_explained
 from pera_lightning.integration.model_parallel import fitting_checkpoint, refuse_folder, stop_checking
 from pera_lightning.integration.parallel_causal_lm import blocks
 from pera_lightning.integration.strategy_limits import refuse_quantized
@@ -193,10 +195,11 @@ def _save_and_load_as_one_process(trainer: pl.Trainer, pl_module: pl.LightningMo
 
     def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         stop_checking(trainer)
-        path = Path(strategy.broadcast(checkpoint_path))
-        refuse_folder(path)
+        path = strategy.broadcast(checkpoint_path)
+        refuse_folder(place(path))
         fitting_checkpoint(path, pl_module, present)
-        checkpoint = Strategy.load_checkpoint(strategy, path, weights_only=weights_only)
+        with objects_explained(path):
+            checkpoint = Strategy.load_checkpoint(strategy, path, weights_only=weights_only)
         copy_into(pl_module, checkpoint["state_dict"])
         if trainer.state.fn == TrainerFn.FITTING and "optimizer_states" in checkpoint:
             Strategy.load_optimizer_state_dict(strategy, checkpoint)

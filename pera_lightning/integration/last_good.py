@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from pera_lightning.checkpoint.finite_values import not_finite
+from pera_lightning.checkpoint.remote import Place, place
 from pera_lightning.checkpoint.training_checkpoint import read_checkpoint
 from pera_lightning.errors import PeraError
 
@@ -20,7 +21,7 @@ def where_to_go_on(trainer: Any) -> str:
         trainer: Of the run that stops.
     """
     words = []
-    paths = sorted(set(_written(trainer)), key=lambda path: path.stat().st_mtime, reverse=True)
+    paths = sorted(set(_written(trainer)), key=_changed, reverse=True)
     for path in paths:
         try:
             held = read_checkpoint(path)
@@ -35,11 +36,15 @@ def where_to_go_on(trainer: Any) -> str:
     return ": ".join(words)
 
 
-def _written(trainer: Any) -> Iterator[Path]:
+def _changed(path: Place) -> float:
+    return path.stat().st_mtime if isinstance(path, Path) else path.changed()
+
+
+def _written(trainer: Any) -> Iterator[Place]:
     """What the run has written, and what it began with."""
     found = [getattr(trainer, "ckpt_path", None)]
     for callback in getattr(trainer, "checkpoint_callbacks", ()):
         if isinstance(callback, ModelCheckpoint):
             found += [callback._last_checkpoint_saved, callback.last_model_path, callback.best_model_path]
             found += callback.best_k_models
-    return (Path(path) for path in found if path and Path(path).exists())
+    return (place(path) for path in found if path and place(path).exists())

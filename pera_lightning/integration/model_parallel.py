@@ -12,10 +12,12 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from pera_lightning.checkpoint import Manifest, adapter_state_dict
 from pera_lightning.checkpoint.comparison import describe_mismatch, shapes
+from pera_lightning.checkpoint.remote import Place, place
 from pera_lightning.checkpoint.training_checkpoint import TrainingCheckpoint, read_checkpoint
 from pera_lightning.errors import CheckpointError, InjectionError
 from pera_lightning.functional.distributed import is_distributed
 from pera_lightning.injection.sharding import shard_adapters, unsharded
+from pera_lightning.integration.checkpoint_objects import objects_explained
 from pera_lightning.integration.guards import refuse_other_form
 
 
@@ -94,8 +96,9 @@ def check_before_loading(trainer: pl.Trainer, pl_module: pl.LightningModule, pre
     def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         stop_checking(trainer)
         if not parallel:
-            refuse_folder(Path(checkpoint_path))
-            return strategy.load_checkpoint(checkpoint_path, weights_only=weights_only)
+            refuse_folder(place(checkpoint_path))
+            with objects_explained(checkpoint_path):
+                return strategy.load_checkpoint(checkpoint_path, weights_only=weights_only)
         held = fitting_checkpoint(strategy.broadcast(checkpoint_path), pl_module, present)
         if trainer.state.fn == TrainerFn.FITTING:
             _refuse_unsharded(held)
@@ -103,7 +106,8 @@ def check_before_loading(trainer: pl.Trainer, pl_module: pl.LightningModule, pre
         # In a single file Lightning would look for every weight of the base.
         pl_module.strict_loading = strict and held.distributed
         try:
-            return strategy.load_checkpoint(checkpoint_path, weights_only=weights_only)
+            with objects_explained(checkpoint_path):
+                return strategy.load_checkpoint(checkpoint_path, weights_only=weights_only)
         finally:
             pl_module.strict_loading = strict
 
@@ -141,9 +145,10 @@ def fitting_checkpoint(path: str | Path, pl_module: pl.LightningModule, present:
     return held
 
 
-def refuse_folder(path: Path) -> None:
+def refuse_folder(path: Place) -> None:
     """Raise CheckpointError for a checkpoint that several processes wrote together."""
-    if path.is_dir():
+    # At a URL it would take the network to know; there are files alone.
+    if isinstance(path, Path) and path.is_dir():
         raise CheckpointError(
             "The checkpoint is a folder, which this strategy cannot load.",
             got=f"{path}, as several processes write it together",

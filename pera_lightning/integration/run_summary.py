@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import lightning.pytorch as pl
 
@@ -11,19 +10,18 @@ _METRICS = 12
 """Of more metrics, a card would be unreadable."""
 
 
-def run_summary(trainer: pl.Trainer, best: Path | None) -> dict[str, str]:
+def run_summary(trainer: pl.Trainer, origin: str) -> dict[str, str]:
     """Rows of the card: steps, data, which weights, and the last metrics.
 
     Args:
         trainer: The Trainer at the end of its fit.
-        best: The checkpoint that the adapter comes from; None if from the last step.
+        origin: Step and checkpoint that the adapter is of.
     """
     rows = {"trained": f"{_epochs(trainer)}{trainer.global_step} steps"}
     data = getattr(getattr(trainer, "datamodule", None), "train_source", None)
     if data:
         rows["data"] = data
-    if best is not None:
-        rows["weights"] = f"of {best.name}{_score(trainer, best)}"
+    rows["weights"] = f"of {origin}"
     metrics = sorted(trainer.callback_metrics.items())[:_METRICS]
     return rows | {f"{name}, last": f"{float(value):.4g}" for name, value in metrics}
 
@@ -32,11 +30,3 @@ def _epochs(trainer: pl.Trainer) -> str:
     """Passes through the data, also begun ones: Lightning counts those as whole."""
     batches, in_epoch = trainer.fit_loop.epoch_loop.total_batch_idx + 1, trainer.num_training_batches
     return f"{batches / in_epoch:.3g} epochs, " if math.isfinite(in_epoch) and in_epoch > 0 else ""
-
-
-def _score(trainer: pl.Trainer, best: Path) -> str:
-    for callback in trainer.checkpoint_callbacks:
-        score = getattr(callback, "best_model_score", None)
-        if score is not None and Path(getattr(callback, "best_model_path", "")) == best:
-            return f", {callback.monitor} {float(score):.4g}"  # type: ignore[attr-defined]
-    return ""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -33,14 +33,15 @@ def save_before_termination(trainer: pl.Trainer, exception: BaseException) -> No
         return
     if not checkpoints.dirpath or getattr(trainer, "fast_dev_run", False):
         return
-    path = Path(checkpoints.dirpath) / FILE_NAME
+    # As Lightning makes its names: it may be a URL.
+    path = os.path.join(checkpoints.dirpath, FILE_NAME)
     try:
         trainer.save_checkpoint(path)
     except TrainingError as error:
         # The signal ends the run, whatever else there is to say.
         rank_zero_warn(f"PERA: SIGTERM; no checkpoint is written. {error}")
         return
-    rank_zero_info(f"PERA: SIGTERM; checkpoint written. fit(ckpt_path={str(path)!r}) goes on from it.")
+    rank_zero_info(f"PERA: SIGTERM; checkpoint written. fit(ckpt_path={path!r}) goes on from it.")
 
 
 class JointTermination:

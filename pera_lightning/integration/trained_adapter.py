@@ -2,75 +2,180 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from safetensors import SafetensorError
-from torch import Tensor
+from torch import nn
 
 from pera_lightning.checkpoint import Manifest, adapter_state_dict, write_adapter
-from pera_lightning.checkpoint.adapter_files import CONFIG_FILE
-from pera_lightning.errors import AdapterFileError
+from pera_lightning.checkpoint.adapter_files import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+from pera_lightning.checkpoint.out_folder import check_out_folder
+from pera_lightning.checkpoint.remote import Place, place
+from pera_lightning.errors import AdapterFileError, ConfigError
 from pera_lightning.functional.distributed import whole
 from pera_lightning.injection import clean_name
 from pera_lightning.injection.saved_modules import kept_infinities
 from pera_lightning.integration.adapter_root import adapter_root, prefix_of
-from pera_lightning.integration.best_checkpoint import best_checkpoint, tensors_of
+from pera_lightning.integration.best_checkpoint import EarlierBests, WrittenWeights, best_weights
 from pera_lightning.integration.run_summary import run_summary
 
+_SMALL_FILES = 1 << 20
+"""Bytes to spare for what is written beside the weights."""
 
-def adapter_folder(trainer: pl.Trainer, chosen: str | None) -> Path:
+
+class TrainedAdapter:
+    """Looks before a fit whether its adapter can be written, and writes it at the end."""
+
+    def __init__(self) -> None:
+        self._earlier = EarlierBests()
+        # Whether this fit has begun to train.
+        self._trained = False
+
+    def on_new_adapters(self, trainer: pl.Trainer) -> None:
+        """When the module gets adapters that start anew, before a checkpoint is loaded into them."""
+        self._earlier.note(trainer)
+
+    def on_fit_start(self, trainer: pl.Trainer, root: nn.Module, chosen: str | None) -> None:
+        """Look at the place, and say that the adapter of an earlier fit is there while it can still be moved.
+
+        Args:
+            trainer: The Trainer.
+            root: The module that the adapter's names begin in.
+            chosen: `adapter_dir`.
+
+        Raises:
+            ConfigError: In every process, if nothing can be written there.
+        """
+        self._trained = False
+        folder = adapter_folder(trainer, chosen)
+        if getattr(trainer, "fast_dev_run", False):
+            return
+        size = sum(value.numel() * value.element_size() for value in adapter_state_dict(root).values())
+        problem = trainer.strategy.broadcast(_problem(folder, size) if trainer.is_global_zero else None)
+        if problem is not None:
+            raise problem
+        if trainer.is_global_zero and (folder / CONFIG_FILE).is_file():
+            rank_zero_info(f"PERA: {folder} holds an adapter, which this fit's will replace at its end")
+
+    def on_train_start(self, trainer: pl.Trainer) -> None:
+        """Called when there is something to train; only then is there something new to write."""
+        self._trained = True
+        if trainer.ckpt_path:
+            self._earlier.forget()
+
+    def on_fit_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, chosen: str | None, manifest: Manifest
+    ) -> None:
+        """Write the adapter of the best checkpoint where a ModelCheckpoint monitors a metric, else the present one.
+
+        A fit that found nothing left to do leaves the folder of the run that did it alone. The first process writes;
+        all return when it is written.
+
+        Args:
+            trainer: The Trainer at the end of its fit.
+            pl_module: The module with the adapters.
+            chosen: `adapter_dir`.
+            manifest: Of the adapter.
+
+        Raises:
+            AdapterFileError: In every process, if the folder cannot be written; the adapter is then at another place,
+                which the message names.
+        """
+        folder = adapter_folder(trainer, chosen)
+        if not self._trained or getattr(trainer, "fast_dev_run", False):
+            return
+        root = adapter_root(pl_module)
+        # In every process, whatever is written in the end: sharded tensors come from all of them.
+        present = {key: whole(value) for key, value in adapter_state_dict(root).items()}
+        problem = None
+        if trainer.is_global_zero:
+            prefix = clean_name(prefix_of(pl_module, root))
+            last = WrittenWeights(present, f"step {trainer.global_step}, the last one")
+            weights = best_weights(trainer, prefix, present, self._earlier) or last
+            about = run_summary(trainer, weights.origin)
+            write = partial(write_adapter, manifest=manifest, run=about, constants=kept_infinities(root))
+            problem = _write(folder, _other_places(trainer), weights, write)
+        # All wait here until it is written.
+        problem = trainer.strategy.broadcast(problem)
+        if problem is not None:
+            raise problem
+
+
+def adapter_folder(trainer: pl.Trainer, chosen: str | None) -> Place:
     """Where the adapter goes at the end of the fit; collective, as the Trainer's `log_dir` is."""
-    return Path(chosen or Path(trainer.log_dir or trainer.default_root_dir) / "adapter")
+    return place(chosen) if chosen else place(trainer.log_dir or trainer.default_root_dir) / "adapter"
 
 
-def announce_replacement(trainer: pl.Trainer, chosen: str | None) -> None:
-    """Say that the adapter of an earlier fit is in the place of this one's, while it can still be moved."""
-    folder = adapter_folder(trainer, chosen)
-    if (folder / CONFIG_FILE).is_file() and not getattr(trainer, "fast_dev_run", False):
-        rank_zero_info(f"PERA: {folder} holds an adapter, which this fit's will replace at its end")
-
-
-def write_trained_adapter(trainer: pl.Trainer, pl_module: pl.LightningModule, folder: Path, manifest: Manifest) -> None:
-    """Write the adapter of the best checkpoint where a ModelCheckpoint monitors a metric, else the present one.
-
-    The first process writes; all return when it is written.
-
-    Args:
-        trainer: The Trainer at the end of its fit.
-        pl_module: The module with the adapters.
-        folder: Where `load_adapter` is to find them.
-        manifest: Of the adapter.
-
-    Raises:
-        AdapterFileError: The folder cannot be written.
-    """
-    # In every process, whatever is written in the end: sharded tensors come from all of them.
-    present = {key: whole(value) for key, value in adapter_state_dict(adapter_root(pl_module)).items()}
-    if trainer.is_global_zero:
-        _write(trainer, pl_module, folder, present, manifest)
-    trainer.strategy.barrier("PERA: adapter written")
+def _problem(folder: Place, size: int) -> ConfigError | None:
+    """Why an adapter cannot be written; None if it can."""
+    files = (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)
+    try:
+        check_out_folder(folder, bytes_needed=size + _SMALL_FILES, names=files, option="PeraCallback's adapter_dir")
+    except ConfigError as error:
+        return error
+    return None
 
 
 def _write(
-    trainer: pl.Trainer, pl_module: pl.LightningModule, folder: Path, present: dict[str, Tensor], manifest: Manifest
-) -> None:
-    root = adapter_root(pl_module)
-    best, tensors = best_checkpoint(trainer), None
-    if best is not None:
-        tensors = tensors_of(best, clean_name(prefix_of(pl_module, root)), present)
+    folder: Place, others: Iterable[Path], weights: WrittenWeights, write: Callable[..., object]
+) -> AdapterFileError | None:
+    """Write the adapter, else somewhere else; then what is to be raised."""
     try:
-        run = run_summary(trainer, None if tensors is None else best)
-        chosen = present if tensors is None else tensors
-        write_adapter(folder, chosen, manifest, run=run, constants=kept_infinities(root))
-    except (OSError, SafetensorError) as error:
-        raise AdapterFileError(
-            "The trained adapter cannot be written.",
-            got=error,
-            expected=f"a folder at {folder}",
-            fix="make room or give the callback another adapter_dir; the checkpoints of this run hold the adapter too, "
-            "and fit(ckpt_path=...) with more steps writes it again",
-        ) from error
-    source = "the last step" if best is None or tensors is None else best.name
-    rank_zero_info(f"PERA: adapter of {source} written to {folder}")
+        write(folder, weights.tensors)
+    # What is wrong with the adapter itself is so everywhere.
+    except AdapterFileError as error:
+        return error
+    # Any: a remote file system has errors of its own, and what was trained must not be lost by one.
+    except Exception as error:
+        return _rescue(f"{folder}: {type(error).__name__}: {error}", others, weights, write)
+    rank_zero_info(f"PERA: adapter of {weights.origin} written to {folder}")
+    return None
+
+
+def _rescue(
+    problem: str, others: Iterable[Path], weights: WrittenWeights, write: Callable[..., object]
+) -> AdapterFileError:
+    tried = []
+    for above in others:
+        tried.append(str(above))
+        with contextlib.suppress(Exception):
+            rescued = _written_below(above, weights, write)
+            return AdapterFileError(
+                "The trained adapter could not be written to its folder; it is in another one.",
+                got=problem,
+                expected="a folder that can be written to; the one named may hold the adapter of an earlier fit",
+                fix=f"load the adapter of {weights.origin} from {rescued}, or move that folder to where it belongs",
+            )
+    return AdapterFileError(
+        "The trained adapter cannot be written.",
+        got=f"{problem} (nor to {', '.join(tried)})",
+        expected="a folder that can be written to",
+        fix="make room; the checkpoints of this run hold the adapter too (`consolidate` makes a folder of one), and in "
+        "an interactive session the module still does: save_adapter(module, folder)",
+    )
+
+
+def _written_below(above: Path, weights: WrittenWeights, write: Callable[..., object]) -> str:
+    above.mkdir(parents=True, exist_ok=True)
+    # A new one, so that nothing is replaced.
+    rescued = tempfile.mkdtemp(prefix="adapter-", dir=above)
+    try:
+        write(rescued, weights.tensors)
+    except BaseException:
+        shutil.rmtree(rescued, ignore_errors=True)
+        raise
+    return rescued
+
+
+def _other_places(trainer: pl.Trainer) -> Iterator[Path]:
+    root = place(trainer.default_root_dir)
+    if isinstance(root, Path):
+        yield root
+    yield Path.cwd()
+    yield Path(tempfile.gettempdir())

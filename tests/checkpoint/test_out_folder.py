@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,22 @@ def test_places_where_no_folder_can_be(tmp_path: Path) -> None:
 
 def test_folders_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Root may write everywhere.
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
-    with pytest.raises(ConfigError, match=r"(?s)Nothing can be written there.*may write to"):
+    def refuse(*, dir: Path, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)
+    with pytest.raises(ConfigError, match=r"(?s)Nothing can be written there.*new: Permission denied.*may write to"):
         check_out_folder(tmp_path / "new")
+
+
+def test_folders_where_the_files_are_to_be(tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    with pytest.raises(ConfigError, match=r"(?s)A folder is where a file is to be written.*weights"):
+        check_out_folder(tmp_path, names=["config", "weights"])
+
+
+def test_more_than_there_is_room_for(tmp_path: Path) -> None:
+    check_out_folder(tmp_path, bytes_needed=1 << 20)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match=r"with room for 4,611,686,018,427\.4 MB"):
+        check_out_folder(tmp_path, bytes_needed=1 << 62)

@@ -6,6 +6,7 @@ import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from pera_lightning import InstructionDataModule, PeraCallback
+from pera_lightning.checkpoint.training_checkpoint import read_checkpoint
 from tests.support.models import Regressor
 from tests.support.trainers import cpu_trainer
 
@@ -27,9 +28,11 @@ def test_the_card_tells_of_the_run(monitor: str | None, tmp_path: Path) -> None:
     assert rows["val_loss, last"] == f"{trainer.callback_metrics['val_loss'].item():.4g}"
     assert "pera_energy, last" in rows
     if monitor is None:
-        assert "weights" not in rows
+        assert rows["weights"] == f"of step {trainer.global_step}, the last one"
     else:
-        assert rows["weights"] == f"of best.ckpt, val_loss {saving.best_model_score.item():.4g}"  # type: ignore[union-attr]
+        best = saving.best_model_path
+        step, score = read_checkpoint(best).step, f"{float(saving.best_model_score):.4g}"  # type: ignore[arg-type]
+        assert rows["weights"] == f"of step {step}, the best checkpoint {best} (val_loss {score})"
 
 
 def test_names_of_data_without_their_place(tmp_path: Path) -> None:
