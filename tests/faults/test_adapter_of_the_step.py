@@ -24,7 +24,7 @@ def first(tmp_path: Path) -> ModelCheckpoint:
     return best
 
 
-def go_on(folder: Path, best: ModelCheckpoint, last: str, **options: Any) -> Regressor:
+def go_on(folder: Path, best: ModelCheckpoint, last: str, **options: Any) -> Rising:
     module = Rising()
     trainer = make_trainer(folder, PeraCallback(2), best, **{"max_epochs": 2, **options})
     trainer.fit(module, ckpt_path=last)
