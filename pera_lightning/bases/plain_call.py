@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,8 @@ from pera_lightning.bases.base import Base
 from pera_lightning.bases.registry import base_of, describe_supported
 from pera_lightning.errors import TargetError
 from pera_lightning.functional.precision import without_autocast
+
+LIBRARIES = ("torch.", "transformers.", "bitsandbytes.")
 
 SMALL = (3, 5)
 """(out, in) of the layer that a class is tried with first."""
@@ -46,12 +49,19 @@ def beyond_multiplying(layer: nn.Module) -> str | None:
     replaced = replaced_forward(layer)
     if base is None or replaced is not None:
         return replaced
-    kind = type(layer)
-    if kind.forward is base.plain_forward() and kind.__call__ is nn.Module.__call__:
+    kind: Any = type(layer)
+    if kind.forward is base.plain_forward() and _is_librarys(kind.forward) and kind.__call__ is nn.Module.__call__:
         return None
     if not base.linear or base.quantization(layer) is not None:
         return "has a forward of its own"
+    if len(inspect.signature(kind.forward).parameters) > 2:
+        return "takes other arguments than features"
     return _tried(layer, base)
+
+
+def _is_librarys(forward: Any) -> bool:
+    """Whether the forward of a kind is the one that its library came with."""
+    return getattr(forward, "__globals__", {}).get("__name__", "").startswith(LIBRARIES)
 
 
 def adaptable_base(layer: nn.Module, *, linear: bool) -> Base:

@@ -75,6 +75,11 @@ def wrap_checkpointed(model: Network) -> nn.Module:
     return model
 
 
+def wrap_first_uncompiled(model: Network) -> nn.Module:
+    model.first = torch.compiler.disable(model.first)
+    return compiled(model)
+
+
 def checkpoint_compiled(model: Network) -> nn.Module:
     model.first = checkpoint_wrapper(compiled(model.first))  # type: ignore[assignment]
     return model
@@ -108,6 +113,7 @@ WAYS = (
     wrap_first,
     wrap_first_twice,
     wrap_checkpointed,
+    wrap_first_uncompiled,
     checkpoint_compiled,
     compile_first_in_place,
     compile_its_forward,

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from accelerate.hooks import AlignDevicesHook, ModelHook, SequentialHook, add_hook_to_module
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations, prune, skip_init, spectral_norm, weight_norm
-from transformers.pytorch_utils import Conv1D
 
 from pera_lightning import (
     PeraConfig,
@@ -31,54 +24,13 @@ from pera_lightning import (
     save_adapter,
 )
 from pera_lightning.bases import beyond_multiplying
-from pera_lightning.errors import AdapterFileError, InjectionError, PeraError, TargetError
+from pera_lightning.errors import AdapterFileError, TargetError
 from pera_lightning.injection import adapted_layers
+from tests.support.adapted_network import NAMED, NO_HEAD, assert_refused, assert_right, changed, network
 from tests.support.layer_kinds import MORE, PLAIN, WIDTH, OfItsSize, Scaled
 from tests.support.models import randomise_adapter
 from tests.support.module_state import Before
 from tests.support.reference import reference_delta_weight
-
-NAMED = PeraConfig(2, 2, target_modules=["0", "2"])
-NO_HEAD = PeraConfig(2, 2)
-
-
-def network(kind: Callable[[int, int], nn.Module] = nn.Linear) -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(kind(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 2)).eval()
-
-
-def changed(change: Callable[[nn.Linear], object]) -> nn.Module:
-    """A network of which something was done to the first layer."""
-    model = network()
-    change(model[0])  # type: ignore[operator, index]
-    return model
-
-
-def assert_refused(model: nn.Module, match: str, *configs: PeraConfig, error: type[PeraError] = TargetError) -> None:
-    before = Before.of(model)
-    for config in configs or (NAMED, NO_HEAD):
-        with pytest.raises(error, match=match):
-            inject_adapter(model, config)
-        before.assert_restored(model)
-
-
-def assert_right(make: Callable[[], nn.Module]) -> None:
-    """Adapted as the base with its weight changed by hand; merged the same; every factor gets a gradient."""
-    model, by_hand = make(), make()
-    x, before = torch.randn(4, WIDTH), model(torch.ones(1, WIDTH))
-    report = inject_adapter(model, NAMED)
-    assert report.adapted == ("0", "2")
-    torch.testing.assert_close(model(torch.ones(1, WIDTH)), before)
-    randomise_adapter(model)
-    for name, layer in adapted_layers(model):
-        delta = reference_delta_weight(layer.pera_A, layer.pera_B, layer.pera_h, 2, "full", layer.scaling)
-        stored = by_hand.get_submodule(name).weight.data  # type: ignore[union-attr]
-        stored += delta.T if isinstance(layer.base_layer, Conv1D) else delta
-    y = model(x)
-    torch.testing.assert_close(y, by_hand(x), rtol=1e-4, atol=1e-5)
-    y.square().sum().backward()
-    assert all(value.grad.any() for _, layer in adapted_layers(model) for value in layer.adapter().values())  # type: ignore[union-attr]
-    torch.testing.assert_close(merge_adapter(model)(x), y, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", MORE)
@@ -130,6 +82,14 @@ def test_trying_a_layer_leaves_no_trace() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_forward_replaced_in_the_class_itself_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = nn.Linear.forward
+    monkeypatch.setattr(nn.Linear, "forward", wraps(own)(lambda layer, x: 2 * own(layer, x)))
+    assert_refused(network(), "'0' of kind Linear, which does more", NAMED)
+    monkeypatch.setattr(nn.Linear, "forward", lambda layer, x: own(layer, x))
+    assert_right(network)
+
+
 def test_a_hook_is_not_called_by_trying() -> None:
     layer, calls = OfItsSize(WIDTH, WIDTH), []
     layer.register_forward_hook(lambda *args: calls.append(1))
@@ -163,87 +123,6 @@ def test_a_pruned_bias_and_a_skipped_start_are_right() -> None:
         return model
 
     assert_right(skipped)
-
-
-def replace_forward(layer: nn.Linear) -> None:
-    own = layer.forward
-
-    @wraps(own)
-    def doubled(x: Tensor) -> Tensor:
-        return 2 * own(x)
-
-    layer.forward = doubled  # type: ignore[method-assign]
-
-
-class Doubling(ModelHook):
-    def post_forward(self, module: nn.Module, output: Tensor) -> Tensor:
-        return 2 * output
-
-
-class WithoutGradient(AlignDevicesHook):
-    no_grad = True
-
-
-class ReadsByName:
-    def __call__(self, module: nn.Module, args: tuple[Tensor]) -> Tensor:
-        return args[0] * getattr(module, "weight", args[0]).mean()
-
-
-def placed(*hooks: ModelHook) -> Callable[[nn.Linear], object]:
-    return lambda layer: [add_hook_to_module(layer, hook, append=True) for hook in hooks]
-
-
-AT = AlignDevicesHook("cpu", io_same_device=True)
-
-
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        (replace_forward, "forward that was replaced"),
-        (lambda layer: (placed(AT)(layer), replace_forward(layer)), "forward that was replaced"),
-        (lambda layer: (replace_forward(layer), placed(AT)(layer)), "forward that was replaced"),
-        (placed(Doubling()), r"accelerate \(Doubling\)"),
-        (placed(AT, Doubling()), r"accelerate \(SequentialHook\)"),
-        (placed(WithoutGradient("cpu")), r"accelerate \(WithoutGradient\)"),
-        (
-            lambda layer: layer.register_forward_hook(lambda part, args, output: args[0] @ part.weight.T),
-            "reads its weight",
-        ),
-        (lambda layer: layer.register_forward_pre_hook(ReadsByName()), "reads its weight"),
-    ],
-)
-def test_what_was_done_to_one_layer_is_refused(change: Callable[[nn.Linear], object], match: str) -> None:
-    assert_refused(changed(change), f"'0' of kind Linear, which has .*{match}")
-
-
-def test_hooks_of_accelerate_that_only_place_are_right() -> None:
-    assert_right(lambda: changed(placed(AT)))
-    assert_right(lambda: changed(placed(SequentialHook(AT, AlignDevicesHook("cpu")))))
-
-
-def test_an_off_loaded_layer_is_refused() -> None:
-    with pytest.raises(TargetError, match="'0' of kind Linear, which has no weight between its calls"):
-        inject_adapter(changed(placed(AlignDevicesHook("cpu", offload=True))), NAMED)
-
-
-def test_other_adapters_come_first() -> None:
-    model = get_peft_model(network(), LoraConfig(target_modules=["0"], r=2))
-    assert_refused(model, "'base_model.model.0.base_layer' in 'base_model.model.0'", NO_HEAD)
-    inject_adapter(model, PeraConfig(2, target_modules=["2"]))
-
-
-@contextmanager
-def one_process() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-def test_a_model_that_processes_share_already_is_refused() -> None:
-    with one_process():
-        assert_refused(DistributedDataParallel(network()), "would train the adapter by itself", error=InjectionError)
 
 
 class ReadsWeights(nn.Module):
@@ -298,30 +177,3 @@ def test_trained_tokens_and_quantisation_judge_as_adapters_do() -> None:
         inject_adapter(network(Scaled), PeraConfig(2, target_modules=["2"], trainable_tokens={"0": [1]}))
     model = nn.Sequential(Scaled(64, 64), nn.Linear(64, 64), nn.Linear(64, 2))
     assert quantize_model(model, "nf4").left == ("0", "2")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "match"),
-    [
-        (
-            lambda layer: layer.base_layer.register_forward_hook(lambda part, args, output: 2 * output),
-            "on its base_layer",
-        ),
-        (lambda layer: layer.base_layer.register_forward_pre_hook(lambda part, args: args[0] * 2), "on its base_layer"),
-        (lambda layer: replace_forward(layer.base_layer), "forward that was replaced"),
-        (replace_forward, "forward that was replaced"),
-        (lambda layer: parametrizations.weight_norm(layer.base_layer), "ParametrizedLinear"),
-    ],
-)
-def test_what_is_done_after_the_injection_is_refused_by_the_merge(spoil: Callable[[Any], object], match: str) -> None:
-    model, x = network(), torch.randn(4, WIDTH)
-    inject_adapter(model, NAMED)
-    randomise_adapter(model)
-    spoil(model[2])  # type: ignore[index]
-    y = model(x)
-    with pytest.raises(InjectionError, match=match):
-        merge_adapter(model)
-    assert torch.equal(model(x), y)
-    if match != "ParametrizedLinear":
-        with pytest.raises(InjectionError, match="'2' over Linear"):
-            merge_adapter(model)

@@ -83,6 +83,14 @@ class OtherArguments(nn.Linear):
         return super().forward(x) * scale
 
 
+class ScaledOnDemand(nn.Linear):
+    """Plain until somebody asks for more."""
+
+    def forward(self, x: Tensor, scale: float | None = None) -> Tensor:
+        product = super().forward(x)
+        return product if scale is None else scale * product
+
+
 class Wider(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat((super().forward(x), x), -1)
@@ -109,7 +117,7 @@ class CalledOtherwise(nn.Linear):
 
 MORE = (
     Scaled, LearnedScale, Masked, Standardised, NormedInput, Clamped, DropsInput, Rounded, Routing, OtherArguments,
-    Wider, Grouped, ScaledConv1D, CalledOtherwise,
+    ScaledOnDemand, Wider, Grouped, ScaledConv1D, CalledOtherwise,
 )  # fmt: skip
 
 
