@@ -8,10 +8,10 @@ from typing import Any
 
 from pera_lightning.errors import DataError
 from pera_lightning.integration.answer_loss import IGNORE_INDEX
-from pera_lightning.integration.data.conversations import FIX_ROW, BadRows
+from pera_lightning.integration.data.conversations import BadRows
 from pera_lightning.integration.data.examples import Example
+from pera_lightning.integration.data.parsed_row import FIX_ROW, ParsedRow, refuse_half_characters, shorten
 from pera_lightning.integration.data.row_sources import RowSources, Split
-from pera_lightning.integration.data.rows import ParsedRow, shorten
 
 _TEXTS_TOKENISED_TOGETHER = 256
 
@@ -100,4 +100,5 @@ def _text_of(row: ParsedRow) -> str:
             expected="a text that is not blank",
             fix=FIX_ROW,
         )
+    refuse_half_characters(row.where, "text", text)
     return text

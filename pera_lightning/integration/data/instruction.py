@@ -40,6 +40,10 @@ class InstructionDataModule(LightningDataModule):
     `position_ids` and `labels` (1, T); call the model with `use_cache=False`, else examples see each other. Not every
     model keeps them apart even then: PeraCausalLM refuses those that do not. Prediction runs over the test split.
 
+    Nothing of a row is left out without a word. What messages have beside role and content (`reasoning_content`,
+    `tool_calls`, ...) and the fields `tools`, `documents` and `chat_template_kwargs` of a row go to the chat template;
+    what it does not write is a bad row. Other fields of rows, such as an id, are named in the log.
+
     Args:
         train_files: Path or paths of the training rows.
         val_files: Path or paths of the validation rows.
@@ -62,6 +66,7 @@ class InstructionDataModule(LightningDataModule):
             batches and the same loss, without the third to half of their tokens that padding mostly is.
         group_by_length: Make training batches of examples of similar length.
         on_bad_row: What happens at a row that cannot be used: error stops, skip counts and reports it.
+        ignore_fields: Fields of messages and rows to leave out on purpose, such as reasoning_content.
         max_train_rows: Use only the first training rows.
         max_val_rows: Use only the first validation rows.
         max_test_rows: Use only the first test rows.
@@ -93,6 +98,7 @@ class InstructionDataModule(LightningDataModule):
         padding_free: bool = False,
         group_by_length: bool = False,
         on_bad_row: OnBadRow = "error",
+        ignore_fields: list[str] | None = None,
         max_train_rows: int | None = None,
         max_val_rows: int | None = None,
         max_test_rows: int | None = None,
@@ -107,6 +113,7 @@ class InstructionDataModule(LightningDataModule):
             val_split=val_split,
             row_format=format,
             on_bad_row=on_bad_row,
+            ignore_fields=tuple(ignore_fields or ()),
             limits={"train": max_train_rows, "val": max_val_rows, "test": max_test_rows},
             seed=seed,
         )

@@ -8,14 +8,22 @@ the rendered whole, and what follows is the answer.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pera_lightning.errors import ConfigError, DataError
 from pera_lightning.integration.answer_loss import IGNORE_INDEX
+from pera_lightning.integration.data.chat_template import (
+    ChatTemplate,
+    Exchange,
+    each_continues_the_last,
+    without_first_exchanges,
+)
 from pera_lightning.integration.data.conversations import Conversation, Message
 from pera_lightning.integration.data.examples import Example, truncate
-from pera_lightning.integration.data.rows import shorten
+from pera_lightning.integration.data.left_out import LeftOut
+from pera_lightning.integration.data.parsed_row import shorten
+from pera_lightning.integration.data.token_stream import TokenStream, restarts_of
 from pera_lightning.option_checks import check_flags
 
 if TYPE_CHECKING:
@@ -46,11 +54,13 @@ ALPACA_TEMPLATE = (
 _PROBE = "9f0c5e"
 
 
-class _Exchange(NamedTuple):
-    """A rendered assistant turn: everything before it, and what the assistant is to write."""
+class _Tokens(NamedTuple):
+    """Exchanges as tokens, each of which continues the one before."""
 
-    prompt: str
-    answer: str
+    ids: list[int]
+    labels: list[int]
+    ends: list[int]
+    """Tokens up to the end of every exchange."""
 
 
 class ChatEncoder:
@@ -87,10 +97,11 @@ class ChatEncoder:
         self._tokenizer = tokenizer
         self._system_prompt = system_prompt
         has_template = bool(getattr(tokenizer, "chat_template", None))
-        # None makes the tokenizer take its own template.
-        self._template = template or (None if use_chat_template and has_template else PLAIN_TEMPLATE)
-        # Templates of this file have no bos token: it is put in front where the tokenizer would do so.
-        self._bos = "" if self._template is None else _bos_added_by(tokenizer)
+        # None is the tokenizer's own.
+        own = template or (None if use_chat_template and has_template else PLAIN_TEMPLATE)
+        self._template = ChatTemplate(tokenizer, own)
+        self._left_out = LeftOut(self._template)
+        self._restarts = restarts_of(tokenizer)
         # What the template writes after an answer, and how much of it the model is to learn.
         self._tail = self._probe_template()
         stop = self._find_stop_token()
@@ -104,25 +115,54 @@ class ChatEncoder:
         its reasoning) give one example for each turn, with the prompt the model will see.
 
         Raises:
-            DataError: If the template does not accept the conversation.
+            DataError: If the template does not accept the conversation, or leaves out a part of it.
         """
         messages = self._with_system_prompt(conversation.messages)
-        exchanges = self._exchanges(conversation.where, messages)
-        if not _each_continues_the_last(exchanges):
-            return [self._fit(messages, [exchange]) for exchange in exchanges]
-        dropped = False
-        while len(exchanges) > 1 and len(self._tokenise(exchanges)[0]) > self.max_length:
-            messages = _without_first_exchange(messages)
-            exchanges = self._exchanges(conversation.where, messages)
-            dropped = True
-        example = self._fit(messages, exchanges)
-        if dropped:
-            return [Example(example.input_ids, example.labels, example.prompt_cut, answer_cut=True)]
-        return [example]
+        exchanges = self._exchanges(conversation, messages)
+        self._left_out.refuse(conversation, messages, exchanges)
+        if not each_continues_the_last(exchanges):
+            return [self._fit(conversation, messages, self._tokenise([exchange])) for exchange in exchanges]
+        tokens = self._tokenise(exchanges)
+        if len(exchanges) == 1 or len(tokens.ids) <= self.max_length:
+            return [self._fit(conversation, messages, tokens)]
+        messages = self._last_that_fit(conversation, messages, tokens)
+        example = self._fit(conversation, messages, self._tokenise(self._exchanges(conversation, messages)))
+        return [Example(example.input_ids, example.labels, example.prompt_cut, answer_cut=True)]
 
-    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Returns the ids a model is to continue with the assistant's next answer."""
-        return self._ids(self._render(self._with_system_prompt(list(messages)), generation_prompt=True))
+    def encode_prompt(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> list[int]:
+        """Returns the ids a model is to continue with the assistant's next answer.
+
+        Args:
+            messages: The conversation so far.
+            variables: What the template gets beside it, as in a `Conversation`.
+        """
+        prompt = self._template.render(self._with_system_prompt(list(messages)), variables, generation_prompt=True)
+        return self._ids(prompt)
+
+    def _last_that_fit(self, conversation: Conversation, messages: list[Message], tokens: _Tokens) -> list[Message]:
+        """Leaves out as few exchanges at the beginning as possible, and never the last one."""
+        last, known = len(tokens.ends) - 1, dict[int, int]()
+
+        def fits_without(count: int) -> bool:
+            if count not in known:
+                rest = without_first_exchanges(messages, count)
+                known[count] = len(self._tokenise(self._exchanges(conversation, rest)).ids)
+            return count == last or known[count] <= self.max_length
+
+        def own_length_without(count: int) -> int:
+            return len(tokens.ids) - tokens.ends[count - 1]
+
+        # The tokens of what is left are known but for those of the system message, which it says when rendered once.
+        count, system = 1, 0
+        while True:
+            right = (n for n in range(count, last) if own_length_without(n) + system <= self.max_length)
+            count = next(right, last)
+            if fits_without(count):
+                break
+            system, count = known[count] - own_length_without(count), count + 1
+        while count > 1 and fits_without(count - 1):
+            count -= 1
+        return without_first_exchanges(messages, count)
 
     def _probe_template(self) -> str:
         """Checks that the template can be used and returns what it writes after an answer."""
@@ -130,8 +170,8 @@ class ChatEncoder:
 
         question = self._with_system_prompt([{"role": "user", "content": "?"}])
         try:
-            prompt = self._render(question, generation_prompt=True)
-            whole = self._render([*question, {"role": "assistant", "content": _PROBE}])
+            prompt = self._template.render(question, generation_prompt=True)
+            whole = self._template.render([*question, {"role": "assistant", "content": _PROBE}])
         except TemplateError as error:
             raise _template_error(f"the template's error {error}", "a user turn and an answer") from error
         if not whole.startswith(prompt) or _PROBE not in whole[len(prompt) :]:
@@ -139,6 +179,8 @@ class ChatEncoder:
                 f"{shorten(prompt[-40:])!r} before and {shorten(whole[-40:])!r} with the answer",
                 "a generation prompt that is the beginning of the rendered answer",
             )
+        if self._system_prompt is not None and self._system_prompt.strip() not in prompt:
+            raise _template_error("a template that leaves the system_prompt out", "one that writes system messages")
         if len(self._ids(prompt)) + 2 > self.max_length:
             raise ConfigError(
                 "max_length leaves no room for an answer.",
@@ -165,72 +207,58 @@ class ChatEncoder:
             )
         return self._tokenizer.eos_token
 
-    def _exchanges(self, where: str, messages: Sequence[Message]) -> list[_Exchange]:
+    def _exchanges(self, conversation: Conversation, messages: Sequence[Message]) -> list[Exchange]:
         from jinja2.exceptions import TemplateError
 
         answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         try:
-            return [self._exchange(where, messages, index) for index in answers]
+            return [self._exchange(conversation, messages, index) for index in answers]
         except TemplateError as error:
-            raise _rejected_by_template(where, str(error)) from error
+            raise _rejected_by_template(conversation.where, str(error)) from error
 
-    def _exchange(self, where: str, messages: Sequence[Message], answer: int) -> _Exchange:
-        prompt = self._render(messages[:answer], generation_prompt=True)
-        whole = self._render(messages[: answer + 1])
+    def _exchange(self, conversation: Conversation, messages: Sequence[Message], answer: int) -> Exchange:
+        prompt = self._template.render(messages[:answer], conversation.variables, generation_prompt=True)
+        whole = self._template.render(messages[: answer + 1], conversation.variables)
         if not whole.startswith(prompt) or not whole.endswith(self._tail):
-            raise _rejected_by_template(where, "the rendered turn does not stand between prompt and end of turn")
-        return _Exchange(prompt, whole[len(prompt) :].removesuffix(self._tail) + self._ending)
-
-    def _render(self, messages: Sequence[Message], generation_prompt: bool = False) -> str:
-        text = self._tokenizer.apply_chat_template(
-            list(messages),
-            tokenize=False,
-            add_generation_prompt=generation_prompt,
-            chat_template=self._template,
-        )
-        return f"{self._bos}{text}"
+            reason = "the rendered turn does not stand between prompt and end of turn"
+            raise _rejected_by_template(conversation.where, reason)
+        return Exchange(prompt, whole[len(prompt) :].removesuffix(self._tail) + self._ending, whole)
 
     def _ids(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _ids_after(self, text: str, ids: list[int], addition: str) -> list[int]:
-        """Tokenises what is added to a text of known ids, so that no token spans the boundary."""
-        whole = self._ids(text + addition)
-        return whole[len(ids) :] if whole[: len(ids)] == ids else self._ids(addition)
-
-    def _tokenise(self, exchanges: Sequence[_Exchange]) -> tuple[list[int], list[int]]:
-        """Returns ids and labels of exchanges each of which continues the one before."""
-        text, ids, labels = "", list[int](), list[int]()
+    def _tokenise(self, exchanges: Sequence[Exchange]) -> _Tokens:
+        stream, text, labels, ends = TokenStream(self._ids, self._restarts), "", list[int](), list[int]()
         for exchange in exchanges:
-            question = self._ids_after(text, ids, exchange.prompt[len(text) :])
-            ids = ids + question
-            answer = self._ids_after(exchange.prompt, ids, exchange.answer)
+            question = stream.add(exchange.prompt[len(text) :])
+            answer = stream.add(exchange.answer)
             text = exchange.prompt + exchange.answer
-            ids = ids + answer
             labels += [IGNORE_INDEX] * len(question) + answer
-        if not self._ending:
-            ids, labels = [*ids, self.stop_id], [*labels, self.stop_id]
-        return ids, labels
+            ends.append(len(stream.ids))
+        stop = [] if self._ending else [self.stop_id]
+        return _Tokens(stream.ids + stop, labels + stop, ends)
 
-    def _fit(self, messages: Sequence[Message], exchanges: Sequence[_Exchange]) -> Example:
-        """Tokenises the exchanges; if there is only one left, it is cut to the maximum length."""
-        ids, labels = self._tokenise(exchanges)
+    def _fit(self, conversation: Conversation, messages: Sequence[Message], tokens: _Tokens) -> Example:
+        """The tokens as an example; those of a single exchange are cut to the maximum length."""
+        ids, labels, _ = tokens
         if len(ids) <= self.max_length:
             return Example(ids, labels)
         prompt_length = labels.count(IGNORE_INDEX)
-        keep_first, keep_last = self._template_parts(messages, ids[:prompt_length])
+        keep_first, keep_last = self._template_parts(conversation, messages, ids[:prompt_length])
         return truncate(ids, prompt_length, self.max_length, keep_first=keep_first, keep_last=keep_last)
 
-    def _template_parts(self, messages: Sequence[Message], prompt: list[int]) -> tuple[int, int]:
+    def _template_parts(
+        self, conversation: Conversation, messages: Sequence[Message], prompt: list[int]
+    ) -> tuple[int, int]:
         """Counts the tokens that the template writes before and after the user's words.
 
         The system message counts as the template's; tokens that join it with the user's words do not.
         """
         system = [message for message in messages[:1] if message["role"] == "system"]
         question = [*system, {"role": "user", "content": _PROBE}]
-        unanswered = self._render(question)
-        first = self._ids(unanswered.partition(_PROBE)[0])
-        last = self._ids(self._render(question, generation_prompt=True).removeprefix(unanswered))
+        unanswered = self._template.render(question, conversation.variables)
+        asked = self._template.render(question, conversation.variables, generation_prompt=True)
+        first, last = self._ids(unanswered.partition(_PROBE)[0]), self._ids(asked.removeprefix(unanswered))
         same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, prompt, strict=False))
         return len(list(same)), len(last) if last and prompt[-len(last) :] == last else 1
 
@@ -238,24 +266,6 @@ class ChatEncoder:
         if self._system_prompt is None or messages[0]["role"] == "system":
             return messages
         return [{"role": "system", "content": self._system_prompt}, *messages]
-
-
-def _each_continues_the_last(exchanges: Sequence[_Exchange]) -> bool:
-    return all(
-        following.prompt.startswith(earlier.prompt + earlier.answer)
-        for earlier, following in itertools.pairwise(exchanges)
-    )
-
-
-def _without_first_exchange(messages: Sequence[Message]) -> list[Message]:
-    start = 1 if messages[0]["role"] == "system" else 0
-    first_answer = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
-    return [*messages[:start], *messages[first_answer + 1 :]]
-
-
-def _bos_added_by(tokenizer: PreTrainedTokenizerBase) -> str:
-    adds_bos = tokenizer.bos_token is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return tokenizer.bos_token if adds_bos else ""
 
 
 def _template_error(got: str, expected: str) -> ConfigError:

@@ -12,9 +12,9 @@ from typing import Any, Literal
 from pera_lightning.errors import ConfigError
 from pera_lightning.integration.data.conversations import OnBadRow
 from pera_lightning.integration.data.options import check_choice, contradiction
+from pera_lightning.integration.data.parsed_row import ParsedRow
 from pera_lightning.integration.data.rows import (
     ROW_ENDINGS,
-    ParsedRow,
     check_file,
     dataset_rows,
     load_hub_dataset,

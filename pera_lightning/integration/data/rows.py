@@ -1,44 +1,26 @@
 """Rows of data files (JSON, JSON Lines, CSV, parquet, text) and hub data sets, each with the place it came from.
 
-JSON and CSV are parsed here rather than by `datasets`, because an error message should name the line.
+CSV is parsed here rather than by `datasets`, because an error message should name the line.
 """
 
 from __future__ import annotations
 
 import csv
 import difflib
-import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pera_lightning.errors import DataError
+from pera_lightning.integration.data.json_rows import read_json, read_jsonl
+from pera_lightning.integration.data.parsed_row import ParsedRow, Row, shorten
+from pera_lightning.integration.data.text_lines import decoded_lines, whole_text
 
 ROW_ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
 TEXT_ENDINGS = (".txt", *ROW_ENDINGS)
 
-_SEPARATOR = re.compile(r"[\s,]*")
-_JSON_LAYOUTS = "an array of objects, or one object per line"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row of a data file.
-
-    Args:
-        where: Where the row stands, for messages: `"train.jsonl, line 7"`.
-        fields: Its fields as read, not checked.
-    """
-
-    where: str
-    fields: Mapping[str, Any]
-
-
-# A row that cannot be parsed is yielded as the error that describes it (not raised), so that the caller
-# decides whether it ends the run or is skipped.
-ParsedRow = Row | DataError
+_CSV_LIMIT = 2**31 - 1
+"""Most characters of a field: what the C code of `csv` can count everywhere. Its default is 131,072."""
 
 
 def check_file(path: Path, endings: Sequence[str]) -> None:
@@ -109,84 +91,13 @@ def dataset_rows(name: str, dataset: Iterable[Mapping[str, Any]]) -> Iterator[Ro
         yield Row(f"{name}, row {number}", fields)
 
 
-def shorten(value: object, width: int = 80) -> str:
-    """Returns the value in one line of at most `width` characters, for messages."""
-    text = " ".join(str(value).split())
-    return text if len(text) <= width else text[: width - 3] + "..."
-
-
-def _read_jsonl(path: Path) -> Iterator[ParsedRow]:
-    for number, line in _decoded_lines(path):
-        if line.strip():
-            yield _parse_json_line(f"{path}, line {number}", line)
-
-
-def _parse_json_line(where: str, line: str) -> ParsedRow:
-    try:
-        return _object_row(where, json.loads(line.rstrip()))
-    except json.JSONDecodeError as error:
-        return DataError(
-            f"{where}, column {error.colno}: this is not JSON ({error.msg}).",
-            got=shorten(line),
-            expected=_JSON_LAYOUTS,
-            fix="correct the line, or set on_bad_row: skip to leave such rows out",
-        )
-
-
-def _read_json(path: Path) -> Iterator[ParsedRow]:
-    text = _decoded(path)
-    if not text.lstrip().startswith("["):
-        # Many tools write one object per line into a file that they call .json.
-        yield from _read_jsonl(path)
-        return
-    try:
-        json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}, line {error.lineno}, column {error.colno}: this is not JSON ({error.msg}).",
-            got=shorten(text[max(error.pos - 30, 0) : error.pos + 30]),
-            expected=_JSON_LAYOUTS,
-            fix="correct the file at this place",
-        ) from error
-    for line, item in _array_items(text):
-        yield _object_row(f"{path}, line {line}", item)
-
-
-def _array_items(text: str) -> Iterator[tuple[int, Any]]:
-    """Yields (line, item) of a text that is known to be a valid JSON array."""
-    decoder = json.JSONDecoder()
-    line, position = 1, 0
-    item_start = text.index("[") + 1
-    while True:
-        separator = _SEPARATOR.match(text, item_start)
-        assert separator is not None  # the pattern matches the empty string
-        item_start = separator.end()
-        line += text.count("\n", position, item_start)
-        position = item_start
-        if text[item_start] == "]":
-            return
-        item, item_start = decoder.raw_decode(text, item_start)
-        yield line, item
-
-
-def _object_row(where: str, value: object) -> ParsedRow:
-    if isinstance(value, dict):
-        return Row(where, value)
-    return DataError(
-        f"{where}: this is not a row.",
-        got=f"{type(value).__name__} {shorten(value)}",
-        expected="a JSON object with the fields of the row",
-        fix="correct the row, or set on_bad_row: skip to leave such rows out",
-    )
-
-
 def _read_csv(path: Path) -> Iterator[ParsedRow]:
-    reader = csv.reader((line for _, line in _decoded_lines(path)), strict=True)
+    reader = csv.reader((line for _, line in decoded_lines(path)), strict=True)
     header: list[str] | None = None
     while True:
         where = f"{path}, line {reader.line_num + 1}"
         try:
-            values = next(reader)
+            values = _next_record(reader)
         except StopIteration:
             return
         except csv.Error as error:
@@ -209,6 +120,15 @@ def _read_csv(path: Path) -> Iterator[ParsedRow]:
                 expected=f"{len(header)} fields: {', '.join(header)}",
                 fix="correct the row (quote fields that hold commas), or set on_bad_row: skip",
             )
+
+
+def _next_record(reader: Iterator[list[str]]) -> list[str]:
+    # The limit is one for the whole process, so that it is given back.
+    limit = csv.field_size_limit(_CSV_LIMIT)
+    try:
+        return next(reader)
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _csv_header(path: Path, names: list[str]) -> list[str]:
@@ -238,26 +158,7 @@ def _read_parquet(path: Path) -> Iterator[ParsedRow]:
 
 
 def _read_txt(path: Path) -> Iterator[ParsedRow]:
-    yield Row(str(path), {"text": _decoded(path)})
-
-
-def _decoded(path: Path) -> str:
-    return "".join(line for _, line in _decoded_lines(path))
-
-
-def _decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields (number, line) with the line end kept; a byte order mark is dropped."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path}, line {number}: this is not UTF-8.",
-                    got=f"the byte 0x{line[error.start]:02x} at position {error.start + 1} of the line",
-                    expected="a text file in UTF-8",
-                    fix="save the file as UTF-8",
-                ) from error
+    yield Row(str(path), {"text": whole_text(path)})
 
 
 def _near_names(path: Path, endings: Sequence[str]) -> str:
@@ -271,8 +172,8 @@ def _near_names(path: Path, endings: Sequence[str]) -> str:
 
 
 _READERS: dict[str, Callable[[Path], Iterator[ParsedRow]]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
+    ".jsonl": read_jsonl,
+    ".json": read_json,
     ".csv": _read_csv,
     ".parquet": _read_parquet,
     ".txt": _read_txt,

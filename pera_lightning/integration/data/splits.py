@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +39,7 @@ class SplitSources(RowSources):
         val_rows: Number of train rows held out for validation, instead of val_split.
         fraction: Share of the other train rows to train on; a smaller share is part of a larger one.
         limits_each: Whether limits count the rows of each file, not of all files of a split together.
+        ignore_fields: Fields of messages and rows to leave out on purpose.
 
     Raises:
         ConfigError: If an option has an impossible value, or two contradict each other.
@@ -51,6 +52,7 @@ class SplitSources(RowSources):
     val_rows: int = 0
     fraction: float = 1.0
     limits_each: bool = False
+    ignore_fields: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -131,7 +133,7 @@ class SplitSources(RowSources):
         bad_rows = BadRows(self.on_bad_row)
         each, together = (limit, None) if self.limits_each else (None, limit)
         conversations = itertools.chain.from_iterable(
-            itertools.islice(read_conversations(name, rows, self.row_format, bad_rows), each)
+            itertools.islice(read_conversations(name, rows, self.row_format, bad_rows, self.ignore_fields), each)
             for name, rows in self.rows_of(split)
         )
         return SplitRows(list(itertools.islice(conversations, together)), bad_rows)

@@ -11,7 +11,8 @@ from pathlib import Path
 from pera_lightning.errors import DataError
 from pera_lightning.integration.data.commonsense import task_files
 from pera_lightning.integration.data.conversations import Message, to_messages
-from pera_lightning.integration.data.rows import Row, read_rows, shorten
+from pera_lightning.integration.data.parsed_row import Row, shorten
+from pera_lightning.integration.data.rows import read_rows
 
 # "Answer format: answer1/answer2/answer3", at the end of every instruction.
 _FORMAT = re.compile(r"answer format:\s*(\w+(?:/\w+)+)\s*$", flags=re.IGNORECASE)

@@ -7,7 +7,7 @@ import pytest
 
 from pera_lightning.errors import DataError
 from pera_lightning.integration.data.conversations import BadRows, read_conversations, to_messages
-from pera_lightning.integration.data.rows import Row
+from pera_lightning.integration.data.parsed_row import Row
 
 QUESTION = {"role": "user", "content": "q"}
 ANSWER = {"role": "assistant", "content": "a"}
@@ -36,7 +36,9 @@ def read(*fields: dict[str, Any], row_format: str = "auto", on_bad_row: str = "e
             [{"role": "user", "content": "q\n\nx"}, ANSWER],
         ),
         ({"messages": [SYSTEM, QUESTION, ANSWER]}, "messages", [SYSTEM, QUESTION, ANSWER]),
-        ({"messages": [{**QUESTION, "name": "n"}, ANSWER], "id": 3}, "messages", [QUESTION, ANSWER]),
+        ({"messages": [QUESTION, ANSWER], "id": 3}, "messages", [QUESTION, ANSWER]),
+        ({"messages": [{**QUESTION, "name": "n"}, ANSWER]}, "messages", [{**QUESTION, "name": "n"}, ANSWER]),
+        ({"messages": [{**QUESTION, "name": None}, ANSWER]}, "messages", [QUESTION, ANSWER]),
     ],
 )
 def test_each_format_becomes_messages_and_is_detected(
