@@ -76,7 +76,7 @@ def main() -> None:
     """Export, compare and write the page."""
     model, tokenizer = load_adapted_model(ADAPTER, dtype="float32")
     encoder = ChatEncoder(tokenizer, max_length=4096, system_prompt=SYSTEM_PROMPT)
-    inputs = row_inputs(ROWS, encoder, POSITIONS)
+    inputs = row_inputs(ROWS, encoder, POSITIONS, model)
     reference = Reference.of(model, inputs)
     requests = list(read_conversations(str(ROWS), read_rows(ROWS), "auto", BadRows("error")))[:REQUESTS]
     with tempfile.TemporaryDirectory() as folder:

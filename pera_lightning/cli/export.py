@@ -97,7 +97,7 @@ def export(
             encoder = ChatEncoder(
                 tokenizer, max_length=4096, use_chat_template=use_chat_template, system_prompt=system_prompt
             )
-            options["inputs"] = row_inputs(Path(rows), encoder, positions)
+            options["inputs"] = row_inputs(Path(rows), encoder, positions, model)
         if to in ("peft", "vllm") and has_peft():
             options["check"] = check_with_peft
         report = export_lora(model, out, rank, **options)

@@ -46,8 +46,11 @@ def token_probe(model: nn.Module) -> dict[str, Tensor] | None:
     vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
     if not isinstance(vocabulary, int) or not hasattr(model, "get_output_embeddings"):
         return None
+    positions = getattr(model.config, "max_position_embeddings", None)
+    # RoBERTa has a few positions less than it says.
+    length = min(PROBE_LENGTH, max(1, positions - 4)) if isinstance(positions, int) else PROBE_LENGTH
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(vocabulary, (1, PROBE_LENGTH), generator=generator)
+    tokens = torch.randint(vocabulary, (1, length), generator=generator)
     return {"input_ids": tokens.to(next(model.parameters()).device)}
 
 

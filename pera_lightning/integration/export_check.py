@@ -17,6 +17,7 @@ from pera_lightning.injection import remove_adapter
 from pera_lightning.integration.data.conversations import BadRows, read_conversations
 from pera_lightning.integration.data.prompts import ChatEncoder
 from pera_lightning.integration.data.rows import read_rows
+from pera_lightning.integration.model_limits import ModelLimits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,15 +53,17 @@ def sentence_inputs(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]
     return found
 
 
-def row_inputs(path: Path, encoder: ChatEncoder, positions: int) -> list[dict[str, Any]]:
+def row_inputs(path: Path, encoder: ChatEncoder, positions: int, model: nn.Module) -> list[dict[str, Any]]:
     """Rows of a training file as calls of a model, prompts and answers as in training.
 
     Args:
         path: A file that InstructionDataModule reads.
         encoder: With the options of the training.
         positions: Rows are taken until they have this many tokens together.
+        model: That is to be called.
 
     Raises:
+        ConfigError: A row is longer than the model has positions, or holds a token that it does not have.
         DataError: The file cannot be used.
     """
     found, count = [], 0
@@ -70,6 +73,11 @@ def row_inputs(path: Path, encoder: ChatEncoder, positions: int) -> list[dict[st
             count += len(example.input_ids)
         if count >= positions:
             break
+    limits = ModelLimits.of(model)
+    if limits is not None:
+        rows = [call["input_ids"] for call in found]
+        largest, longest = max(int(row.max()) for row in rows), max(row.numel() for row in rows)
+        limits.check_rows(path.name, largest_id=largest, longest=longest, fix="leave longer rows out")
     return found
 
 

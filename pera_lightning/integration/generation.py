@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pera_lightning.integration.answer_loss import IGNORE_INDEX
 from pera_lightning.integration.evaluation_mode import evaluation_mode
+from pera_lightning.integration.model_limits import ModelLimits
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -94,10 +95,15 @@ def generate_answers(
         num_beams: Beams of a beam search; 1 is greedy decoding.
 
     Returns:
-        The answers without their end and without special tokens, in the order of the prompts.
+        The answers without their end and without special tokens, in the order of the prompts. They are no longer than
+        the model has positions for.
+
+    Raises:
+        ConfigError: A prompt is longer than that, or holds a token that the model does not have.
     """
     from transformers import GenerationConfig
 
+    max_new_tokens = _new_tokens(model, prompts, max_new_tokens)
     stops = stop_tokens(model, tokenizer)
     greedy = GenerationConfig(
         do_sample=False,
@@ -155,6 +161,23 @@ def sample_table(samples: Iterable[GenerationSample], title: str) -> Table:
         texts = (Text(text.strip()) for text in (sample.prompt, sample.expected, sample.generated))
         table.add_row(*texts, "yes" if sample.matches else "no")
     return table
+
+
+def _new_tokens(model: PreTrainedModel, prompts: Sequence[Tensor], wanted: int) -> int:
+    limits, longest = ModelLimits.of(model), max(map(len, prompts))
+    if limits is None:
+        return wanted
+    largest = max(int(prompt.max()) for prompt in prompts)
+    fix = "shorten the prompts"
+    limits.check_rows("prompts", largest_id=largest, longest=longest, fix=fix)
+    room = limits.room_after(longest)
+    if room is None or room >= wanted:
+        return wanted
+    rank_zero_warn(
+        f"PERA: {limits.name} has {limits.positions} positions: after a prompt of {longest} tokens answers end at "
+        f"{room} tokens, not at max_new_tokens={wanted}."
+    )
+    return room
 
 
 def _last_run(labelled: Tensor, length: int) -> tuple[int, int]:

@@ -166,7 +166,8 @@ def test_a_reasoning_inside_of_the_content_that_the_template_cuts_off(tmp_path: 
 
 def test_texts_that_the_template_writes_in_another_way(tmp_path: Path) -> None:
     row = {"messages": [{"role": "user", "content": " a\n  b <i> "}, {"role": "assistant", "content": "C & d"}]}
-    for change in ("| trim", "| upper if loop.first else message['content']", "| replace('<', '&lt;')", "| replace('\n', ' ')"):
+    loud = "| upper if loop.first else message['content']"
+    for change in ("| trim", loud, "| replace('<', '&lt;')", "| replace('\n', ' ')"):
         template = SMOLLM2_TEMPLATE.replace("message['content']", f"(message['content'] {change})")
         assert len(texts(data(tmp_path, row, template))) == 2
 

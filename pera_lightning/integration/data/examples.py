@@ -93,6 +93,11 @@ class ExampleDataset(Dataset[dict[str, Tensor]]):
         return [end - start for start, end in itertools.pairwise(self._ends)]
 
     @property
+    def largest_id(self) -> int:
+        """The largest token id; -1 without any token."""
+        return int(self._ids.max()) if len(self._ids) else -1
+
+    @property
     def answer_tokens(self) -> int:
         """Tokens that take part in the loss, in all examples."""
         return int((self._labels != IGNORE_INDEX).sum())

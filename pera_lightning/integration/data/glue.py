@@ -14,7 +14,12 @@ from torch.utils.data import DataLoader, DistributedSampler
 from pera_lightning.errors import ConfigError
 from pera_lightning.integration.data.glue_files import GlueRow, check_task, split_in_halves
 from pera_lightning.integration.data.glue_sources import HUB_DATASET, labels_of, training_rows, validation_rows
-from pera_lightning.integration.data.module_parts import distributed_processes, find_tokenizer, loader_options
+from pera_lightning.integration.data.module_parts import (
+    check_against_model,
+    distributed_processes,
+    find_tokenizer,
+    loader_options,
+)
 from pera_lightning.integration.data.options import check_at_least_one
 from pera_lightning.integration.data.row_sources import Split
 from pera_lightning.integration.data.sampling import LengthGroupedSampler
@@ -188,8 +193,12 @@ class GlueDataModule(LightningDataModule):
     ) -> DataLoader[Batch]:
         from transformers import DataCollatorWithPadding
 
+        rows = self._splits[split]
+        pad_id = -1 if self._tokenizer.pad_token_id is None else self._tokenizer.pad_token_id
+        largest = max(pad_id, *(max(row["input_ids"], default=-1) for row in rows))
+        check_against_model(self, split, largest_id=largest, longest=max(len(row["input_ids"]) for row in rows))
         return DataLoader(
-            self._splits[split],  # type: ignore[arg-type]
+            rows,  # type: ignore[arg-type]
             batch_size=batch_size,
             sampler=sampler,
             collate_fn=DataCollatorWithPadding(self._tokenizer),

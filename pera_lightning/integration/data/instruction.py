@@ -12,7 +12,13 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from pera_lightning.integration.data.collate import PaddingCollator, collate_packs, lay_end_to_end
 from pera_lightning.integration.data.conversations import OnBadRow, RowFormat
-from pera_lightning.integration.data.module_parts import distributed_processes, find_tokenizer, loader_options
+from pera_lightning.integration.data.examples import ExampleDataset
+from pera_lightning.integration.data.module_parts import (
+    check_against_model,
+    distributed_processes,
+    find_tokenizer,
+    loader_options,
+)
 from pera_lightning.integration.data.options import check_at_least_one, contradiction
 from pera_lightning.integration.data.packing import PackedDataset
 from pera_lightning.integration.data.prompts import ChatEncoder
@@ -166,7 +172,7 @@ class InstructionDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches or packs of the train split, in an order that depends on seed and epoch alone."""
-        examples = self._splits["train"].examples
+        examples = self._checked("train")
         processes = distributed_processes(self)
         if self.group_by_length:
             sampler: DistributedSampler[Any] = LengthGroupedSampler(
@@ -213,7 +219,14 @@ class InstructionDataModule(LightningDataModule):
         rank_zero_info(f"{split}: {self._splits[split].summary}{packs}")
 
     def _eval_dataloader(self, split: Split) -> DataLoader[Batch]:
-        return self._dataloader(self._splits[split].examples, self.eval_batch_size, None, self._padded())
+        return self._dataloader(self._checked(split), self.eval_batch_size, None, self._padded())
+
+    def _checked(self, split: Split) -> ExampleDataset:
+        """The examples of a split, which the model can read."""
+        examples = self._splits[split].examples
+        largest = max(examples.largest_id, self._pad_id)
+        check_against_model(self, split, largest_id=largest, longest=max(examples.lengths))
+        return examples
 
     def _dataloader(
         self, dataset: Dataset[Any], batch_size: int, sampler: DistributedSampler[Any] | None, collate: Collate
@@ -232,10 +245,14 @@ class InstructionDataModule(LightningDataModule):
         return lay_end_to_end if self.padding_free else self._padded()
 
     def _padded(self) -> Collate:
+        return PaddingCollator(self._pad_id)
+
+    @property
+    def _pad_id(self) -> int:
         assert self._encoder is not None
         pad_id = self._tokenizer.pad_token_id
         # A new token would not be in the model's vocabulary; the collator masks whatever pads.
-        return PaddingCollator(self._encoder.stop_id if pad_id is None else pad_id)
+        return self._encoder.stop_id if pad_id is None else pad_id
 
     def _check_options(self) -> None:
         check_flags(

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from pera_lightning.errors import ConfigError
+from pera_lightning.integration.model_limits import ModelLimits
 
 
 def find_tokenizer(data: LightningDataModule, given: Any) -> Any:
@@ -40,6 +41,27 @@ def _named_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(name)
+
+
+def check_against_model(
+    data: LightningDataModule, split: str, *, largest_id: int, longest: int, option: str = "max_length"
+) -> None:
+    """Compares the rows of a split with the model that is to read them, if there is one.
+
+    Args:
+        data: The data module.
+        split: Name of the split.
+        largest_id: Of all token ids, that of the padding included.
+        longest: Tokens of the longest row.
+        option: Which option of the data module makes rows shorter.
+
+    Raises:
+        ConfigError: An id is not in the model's embedding, or a row is longer than it has positions.
+    """
+    limits = ModelLimits.of(data.trainer.lightning_module if data.trainer is not None else None)
+    if limits is not None:
+        fix = f"lower {option}"
+        limits.check_rows(f"{split} split", largest_id=largest_id, longest=longest, fix=fix)
 
 
 def loader_options(num_workers: int) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bisect
+import heapq
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -27,16 +29,23 @@ def pack_examples(lengths: Sequence[int], pack_length: int, seed: int) -> list[l
     order = torch.randperm(len(lengths), generator=generator).tolist()
     order.sort(key=lambda index: lengths[index], reverse=True)
     packs: list[list[int]] = []
-    rooms: list[tuple[int, int]] = []  # (tokens left, pack), ascending
+    # By the tokens left, the packs with so much room; `rooms` is sorted, no longer than a pack whatever the examples.
+    open_packs, rooms = defaultdict[int, list[int]](list), list[int]()
     for index in order:
-        fitting = bisect.bisect_left(rooms, (lengths[index], 0))
+        fitting = bisect.bisect_left(rooms, lengths[index])
         if fitting < len(rooms):
-            room, pack = rooms.pop(fitting)
+            room = rooms[fitting]
+            pack = heapq.heappop(open_packs[room])
             packs[pack].append(index)
+            if not open_packs[room]:
+                del rooms[fitting]
         else:
             room, pack = pack_length, len(packs)
             packs.append([index])
-        bisect.insort(rooms, (room - lengths[index], pack))
+        left = room - lengths[index]
+        if not open_packs[left]:
+            bisect.insort(rooms, left)
+        heapq.heappush(open_packs[left], pack)
     return packs
 
 

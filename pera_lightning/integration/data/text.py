@@ -15,7 +15,12 @@ from pera_lightning.integration.data.blocks import cut_blocks, read_texts, token
 from pera_lightning.integration.data.collate import PaddingCollator
 from pera_lightning.integration.data.conversations import BadRows, OnBadRow
 from pera_lightning.integration.data.examples import ExampleDataset
-from pera_lightning.integration.data.module_parts import distributed_processes, find_tokenizer, loader_options
+from pera_lightning.integration.data.module_parts import (
+    check_against_model,
+    distributed_processes,
+    find_tokenizer,
+    loader_options,
+)
 from pera_lightning.integration.data.options import check_at_least_one
 from pera_lightning.integration.data.row_sources import RowSources, Split, as_paths
 from pera_lightning.integration.data.rows import TEXT_ENDINGS
@@ -122,7 +127,7 @@ class TextDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of the train split, in an order that depends on seed and epoch alone."""
-        blocks = self._splits["train"]
+        blocks = self._checked("train")
         # Also in a single process: unlike a RandomSampler it gives the order of an epoch after a resume.
         order = {"seed": self.seed, **distributed_processes(self)}
         sampler: DistributedSampler[Any] = DistributedSampler(blocks, shuffle=True, **order)
@@ -169,10 +174,20 @@ class TextDataModule(LightningDataModule):
         return dataset
 
     def _eval_dataloader(self, split: Split) -> DataLoader[Batch]:
+        return self._dataloader(self._checked(split), self.eval_batch_size, collate_fn=PaddingCollator(self._pad_id))
+
+    @property
+    def _pad_id(self) -> int:
         pad_id = self._tokenizer.pad_token_id
         # The collator masks whatever pads.
-        collate = PaddingCollator(self._tokenizer.eos_token_id if pad_id is None else pad_id)
-        return self._dataloader(self._splits[split], self.eval_batch_size, collate_fn=collate)
+        return self._tokenizer.eos_token_id if pad_id is None else pad_id
+
+    def _checked(self, split: Split) -> ExampleDataset:
+        """The blocks of a split, which the model can read."""
+        blocks = self._splits[split]
+        largest = max(blocks.largest_id, self._pad_id)
+        check_against_model(self, split, largest_id=largest, longest=max(blocks.lengths), option="block_length")
+        return blocks
 
     def _dataloader(self, blocks: ExampleDataset, batch_size: int, **options: Any) -> DataLoader[Batch]:
         return DataLoader(

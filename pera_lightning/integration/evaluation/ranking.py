@@ -14,6 +14,7 @@ from pera_lightning.integration.answer_loss import IGNORE_INDEX, logits_at
 from pera_lightning.integration.data.collate import PaddingCollator
 from pera_lightning.integration.data.examples import Example
 from pera_lightning.integration.evaluation.prompt_cache import empty_cache, keeps_prompts, rows_of
+from pera_lightning.integration.model_limits import ModelLimits
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
@@ -65,8 +66,9 @@ def log_likelihoods(
         Log-likelihoods in nats, in the order of the questions and of their examples.
 
     Raises:
-        ConfigError: One is not a number.
+        ConfigError: One is not a number, or the model has no position or no embedding for a token.
     """
+    _check_fit(model, questions, pad_id)
     collate = PaddingCollator(pad_id)
     found = [0.0] * sum(map(len, questions))
     for groups in _batches(_groups(questions, sharing=keeps_prompts(model, pad_id)), batch_size):
@@ -92,6 +94,13 @@ def log_likelihoods(
 def best_option(scores: Sequence[float]) -> int:
     """Returns the position of the highest score; of equal ones the first."""
     return max(range(len(scores)), key=lambda index: scores[index])
+
+
+def _check_fit(model: PreTrainedModel, questions: Sequence[Sequence[Example]], pad_id: int) -> None:
+    limits, rows = ModelLimits.of(model), [example.input_ids for examples in questions for example in examples]
+    if limits is not None and rows:
+        largest, longest = max(pad_id, *map(max, rows)), max(map(len, rows))
+        limits.check_rows("questions", largest_id=largest, longest=longest, fix="leave longer questions out")
 
 
 def _groups(questions: Sequence[Sequence[Example]], *, sharing: bool) -> Iterator[_Group]:
