@@ -25,9 +25,12 @@ OTHER_RAISES = {
     ("integration/termination.py", "raise SIGTERMException"),
     ("integration/activation_offloading.py", "raise RuntimeError(message)"),
     ("integration/data/blocks.py", "raise row"),
+    # What a template says of a conversation; its caller makes a DataError of it, as of the template's own.
+    ("integration/data/chat_template.py", "raise TemplateError(f'{type(error).__name__}: {error}')"),
     ("integration/data/conversations.py", "raise error"),
     ("integration/data/conversations.py", "raise row"),
     ("integration/data/conversations.py", "raise next((row for row in rows if isinstance(row, DataError)))"),
+    ("integration/data/text_lines.py", "raise line"),
     ("integration/evaluation/questions.py", "raise row"),
 }
 

@@ -77,7 +77,7 @@ def row_inputs(path: Path, encoder: ChatEncoder, positions: int, model: nn.Modul
     if limits is not None:
         rows = [call["input_ids"] for call in found]
         largest, longest = max(int(row.max()) for row in rows), max(row.numel() for row in rows)
-        limits.check_rows(path.name, largest_id=largest, longest=longest, fix="leave longer rows out")
+        limits.check_rows(path.name, largest_id=largest, longest=longest, shorter="leave longer rows out")
     return found
 
 

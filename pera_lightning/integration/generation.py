@@ -168,8 +168,7 @@ def _new_tokens(model: PreTrainedModel, prompts: Sequence[Tensor], wanted: int) 
     if limits is None:
         return wanted
     largest = max(int(prompt.max()) for prompt in prompts)
-    fix = "shorten the prompts"
-    limits.check_rows("prompts", largest_id=largest, longest=longest, fix=fix)
+    limits.check_rows("prompts", largest_id=largest, longest=longest, shorter="shorten the prompts")
     room = limits.room_after(longest)
     if room is None or room >= wanted:
         return wanted

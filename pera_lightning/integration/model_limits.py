@@ -57,14 +57,14 @@ class ModelLimits:
         """Tokens that can be generated after a prompt of so many; None is no limit. The last one is not read again."""
         return None if self.positions is None else max(0, self.positions - prompt + 1)
 
-    def check_rows(self, what: str, *, largest_id: int, longest: int, fix: str) -> None:
+    def check_rows(self, what: str, *, largest_id: int, longest: int, shorter: str) -> None:
         """Compare rows with the model.
 
         Args:
             what: What the rows are, for the message.
             largest_id: Of their token ids, that of the padding included.
             longest: Tokens of the longest row.
-            fix: Which option makes rows shorter.
+            shorter: What makes rows shorter.
 
         Raises:
             ConfigError: An id or a position is beyond the model's tables.
@@ -82,13 +82,13 @@ class ModelLimits:
                 "Rows are longer than the model has positions.",
                 got=f"{longest} tokens in the {what}, and {self.positions} positions in {self.name}",
                 expected=f"at most {self.positions} tokens",
-                fix=fix,
+                fix=shorter,
             )
         if self.positions is None and self.made_for is not None and longest > self.made_for:
             rank_zero_warn(
                 f"PERA: rows of up to {longest} tokens in the {what}, while {self.name} was made for "
                 f"{self.made_for} (max_position_embeddings). It goes on beyond, but has not learnt such positions: "
-                f"{fix}, or set the rope_scaling that the model's card names."
+                f"{shorter}, or set the rope_scaling that the model's card names."
             )
 
 

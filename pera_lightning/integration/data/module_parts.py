@@ -58,10 +58,10 @@ def check_against_model(
     Raises:
         ConfigError: An id is not in the model's embedding, or a row is longer than it has positions.
     """
-    limits = ModelLimits.of(data.trainer.lightning_module if data.trainer is not None else None)
+    limits = ModelLimits.of(getattr(data.trainer, "lightning_module", None))
     if limits is not None:
-        fix = f"lower {option}"
-        limits.check_rows(f"{split} split", largest_id=largest_id, longest=longest, fix=fix)
+        shorter = f"lower {option}"
+        limits.check_rows(f"{split} split", largest_id=largest_id, longest=longest, shorter=shorter)
 
 
 def loader_options(num_workers: int) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def _check_fit(model: PreTrainedModel, questions: Sequence[Sequence[Example]], p
     limits, rows = ModelLimits.of(model), [example.input_ids for examples in questions for example in examples]
     if limits is not None and rows:
         largest, longest = max(pad_id, *map(max, rows)), max(map(len, rows))
-        limits.check_rows("questions", largest_id=largest, longest=longest, fix="leave longer questions out")
+        limits.check_rows("questions", largest_id=largest, longest=longest, shorter="leave longer questions out")
 
 
 def _groups(questions: Sequence[Sequence[Example]], *, sharing: bool) -> Iterator[_Group]:
