@@ -20,7 +20,7 @@ class ComparedRun:
         selection: The metric on the data to select by (validation); None where training diverged.
         report: The metric on the data to report (test); None where training diverged.
         metrics: All metrics of validation and test by the names they were logged under.
-        train_loss: Mean loss of the last tenth of the batches; None where training diverged at once.
+        train_loss: Mean loss of the last tenth of the steps; None where training diverged at once.
         energy: Norm of the polynomial part of dW over that of the linear one in the tested weights, mean over layers; 0
             where training diverged.
         trainable: Number of trained parameters.

@@ -26,6 +26,7 @@ from pera_lightning.analysis.method_comparison import ComparedRun
 from pera_lightning.checkpoint.atomic import replacing
 from pera_lightning.cli.trainer import PeraCLI, make_cli
 from pera_lightning.errors import ConfigError, PeraError, TrainingError
+from pera_lightning.integration.weighted_accumulation import WeightedAccumulation
 
 RESULT = "run.json"
 
@@ -194,9 +195,10 @@ class _Record(Callback):
         self.trainable = 0
         self.steps = 0
         self._started = self._waiting = 0.0
+        self._batches: list[float] = []
 
     def last_losses(self) -> float | None:
-        """Mean loss of the last tenth of the batches."""
+        """Mean loss of the last tenth of the steps."""
         last = [loss for loss in self.losses[-max(1, len(self.losses) // 10) :] if math.isfinite(loss)]
         return statistics.fmean(last) if last else None
 
@@ -222,12 +224,20 @@ class _Record(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # Asking for the loss waits for the GPU, so that the time is the step's.
-        self.losses.append(float(outputs["loss"]) * trainer.accumulate_grad_batches)
+        self._batches.append(float(outputs["loss"]) * trainer.accumulate_grad_batches)
         self._waiting += time.perf_counter() - self._started
         if trainer.global_step != self.steps:
             self.steps = trainer.global_step
             self.seconds.append(self._waiting)
             self._waiting = 0.0
+            self.losses.append(self._loss_of_step(pl_module))
+
+    def _loss_of_step(self, pl_module: pl.LightningModule) -> float:
+        weighed, batches = WeightedAccumulation.of(pl_module), self._batches
+        self._batches = []
+        if weighed is None or weighed.loss is None:
+            return statistics.fmean(batches)
+        return float(weighed.loss)
 
     @override
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

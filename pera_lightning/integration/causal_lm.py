@@ -51,10 +51,11 @@ class PeraCausalLM(PretrainedModule):
     """A pretrained causal language model that learns to give the answers of instruction data, or plain text.
 
     With `PeraCallback` only the adapters (and `modules_to_save`) are trained, without it every parameter that is
-    not frozen. Logged: `train_loss`; in validation and test `val_loss`, `val_perplexity`, `val_token_accuracy`
-    (per answer token, each predicted from the true tokens before it; of plain text every token is one) and, where
-    answers are generated, `val_exact_match`; likewise `test_...`. Prediction returns the generated answers as a list
-    of strings.
+    not frozen. An optimizer step weighs all its answer tokens alike, however they are batched, accumulated and spread
+    over processes. Logged: `train_loss`, their mean, at every step; in validation and test `val_loss`,
+    `val_perplexity`, `val_token_accuracy` (per answer token, each predicted from the true tokens before it; of plain
+    text every token is one) and, where answers are generated, `val_exact_match`; likewise `test_...`. Prediction
+    returns the generated answers as a list of strings.
 
     Args:
         pretrained: Hub id or local folder of a causal language model.

@@ -26,8 +26,10 @@ class PeraSequenceClassifier(PretrainedModule):
     both are in checkpoints and adapter folders. Without it every parameter is.
 
     Batches are dicts of what the tokenizer returns and `labels` (B): class numbers, or scores for a regression.
-    Logged: `train_loss`; in validation and test `val_loss` and, for classes, `val_accuracy`, `val_f1` (of class 1 of
-    two, else the classes' mean) and `val_matthews`, for scores `val_pearson` and `val_spearman`; likewise `test_...`.
+    An optimizer step weighs all its rows alike, however they are batched, accumulated and spread over processes.
+    Logged: `train_loss`, their mean, at every step; in validation and test `val_loss` and, for classes,
+    `val_accuracy`, `val_f1` (of class 1 of two, else the classes' mean) and `val_matthews`, for scores `val_pearson`
+    and `val_spearman`; likewise `test_...`.
     Prediction returns a dict of tensors: `labels` (B) and `scores` (B, classes), which are probabilities; for a
     regression `scores` (B) alone.
 

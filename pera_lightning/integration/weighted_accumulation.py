@@ -15,6 +15,9 @@ from typing_extensions import override
 from pera_lightning.errors import ConfigError
 from pera_lightning.functional.distributed import own_part, whole
 
+# On the module: its own.
+_ATTRIBUTE = "_weighted_accumulation"
+
 
 class WeightedAccumulation(pl.Callback):
     """Makes an optimizer step follow the mean loss over everything it has seen, and not the mean of its batches' means.
@@ -52,6 +55,7 @@ class WeightedAccumulation(pl.Callback):
     def __init__(self, module: pl.LightningModule, loss_name: str | None = None) -> None:
         self.loss: Tensor | None = None
         self._module = module
+        vars(module)[_ATTRIBUTE] = self
         self._loss_name = loss_name
         # What this process has weighed since the last step: number of tokens, and sum of their losses.
         self._window: Tensor | None = None
@@ -62,11 +66,11 @@ class WeightedAccumulation(pl.Callback):
 
     @staticmethod
     def of(module: pl.LightningModule) -> WeightedAccumulation | None:
-        """The one that is an attribute of the module, if any."""
-        return next((value for value in vars(module).values() if isinstance(value, WeightedAccumulation)), None)
+        """The one that was made for the module, if any."""
+        return vars(module).get(_ATTRIBUTE)
 
     def weigh(self, loss: Tensor, count: int | Tensor) -> Tensor:
-        """Let a loss take part in its step with a weight; in `training_step`, in every process for every batch.
+        """Let a loss take part in its step with a weight; in `training_step`, in every process once for every batch.
 
         Args:
             loss: Mean loss of the batch, a scalar.
@@ -77,18 +81,20 @@ class WeightedAccumulation(pl.Callback):
             The loss: of the same value, with a gradient that is scaled. Outside of a Trainer's training as it came.
 
         Raises:
-            ConfigError: There are several optimizers: each would need weights of its own.
+            ConfigError: There are several optimizers, each of which would need weights of its own; or a second loss
+                of the same batch.
         """
         trainer = self._module._trainer
         if trainer is None or not trainer.training:
             return loss
         self._join(trainer)
+        self._take_one_loss()
         loss = _unless_empty(loss, count)
         if self._is_alone(trainer):
             self.loss = loss.detach().float()
             return loss
         tokens = _number(count, loss.device)
-        self._note(trainer, tokens, whole(loss.detach()).float().mean())
+        self._pending = self._totals(tokens, whole(loss.detach()).float().mean())
         weight = self._weight(trainer, tokens)
         if loss.requires_grad:
             loss.register_hook(lambda gradient: (gradient * weight).to(gradient.dtype))
@@ -120,13 +126,22 @@ class WeightedAccumulation(pl.Callback):
         """Whether every batch is a step by itself."""
         return trainer.world_size == 1 and trainer.accumulate_grad_batches == 1 and self._module.automatic_optimization
 
+    def _take_one_loss(self) -> None:
+        """Whether the loss before had its backward pass; by hand it may have had one that no hook tells of."""
+        if not self._module.automatic_optimization:
+            self._take()
+        elif self._pending is not None:
+            raise ConfigError(
+                "A batch has one loss with one number of tokens.",
+                got=f"a second call of weigh in one training_step of {type(self._module).__name__}",
+                expected="one call for every batch",
+                fix="add the losses up to one mean before, or use manual optimization with a backward pass for each",
+            )
+
+    @staticmethod
     @torch.no_grad()
-    def _note(self, trainer: pl.Trainer, tokens: Tensor, loss: Tensor) -> None:
-        self._pending = torch.stack([tokens, tokens * loss])
-        begins = trainer.fit_loop.batch_idx % trainer.accumulate_grad_batches == 0
-        if self._module.automatic_optimization and begins:
-            # As Lightning discards gradients that an exception or its tuner has left.
-            self._window = None
+    def _totals(tokens: Tensor, loss: Tensor) -> Tensor:
+        return torch.stack([tokens, tokens * loss])
 
     def _take(self) -> None:
         batch, self._pending = self._pending, None
@@ -180,6 +195,18 @@ class WeightedAccumulation(pl.Callback):
             self._forget()
 
     @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if not pl_module.automatic_optimization:
+            return
+        # Of a batch that failed, under Lightning's tuner say.
+        self._pending = None
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            # As Lightning discards the gradients.
+            self._window = None
+
+    @override
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._take()
         # Already here, so that every callback finds the right gradients in on_before_optimizer_step.
@@ -209,9 +236,12 @@ class WeightedAccumulation(pl.Callback):
 
 
 def _unless_empty(loss: Tensor, count: int | Tensor) -> Tensor:
-    if isinstance(count, Tensor):
-        return torch.where(count > 0, loss, 0.0)
-    return loss if count > 0 else torch.where(torch.zeros((), dtype=torch.bool, device=loss.device), loss, 0.0)
+    if not isinstance(count, Tensor):
+        if count > 0:
+            return loss
+        count = _number(count, loss.device)
+    # Not `torch.where`, which copies a number to a GPU and waits.
+    return loss.masked_fill(count <= 0, 0.0)
 
 
 def _number(count: int | Tensor, device: torch.device) -> Tensor:
@@ -230,4 +260,4 @@ def _sum_over_processes(trainer: pl.Trainer, values: Tensor) -> Tensor:
 
 def _ratio(part: Tensor, count: Tensor) -> Tensor:
     """0 where there is nothing."""
-    return torch.where(count > 0, part / count, 0.0)
+    return (part / count).masked_fill(count <= 0, 0.0)

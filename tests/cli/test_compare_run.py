@@ -11,10 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
+import torch
 import yaml
 
-from pera_lightning import PeraSequenceClassifier
+from pera_lightning import PeraSequenceClassifier, WeightedAccumulation
 from pera_lightning.analysis import inspect_adapter
 from pera_lightning.cli.compare_run import Cell, _Record, run_cell
 from pera_lightning.errors import ConfigError, DataError, TrainingError
@@ -80,12 +82,22 @@ def test_the_time_of_a_step_is_that_of_all_its_batches(monkeypatch: pytest.Monke
     clock = iter([0.0, 1.0, 10.0, 12.0, 20.0, 23.0, 30.0, 34.0])
     monkeypatch.setattr("pera_lightning.cli.compare_run.time.perf_counter", lambda: next(clock))
     record = _Record("val_loss")
+    module = pl.LightningModule()
     for batch in range(4):
         trainer: Any = SimpleNamespace(accumulate_grad_batches=2, global_step=(batch + 1) // 2)
-        record.on_train_batch_start(trainer, None, None, batch)  # type: ignore[arg-type]
-        record.on_train_batch_end(trainer, None, {"loss": 0.25}, None, batch)  # type: ignore[arg-type]
+        record.on_train_batch_start(trainer, module, None, batch)
+        record.on_train_batch_end(trainer, module, {"loss": 0.25 * batch}, None, batch)
     assert (record.steps, record.seconds) == (2, [1.0 + 2.0, 3.0 + 4.0])
-    assert record.losses == [0.5] * 4
+    assert record.losses == [0.25, 1.25]
+
+
+def test_the_loss_of_a_step_is_over_all_its_tokens() -> None:
+    record, module = _Record("val_loss"), pl.LightningModule()
+    module.accumulation = WeightedAccumulation(module)
+    module.accumulation.loss = torch.tensor(0.75)
+    trainer: Any = SimpleNamespace(accumulate_grad_batches=1, global_step=1)
+    record.on_train_batch_end(trainer, module, {"loss": 0.5}, None, 0)
+    assert record.last_losses() == 0.75
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])

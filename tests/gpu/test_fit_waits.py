@@ -9,8 +9,9 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from torch import Tensor
 
-from pera_lightning import PeraCallback
+from pera_lightning import PeraCallback, WeightedAccumulation
 from tests.gpu.test_training_step import WAITS
 from tests.support.callback_fits import make_trainer
 from tests.support.models import Regressor
@@ -59,3 +60,25 @@ def test_no_step_waits(cuda: torch.device, tmp_path: Path, options: dict[str, An
         found.append(waits.found)
     plain, adapted = found
     assert len(adapted) <= len(plain), adapted
+
+
+class Weighed(Regressor):
+    """Weighs its batches by a number that is on the GPU alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.accumulation = WeightedAccumulation(self)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return self.accumulation.weigh(super().training_step(batch, batch_idx), (batch[1] > 0).sum())
+
+
+def test_no_step_with_weights_waits(cuda: torch.device, tmp_path: Path) -> None:
+    found = []
+    for kind in (Regressor, Weighed):
+        waits = CountWaits()
+        options = {"accelerator": "gpu", "devices": 1, "max_epochs": 4, "accumulate_grad_batches": 2}
+        make_trainer(tmp_path, waits, enable_checkpointing=False, **options).fit(kind())
+        found.append(waits.found)
+    plain, weighed = found
+    assert len(weighed) <= len(plain), weighed

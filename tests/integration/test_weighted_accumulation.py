@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.tuner import Tuner
 from torch import Tensor
+from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from pera_lightning import WeightedAccumulation, adapter_state_dict
 from pera_lightning.errors import ConfigError
 from tests.faults.test_accumulation import check, difference
 from tests.integration.test_resume import AT_EPOCH_END, check_same
-from tests.support.accumulation import Foreign, fit_foreign, right_foreign
+from tests.support.accumulation import Foreign, fit_foreign, foreign_batch, right_foreign
 from tests.support.noisy import Noisy, train
 from tests.support.synchronisation import WithoutWaiting
 from tests.support.trainers import cpu_trainer
@@ -164,6 +165,32 @@ def test_while_the_tuner_looks_for_a_learning_rate(tmp_path: Path) -> None:
     assert difference(found[0], right_foreign([3, 9])[0]) <= 1e-5
 
 
+class OutOfMemory(Foreign):
+    """Has room for batches of two alone; in the second backward pass of more it is over."""
+
+    batch_size = 4
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        if self.batch_size > 2 and batch_idx == 1:
+            loss.register_hook(self._fail)
+        return loss
+
+    def _fail(self, *_: Any) -> Any:
+        raise RuntimeError("CUDA out of memory.")
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.parts[0], batch_size=self.batch_size, collate_fn=lambda parts: foreign_batch(sum(parts)))
+
+
+def test_while_the_tuner_looks_for_a_batch_size(tmp_path: Path) -> None:
+    module = OutOfMemory([[3, 9, 1, 4, 2, 1, 5, 2]])
+    trainer = cpu_trainer(tmp_path, accumulate_grad_batches=2, max_epochs=1, enable_checkpointing=False)
+    Tuner(trainer).scale_batch_size(module, init_val=4, max_trials=2, steps_per_trial=2)
+    assert module.batch_size == 2
+    assert difference(module.steps[0], right_foreign([12, 5])[0]) <= 1e-5
+
+
 def test_refuses_several_optimizers(tmp_path: Path) -> None:
     class Two(Foreign):
         def __init__(self) -> None:
@@ -175,6 +202,16 @@ def test_refuses_several_optimizers(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="Two with 2 optimizers"):
         cpu_trainer(tmp_path, max_epochs=1, enable_checkpointing=False).fit(Two())
+
+
+class Twice(Foreign):
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) + super().training_step(batch, batch_idx)
+
+
+def test_refuses_two_losses_of_one_batch(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="second call of weigh in one training_step of Twice"):
+        fit_foreign(tmp_path, Twice([[3, 9]]), accumulate_grad_batches=2)
 
 
 class Overriding(Foreign):

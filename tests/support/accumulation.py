@@ -241,7 +241,8 @@ def main(folder: Path) -> None:
     from tests.support.fsdp import OnCPU
 
     model = folder / "model"
-    validated = [batches_of([0, 1], 1), batches_of([3], 1)]
+    # Fifteen tokens, of which the mean over two processes is no whole number.
+    validated = [batches_of([0, 1], 1), batches_of([4], 1)]
 
     def run(name: str, module: Any, **options: Any) -> None:
         fits = fit if isinstance(module, PeraCausalLM) else fit_foreign
