@@ -3,17 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+LOWEST := .venv-lowest
 QUICKSTART := configs/quickstart.yaml
 RUNS := runs/quickstart
 QPERA := configs/qpera_smollm2_cpu.yaml
 QPERA_RUNS := runs/qpera_smollm2_cpu
 
-.PHONY: help quickstart qpera test test-gpu lint models bench bench-gpu bench-quantization strategies killed-worker at-scale exports quality compatibility docs clean
+.PHONY: help quickstart qpera test test-lowest test-gpu lint models bench bench-gpu bench-quantization strategies killed-worker at-scale exports quality compatibility docs clean
 
 help:
 	@echo "make quickstart  train SmolLM2-135M on spoken requests -> tool calls (a few minutes on a CPU)"
 	@echo "make qpera       the same on the model in 4 bits (twice as long)"
 	@echo "make test        lint, types and all tests but those for a GPU, which they do not use"
+	@echo "make test-lowest all tests against the oldest versions that pyproject.toml admits, in $(LOWEST)"
 	@echo "make test-gpu    the tests that need an NVIDIA GPU"
 	@echo "make bench       step time, memory and latency beside a plain LoRA (a quarter of an hour), written to docs/cost.md"
 	@echo "make bench-gpu   step time, memory and latency beside LoRA on this machine's GPU (four minutes), written to docs/gpu.md"
@@ -77,6 +79,16 @@ lint: $(VENV)/.developer
 test: lint models
 	OMP_NUM_THREADS=1 PERA_TEST_REQUIRE_ALL=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile
 
+$(LOWEST)/.made: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints-lowest.txt \
+		--editable ".[test,eval]"
+	touch $@
+
+test-lowest: $(LOWEST)/.made models
+	OMP_NUM_THREADS=1 PERA_TEST_REQUIRE_ALL=1 PERA_TEST_LOWEST=1 $(LOWEST)/bin/python -m pytest --numprocesses 2 \
+		--dist loadfile
+
 # In one process: they share a card.
 test-gpu: $(VENV)/.developer
 	PERA_TEST_GPU=1 $(RUN) -m pytest tests/gpu
@@ -115,4 +127,4 @@ killed-worker: $(VENV)/.developer
 	$(RUN) -m benchmarks.killed_worker
 
 clean:
-	rm -rf $(VENV) models runs data
+	rm -rf $(VENV) $(LOWEST) models runs data

@@ -2,7 +2,7 @@
 
 from pera_lightning.bases.base import Base
 from pera_lightning.bases.four_bit import set_compute_dtype
-from pera_lightning.bases.library import bitsandbytes
+from pera_lightning.bases.library import bitsandbytes, check_bitsandbytes
 from pera_lightning.bases.plain_call import adaptable_base, beyond_multiplying, replaced_forward
 from pera_lightning.bases.quantize import QUANTIZATIONS, Quantization, check_layer, check_quantization, quantize_linear
 from pera_lightning.bases.registry import base_of, describe_supported, expect_base, is_linear_like
@@ -15,6 +15,7 @@ __all__ = [
     "base_of",
     "beyond_multiplying",
     "bitsandbytes",
+    "check_bitsandbytes",
     "check_layer",
     "check_quantization",
     "describe_supported",

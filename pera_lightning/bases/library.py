@@ -6,24 +6,37 @@ import sys
 from types import ModuleType
 
 from pera_lightning.errors import ConfigError
+from pera_lightning.requirements import OLDEST, own_extra, require
+
+FEATURE = "A quantised base or an 8-bit optimizer"
 
 
 def bitsandbytes() -> ModuleType:
     """The library.
 
     Raises:
-        ConfigError: It is not installed, or cannot be imported.
+        ConfigError: It is not installed, too old, or cannot be imported.
     """
+    # Layers ask for it at every call.
+    found = loaded_bitsandbytes()
+    if found is not None:
+        return found
+    check_bitsandbytes()
     try:
         import bitsandbytes as library
     except ImportError as error:
         raise ConfigError(
-            "Quantised bases and 8-bit optimizers need bitsandbytes.",
+            f"{FEATURE} needs bitsandbytes, which cannot be imported.",
             got=f"{type(error).__name__}: {error}",
-            expected="bitsandbytes 0.49 or newer",
-            fix='pip install "pera-lightning[quant]"',
+            expected=f"bitsandbytes {OLDEST['bitsandbytes']} or newer, built for this machine",
+            fix=f"pip install --upgrade {own_extra('quant')}",
         ) from error
     return library
+
+
+def check_bitsandbytes() -> None:
+    """Raise ConfigError unless the library is installed, and new enough."""
+    require(FEATURE, "bitsandbytes", extra="quant")
 
 
 def loaded_bitsandbytes() -> ModuleType | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pera_lightning.bases.four_bit import BLOCKSIZE
-from pera_lightning.bases.library import bitsandbytes
+from pera_lightning.bases.library import bitsandbytes, check_bitsandbytes
 from pera_lightning.bases.registry import base_of, expect_base
 from pera_lightning.errors import ConfigError, TargetError
 
@@ -54,6 +54,7 @@ def check_quantization(
             expected="float32, bfloat16 or float16 of torch; for quant_storage also torch.uint8",
             fix="leave them out",
         )
+    check_bitsandbytes()
     bitsandbytes()
 
 

@@ -88,6 +88,7 @@ def export(
         return
     check_place(Path(out), to)
     refuse_losses(to, manifest)
+    with_peft = check and to in ("peft", "vllm") and has_peft()
     options: dict[str, Any] = {"to": to, "max_error": max_error, "dtype": getattr(torch, dtype or "float32")}
     if check:
         model, tokenizer = load_adapted_model(adapter, base=base, gguf_file=gguf_file, dtype=base_dtype)
@@ -98,7 +99,7 @@ def export(
                 tokenizer, max_length=4096, use_chat_template=use_chat_template, system_prompt=system_prompt
             )
             options["inputs"] = row_inputs(Path(rows), encoder, positions, model)
-        if to in ("peft", "vllm") and has_peft():
+        if with_peft:
             options["check"] = check_with_peft
         report = export_lora(model, out, rank, **options)
     else:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from pera_lightning.errors import PeraError
+from pera_lightning.requirements import refuse_compromised_lightning
 
 _HINT = """
   fix:      --trainer.accelerator cpu, after the configs; several processes are tried out on a CPU with
@@ -20,6 +21,7 @@ def main() -> None:
     # Tokenizers warn about forked DataLoader workers otherwise; examples are tokenised before those start.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
+        refuse_compromised_lightning()
         if words and words[0] in TOOLS:
             TOOLS[words[0]](words[1:])
         else:

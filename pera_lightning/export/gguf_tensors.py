@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pera_lightning.errors import ExportError
+from pera_lightning.requirements import require
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """Those of LoRAs and merged weights, as GGUF calls them."""
@@ -18,17 +19,11 @@ def gguf_package() -> Any:
     """The gguf package.
 
     Raises:
-        ExportError: It is not installed.
+        ConfigError: It is not installed, or too old.
     """
-    try:
-        import gguf
-    except ImportError as error:
-        raise ExportError(
-            "GGUF files are read and written by the gguf package.",
-            got=str(error),
-            expected="the gguf package",
-            fix="pip install gguf",
-        ) from error
+    require("Reading and writing GGUF files", "gguf", extra="gguf")
+    import gguf
+
     return gguf
 
 
@@ -36,7 +31,8 @@ def gguf_reader(path: str | Path) -> Any:
     """A `gguf.GGUFReader` of a file.
 
     Raises:
-        ExportError: The gguf package is missing, or the file cannot be read.
+        ConfigError: The gguf package is missing or too old.
+        ExportError: The file cannot be read.
     """
     gguf = gguf_package()
     try:

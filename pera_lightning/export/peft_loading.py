@@ -6,7 +6,6 @@ import copy
 import logging
 import warnings
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from pera_lightning.export.lora_factors import LoraFactors, StoredLora
 from pera_lightning.export.peft_format import read_peft
 from pera_lightning.export.servers import MERGE
 from pera_lightning.injection import marked_modules, remove_adapter
+from pera_lightning.requirements import is_installed, require
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +26,15 @@ ADAPTER = "default"
 
 
 def has_peft() -> bool:
-    """Whether PEFT is installed."""
-    return find_spec("peft") is not None
+    """Whether PEFT is installed.
+
+    Raises:
+        ConfigError: It is, but too old.
+    """
+    if not is_installed("peft"):
+        return False
+    require("Loading an export back with PEFT", "peft", instead="; or uninstall PEFT, to export without trying that")
+    return True
 
 
 def load_by_peft(base: nn.Module, folder: Path) -> nn.Module:

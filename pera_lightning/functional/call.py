@@ -31,7 +31,6 @@ class Options(NamedTuple):
     """Zero while not training."""
     path: Path = "auto"
 
-    @property
     def form(self) -> Form:
         """Without dropout's share of the scaling."""
         return Form(self.order, self.terms, self.scaling, self.factors)

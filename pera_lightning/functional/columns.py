@@ -38,7 +38,7 @@ def left_constants(form: Form, A: Tensor, magnitude: Tensor | None = None) -> Te
         A: For its rank, dtype and device.
         magnitude: What `right_weights` divides by comes back here.
     """
-    if form.order == 1 or (magnitude is None and form.plain):
+    if form.order == 1 or (magnitude is None and form.plain()):
         return None
     scaled = tuple(form.scaling * factor for factor in form.factors)
     # In float16 they may be infinite, and no coefficient brings that back.

@@ -17,7 +17,7 @@ class Form(NamedTuple):
     factors: tuple[float, ...]
     """Of the coefficients h of degree 2, 3, ... up to the order; see `degree_factors`."""
 
-    @property
+    # No properties, here and in `Options`: torch 2.8 does not compile those of NamedTuples.
     def plain(self) -> bool:
         """Whether nothing but h multiplies the products."""
-        return self.scaling == 1.0 and self.factors.count(1.0) == len(self.factors)
+        return self.scaling == 1.0 and all(factor == 1.0 for factor in self.factors)

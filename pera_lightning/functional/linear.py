@@ -157,7 +157,7 @@ def _composed(
     rank, n = A.shape
     path = chosen_path(options, x.numel() // n, rank, n, B.shape[0], x.device.type)
     dropped = F.dropout(x, options.dropout) if options.dropout else x
-    return apply_operands(prepare(path, A, B, h, options.form, dtype), output, dropped, dtype)
+    return apply_operands(prepare(path, A, B, h, options.form(), dtype), output, dropped, dtype)
 
 
 def apply_operands(operands: Operands, output: Tensor | None, x: Tensor, dtype: torch.dtype) -> Tensor:

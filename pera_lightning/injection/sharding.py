@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,10 +12,33 @@ from pera_lightning.errors import InjectionError
 from pera_lightning.functional.distributed import is_distributed, own_part
 from pera_lightning.injection.inject import adapter_parameters
 from pera_lightning.injection.names import adapter_layers
+from pera_lightning.requirements import require
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import Shard
+
+
+SHARDS_INTEGERS = "2.12.0"
+"""The torch whose `fully_shard` takes parameters that are no floating numbers."""
+
+
+def sharding_function(packed: bool = False) -> Callable[..., Any]:
+    """The `fully_shard` of torch, with `ignored_params` and `shard_placement_fn`.
+
+    Args:
+        packed: Whether weights in 4 bits, which are no floating numbers, are to be sharded.
+
+    Raises:
+        ConfigError: torch is too old.
+    """
+    require("FSDP2", "torch")
+    if packed:
+        instead = "; or use int8, or strategy ddp, under which each process holds the whole base"
+        require("FSDP2 of a base in 4 bits", "torch", oldest={"torch": SHARDS_INTEGERS}, instead=instead)
+    from torch.distributed.fsdp import fully_shard
+
+    return fully_shard
 
 
 def shard_placement(ranks: int) -> Callable[[nn.Parameter], Shard | None]:
@@ -63,10 +86,10 @@ def shard_adapters(model: nn.Module) -> None:
         model: A model whose blocks and root were given to `fully_shard`.
 
     Raises:
+        ConfigError: torch is too old.
         InjectionError: Some adapted layer is in no sharded module, or split by tensor parallelism.
     """
-    from torch.distributed.fsdp import fully_shard
-
+    fully_shard = sharding_function()
     waiting = [
         (name, layer)
         for name, layer in adapter_layers(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -78,7 +78,7 @@ def check_plan(name: str, plan: TokenPlan, modules: Mapping[str, nn.Module]) -> 
             expected=f"{', '.join([name, *plan.tied])}, which did when the adapter was made",
             fix="load the model with the same tie_word_embeddings",
         )
-    wrong = next((other for other in sharing if _kind(modules[other]) is None), None)
+    wrong = next((other for other, kind in _kinds(sharing, modules).items() if kind is None), None)
     if wrong is not None:
         raise TargetError(
             "No token rows can be trained in this module.",
@@ -102,10 +102,9 @@ def token_row_layers(plans: Mapping[str, TokenPlan], modules: Mapping[str, nn.Mo
     made: dict[int, TokenRowsLayer] = {}
     for name, plan in plans.items():
         rows = TokenRows(plan.ids, cast("Tensor", modules[name].weight))
-        for module in (modules[name], *(modules[other] for other in plan.tied)):
-            kind = _kind(module)
+        for other, kind in _kinds((name, *plan.tied), modules).items():
             assert kind is not None, "check_plan comes first"
-            made[id(module)] = kind(module, rows)
+            made[id(modules[other])] = kind(modules[other], rows)
     return made
 
 
@@ -168,8 +167,20 @@ def _sharing(name: str, modules: Mapping[str, nn.Module]) -> list[str]:
     return [other for other, part in modules.items() if any(value is weight for value in part._parameters.values())]
 
 
+def _kinds(sharing: Iterable[str], modules: Mapping[str, nn.Module]) -> dict[str, type[TokenRowsLayer] | None]:
+    """Name of each module of a shared weight -> what wraps it; None if its rows are not plainly those of its weight."""
+    kinds = {name: _kind(modules[name]) for name in sharing}
+    if TokenRowsEmbedding in kinds.values():
+        # transformers before 5.6 gives a tied head another weight on a resize, and leaves its out_features behind.
+        kinds |= {name: TokenRowsLinear for name in kinds if _is_resized_head(modules[name])}
+    return kinds
+
+
+def _is_resized_head(module: nn.Module) -> bool:
+    return type(module) is nn.Linear and module.out_features != module.weight.shape[0]
+
+
 def _kind(module: nn.Module) -> type[TokenRowsLayer] | None:
-    """What wraps the module; None if its rows are not plainly those of its weight."""
     base = base_of(module)
     if beyond_multiplying(module) is not None or hook_reads_weight(module):
         return None

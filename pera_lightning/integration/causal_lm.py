@@ -167,8 +167,7 @@ class PeraCausalLM(PretrainedModule):
             if self.device_mesh is None:
                 self.model = self._load()
             else:
-                on_meta = self.quantization is None
-                self._parallel = ParallelBuild(self._load, self.source, self.device_mesh, on_meta=on_meta)
+                self._parallel = ParallelBuild(self._load, self.source, self.device_mesh, self.quantization)
                 self.model = self._parallel.model
             if self.gradient_checkpointing:
                 enable_gradient_checkpointing(self.model)

@@ -32,10 +32,10 @@ def keep_adapter_alone(trainer: pl.Trainer, pl_module: pl.LightningModule) -> No
     if not isinstance(strategy, DeepSpeedStrategy):
         return
 
-    def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(checkpoint_path: str | Path, **options: Any) -> dict[str, Any]:
         stop_checking(trainer)
         install_state_hooks(pl_module)
         with objects_explained(checkpoint_path):
-            return strategy.load_checkpoint(checkpoint_path, weights_only=weights_only)
+            return strategy.load_checkpoint(checkpoint_path, **options)
 
     strategy.__dict__["load_checkpoint"] = load_checkpoint

@@ -193,13 +193,13 @@ def _compute_as_one_process(strategy: FSDPStrategy) -> None:
 def _save_and_load_as_one_process(trainer: pl.Trainer, pl_module: pl.LightningModule, present: Manifest) -> None:
     strategy = trainer.strategy
 
-    def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(checkpoint_path: str | Path, **options: Any) -> dict[str, Any]:
         stop_checking(trainer)
         path = strategy.broadcast(checkpoint_path)
         refuse_folder(place(path))
         fitting_checkpoint(path, pl_module, present)
         with objects_explained(path):
-            checkpoint = Strategy.load_checkpoint(strategy, path, weights_only=weights_only)
+            checkpoint = Strategy.load_checkpoint(strategy, path, **options)
         copy_into(pl_module, checkpoint["state_dict"])
         if trainer.state.fn == TrainerFn.FITTING and "optimizer_states" in checkpoint:
             Strategy.load_optimizer_state_dict(strategy, checkpoint)

@@ -93,12 +93,12 @@ def check_before_loading(trainer: pl.Trainer, pl_module: pl.LightningModule, pre
     if isinstance(strategy, DeepSpeedStrategy | FSDPStrategy):
         return
 
-    def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(checkpoint_path: str | Path, **options: Any) -> dict[str, Any]:
         stop_checking(trainer)
         if not parallel:
             refuse_folder(place(checkpoint_path))
             with objects_explained(checkpoint_path):
-                return strategy.load_checkpoint(checkpoint_path, weights_only=weights_only)
+                return strategy.load_checkpoint(checkpoint_path, **options)
         held = fitting_checkpoint(strategy.broadcast(checkpoint_path), pl_module, present)
         if trainer.state.fn == TrainerFn.FITTING:
             _refuse_unsharded(held)
@@ -107,7 +107,7 @@ def check_before_loading(trainer: pl.Trainer, pl_module: pl.LightningModule, pre
         pl_module.strict_loading = strict and held.distributed
         try:
             with objects_explained(checkpoint_path):
-                return strategy.load_checkpoint(checkpoint_path, weights_only=weights_only)
+                return strategy.load_checkpoint(checkpoint_path, **options)
         finally:
             pl_module.strict_loading = strict
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from pera_lightning.bases import bitsandbytes
+from pera_lightning.bases import bitsandbytes, check_bitsandbytes
 from pera_lightning.errors import ConfigError
 
 Schedule = Literal["linear", "cosine", "constant"]
@@ -35,11 +35,12 @@ def make_optimizer(
         scaled_gradients: Whether a GradScaler scales the loss.
 
     Raises:
-        ConfigError: bitsandbytes is missing.
+        ConfigError: bitsandbytes is missing or too old.
     """
     if name == "adamw":
         # A fused optimizer takes the scale out of the gradients itself, too late for Lightning to clip them.
         return _adamw(groups, learning_rate, fused=not scaled_gradients and _can_fuse(groups))
+    check_bitsandbytes()
     optimizers: Any = bitsandbytes().optim
     if name == "paged_adamw_8bit" and not torch.cuda.is_available():
         rank_zero_warn("There is no CUDA device to page from: paged_adamw_8bit runs as adamw_8bit.")

@@ -11,12 +11,12 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel
 
+from pera_lightning.bases import Quantization
 from pera_lightning.errors import ConfigError, InjectionError, PeraError
 from pera_lightning.injection import original_names
-from pera_lightning.injection.sharding import shard_placement, start_on
+from pera_lightning.injection.sharding import shard_placement, sharding_function, start_on
 from pera_lightning.integration.pretrained import PretrainedSource, build_causal_lm
 from pera_lightning.layers import TokenRows
 from pera_lightning.layers.tensor_parallel import parallelize_adapted
@@ -34,22 +34,29 @@ class ParallelBuild:
         load: Loads the model with its weights.
         source: Where it loads from.
         mesh: Of two dimensions, "data_parallel" and "tensor_parallel", as Lightning makes it.
-        on_meta: Load the weights in the first process only; else every process loads the whole model and keeps its
-            part of it when it is sharded.
+        quantization: How bitsandbytes stores the linear layers. Then every process loads the whole model and keeps its
+            part of it when it is sharded; else the first process alone loads the weights.
 
     Attributes:
-        model: The model, in eval mode; on the meta device if `on_meta`.
+        model: The model, in eval mode; on the meta device if it is not quantised.
 
     Raises:
+        ConfigError: torch is too old.
         PeraError: What `load` raises.
         InjectionError: Loading failed in the first process.
     """
 
     def __init__(
-        self, load: Callable[[], PreTrainedModel], source: PretrainedSource, mesh: DeviceMesh, *, on_meta: bool
+        self,
+        load: Callable[[], PreTrainedModel],
+        source: PretrainedSource,
+        mesh: DeviceMesh,
+        quantization: Quantization | None,
     ) -> None:
+        # What it raises comes before anything is loaded.
+        sharding_function(packed=quantization not in (None, "int8"))
         self._mesh = mesh
-        self._meta = MetaModel(load, source) if on_meta else None
+        self._meta = MetaModel(load, source) if quantization is None else None
         self.model = load() if self._meta is None else self._meta.model
 
     def finish(self, device: torch.device) -> None:
@@ -162,7 +169,11 @@ def shard_blocks(model: nn.Module, mesh: DeviceMesh) -> None:
     Args:
         model: The model, with its adapters.
         mesh: Of one dimension: the processes that share it.
+
+    Raises:
+        ConfigError: torch is too old.
     """
+    fully_shard = sharding_function(packed=any(map(_is_packed, model.parameters())))
     options: dict[str, Any] = {
         "mesh": mesh,
         "ignored_params": set(_whole(model)),
@@ -222,6 +233,10 @@ def _cannot_split(got: str, expected: str) -> ConfigError:
 def _whole(model: nn.Module) -> Iterator[nn.Parameter]:
     # LLM.int8() keeps its scales beside the parameter, which sharding exchanges.
     return (parameter for parameter in model.parameters() if parameter.dtype == torch.int8)
+
+
+def _is_packed(parameter: nn.Parameter) -> bool:
+    return not parameter.is_floating_point() and parameter.dtype != torch.int8
 
 
 def _original_keys(model: nn.Module) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from pera_lightning.bases import Quantization, check_quantization, set_compute_d
 from pera_lightning.errors import ConfigError
 from pera_lightning.injection import quantize_model
 from pera_lightning.integration.narrow_weights import widen_activations
+from pera_lightning.requirements import require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -64,7 +64,8 @@ class PretrainedSource:
                 fix="correct the path",
             )
         if self.gguf_file is not None:
-            _check_gguf_packages()
+            # accelerate is no dependency of the gguf package, but transformers loads no GGUF file without it.
+            require("Loading GGUF files", "gguf", "accelerate", extra="gguf")
 
     def options(self) -> dict[str, Any]:
         """The keyword arguments that every `from_pretrained` of this source gets."""
@@ -123,7 +124,7 @@ def load_causal_lm(
 
     Raises:
         ConfigError: The source cannot be loaded as a causal language model, or holds only part of its weights, or
-            bitsandbytes is missing.
+            a package that this takes is missing or too old.
     """
     from transformers import AutoModelForCausalLM
 
@@ -137,6 +138,7 @@ def load_causal_lm(
         options |= _dense_gguf()
         dtype = "native" if dtype == "auto" else dtype
     elif quantization is not None:
+        require("Loading a model in 4 or 8 bits", "bitsandbytes", "accelerate", extra="quant")
         options["quantization_config"] = _quantization_config(quantization)
     dtype = native_dtype() if dtype == "native" else dtype
     try:
@@ -267,18 +269,6 @@ def _check_folder(folder: Path, gguf_file: str | None) -> None:
 def _is_path(name: str) -> bool:
     """Whether a name that is no folder was meant as one: hub ids have at most one slash and no leading one."""
     return name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1
-
-
-def _check_gguf_packages() -> None:
-    # accelerate is no dependency of the gguf package, but transformers loads no GGUF file without it.
-    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            "A package that reads GGUF files is not installed.",
-            got=f"no module named {' and '.join(missing)}",
-            expected="gguf and accelerate",
-            fix='pip install "pera-lightning[gguf]"',
-        )
 
 
 def _dense_gguf() -> dict[str, Any]:

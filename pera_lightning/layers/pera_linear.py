@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from pera_lightning.bases import Base, adaptable_base, expect_base
 from pera_lightning.config import PeraConfig
@@ -224,7 +223,7 @@ class PeraLinear(nn.Module):
             shape = (tokens, self.rank, self.in_features, self.out_features)
             path = chosen_path(options, *shape, x.device.type, prepared=True)
             with torch.no_grad(), without_autocast(x.device.type):
-                return prepare(path, *factors, options.form, dtype)
+                return prepare(path, *factors, options.form(), dtype)
 
         return self._operand_cache.get((A, B, h), (tokens, dtype, options), make)
 

@@ -46,7 +46,7 @@ class _AdaptedParallel(ParallelStyle):
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         if not isinstance(module, PeraLinear):
-            return parallelize_module(module, device_mesh, self.style)
+            return _split(module, device_mesh, self.style)
         _check(module, self.style)
         style: Any = self.style
         # The base takes and gives distributed tensors, as they are: the adapter's part is to join its output before
@@ -58,7 +58,7 @@ class _AdaptedParallel(ParallelStyle):
         else:
             inner = RowwiseParallel(output_layouts=Partial(), use_local_output=False)
             wanted, placements = Shard(-1), {"pera_A": Shard(1), "pera_B": Replicate(), "pera_h": Replicate()}
-        parallelize_module(module.base_layer, device_mesh, inner)
+        _split(module.base_layer, device_mesh, inner)
         for name, factor in module.adapter().items():
             split = distribute_tensor(factor.data, device_mesh, [placements[name]])
             module.register_parameter(name, nn.Parameter(split, requires_grad=factor.requires_grad))
@@ -76,6 +76,15 @@ class _AdaptedParallel(ParallelStyle):
             return torch.ops.aten._unsafe_view.default(local, local.shape)
 
         return distribute_module(module, device_mesh, input_fn=distribute, output_fn=gather)
+
+
+def _split(module: nn.Module, mesh: DeviceMesh, style: ParallelStyle) -> nn.Module:
+    # Some versions of torch put parameters in place that are trained, whatever was there before.
+    trained = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
+    parallelize_module(module, mesh, style)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(trained[name])
+    return module
 
 
 def _placed(x: Any, mesh: DeviceMesh, given: tuple[Placement, ...], wanted: tuple[Placement, ...]) -> DTensor:

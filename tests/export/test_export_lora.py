@@ -152,7 +152,7 @@ def test_over_a_quantised_base(tmp_path: Path) -> None:
     torch.testing.assert_close(by_peft(model, tmp_path, ids), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.filterwarnings("ignore:Model (has|with) `tie_word_embeddings=True`:UserWarning")
 def test_tied_heads_are_no_obstacle_for_peft(tmp_path: Path) -> None:
     model = adapted(tied_llama, target_modules=["q_proj", "lm_head"])
     ids = token_ids()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pera_lightning import PeraConfig, inject_adapter
-from pera_lightning.errors import AdapterFileError, ExportError
+from pera_lightning.errors import AdapterFileError, ConfigError, ExportError
 from pera_lightning.export.certificate import Reference
 from pera_lightning.export.gguf_adapter import read_gguf_adapter, write_gguf_adapter
 from pera_lightning.export.gguf_base import ARCHITECTURES
@@ -239,7 +239,7 @@ def test_dtype_without_a_type(tmp_path: Path) -> None:
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = adapted(tiny_llama())
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(ExportError, match="pip install gguf"):
+    with pytest.raises(ConfigError, match=r"gguf is not installed[\s\S]*pip install \"pera-lightning\[gguf\]\""):
         write_gguf_adapter(lora_of(model), tmp_path / "a.gguf", model.config)
 
 

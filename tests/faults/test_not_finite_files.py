@@ -9,12 +9,13 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from pera_lightning import PeraConfig, adapter_state_dict, inject_adapter, load_adapter, save_adapter
 from pera_lightning.checkpoint.consolidate import consolidate
 from pera_lightning.errors import AdapterFileError, TrainingError
+from tests.support.averaging import exponential_average
 from tests.support.models import Regressor
 from tests.support.spoiled import content, fit, refused
 
@@ -71,7 +72,7 @@ def test_no_part_of_the_adapter_is_overlooked(tmp_path: Path, name: str, pera: d
 @pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback:UserWarning")
 def test_averaged_weights_count_too(tmp_path: Path) -> None:
     kept = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=2)
-    message = refused(tmp_path, Regressor(), EMAWeightAveraging(), Ruined(3), kept)
+    message = refused(tmp_path, Regressor(), exponential_average(), Ruined(3), kept)
     assert "'net.0.pera_B'" in message
 
 

@@ -122,11 +122,12 @@ def test_several_checkpoints(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("build_in", ["__init__", "setup", "configure_model"])
 def test_tuner(tmp_path: Path, build_in: str) -> None:
-    module = Tunable(build_in)
+    module, plain = Tunable(build_in), Tunable(build_in)
     trainer = make_trainer(tmp_path, PeraCallback(2), FreshAtTheBeginning(), enable_checkpointing=False)
-    tuner = Tuner(trainer)
-    tuner.scale_batch_size(module, mode="power", steps_per_trial=1, max_trials=2)
-    assert module.batch_size == 4
+    tuner, plain_tuner = Tuner(trainer), Tuner(make_trainer(tmp_path, enable_checkpointing=False))
+    for each, by in ((module, tuner), (plain, plain_tuner)):
+        by.scale_batch_size(each, mode="power", steps_per_trial=1, max_trials=2)
+    assert module.batch_size == plain.batch_size > 2
     finder = tuner.lr_find(module, num_training=20)
     assert finder is not None
     assert module.lr == finder.suggestion()

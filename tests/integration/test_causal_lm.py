@@ -22,6 +22,7 @@ from pera_lightning.integration.causal_lm import PeraCausalLM
 from tests.support.causal_fits import loader, make_trainer, save_llama, unequal_batches
 from tests.support.models import tiny_gpt2, tiny_llama
 from tests.support.pretrained import save_pretrained
+from tests.support.trainers import SAFE_LOADING
 
 # Lightning's remark about fits without validation.
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no:UserWarning")
@@ -124,12 +125,12 @@ def test_checkpoint_holds_plain_values_and_resumes(
     assert checkpoint["hyper_parameters"]["pretrained"] == folder
     assert checkpoint["hyper_parameters"]["schedule"] == "cosine"
     assert all(key.startswith("model.") for key in checkpoint["state_dict"])
-    loaded = PeraCausalLM.load_from_checkpoint(file, weights_only=True)
+    loaded = PeraCausalLM.load_from_checkpoint(file, **SAFE_LOADING)
     assert loaded.b_lr_factor == 2.0
     for name, parameter in module.model.named_parameters():
         assert torch.equal(loaded.model.get_parameter(name), parameter)
     again = PeraCausalLM(folder, learning_rate=0.01, schedule="cosine")
-    make_trainer(tmp_path, max_epochs=3).fit(again, loader(batches), ckpt_path=file, weights_only=True)
+    make_trainer(tmp_path, max_epochs=3).fit(again, loader(batches), ckpt_path=file, **SAFE_LOADING)
     assert again.trainer.global_step == 6
 
 

@@ -129,7 +129,7 @@ def test_missing_gguf_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, p
     (tmp_path / "model.gguf").write_bytes(b"")
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
-    with pytest.raises(ConfigError, match=rf"no module named {package}\n(.|\n)*pera-lightning\[gguf\]"):
+    with pytest.raises(ConfigError, match=rf"{package} is not installed\n(.|\n)*pera-lightning\[gguf\]"):
         load_causal_lm(PretrainedSource(str(tmp_path), "model.gguf"))
 
 

@@ -25,6 +25,7 @@ from pera_lightning.integration.answer_loss import answer_logits, answer_loss
 from tests.support.models import Regressor, randomise_adapter, tiny_llama, token_ids
 from tests.support.pretrained import character_tokenizer, padded_batch, save_pretrained
 from tests.support.quantized import bits, same_bits
+from tests.support.trainers import SAFE_LOADING
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no:UserWarning"),
@@ -129,7 +130,7 @@ def test_somebodys_module(tmp_path: Path, folder: str, batches: Any, quantise: s
     fresh = SomebodysModule(folder, quantise)
     again = make_trainer(tmp_path, PeraCallback(rank=2))
     path = str(tmp_path / "checkpoints" / "last.ckpt")
-    assert again.test(fresh, loader(batches), ckpt_path=path, weights_only=True, verbose=False) == [expected]
+    assert again.test(fresh, loader(batches), ckpt_path=path, **SAFE_LOADING, verbose=False) == [expected]
 
 
 @pytest.mark.parametrize("quantization", KINDS)
@@ -242,7 +243,7 @@ def test_resume_is_bitwise_equal(tmp_path: Path, folder: str, batches: Any, opti
         module = pera_module(folder, "nf4-dq", optimizer=optimizer)
         checkpoint = ModelCheckpoint(tmp_path / name, save_last=True)
         trainer = make_trainer(tmp_path / name, PeraCallback(rank=16), checkpoint, max_epochs=epochs)
-        trainer.fit(module, loader(batches), ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+        trainer.fit(module, loader(batches), ckpt_path=ckpt_path, **(SAFE_LOADING if ckpt_path else {}))
         return {name: value.detach() for name, value in module.named_parameters() if ".pera_" in name}
 
     whole = fit("whole", 4)
@@ -268,7 +269,7 @@ def test_a_checkpoint_over_another_base_is_refused(
             pera_module(folder, present),
             loader(batches),
             ckpt_path=str(tmp_path / "checkpoints" / "last.ckpt"),
-            weights_only=True,
+            **SAFE_LOADING,
         )
 
 

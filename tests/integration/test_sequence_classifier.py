@@ -17,6 +17,7 @@ from pera_lightning.injection import adapted_layers, saved_modules
 from pera_lightning.integration.class_metrics import ClassMetrics
 from pera_lightning.integration.data import GlueDataModule
 from tests.support.classifiers import save_encoder, write_task
+from tests.support.trainers import SAFE_LOADING
 
 # Lightning's remarks about fits without validation, and about a resumed run in another folder.
 pytestmark = [
@@ -120,7 +121,7 @@ def test_a_resumed_run_equals_one_long_run(tmp_path: Path, cola: str) -> None:
     file = fit(1, "half").checkpoint_callback.best_model_path
     checkpoint = torch.load(file, weights_only=True)
     assert all(".pera_" in key or ".classifier." in key for key in checkpoint["state_dict"])
-    resumed = fit(2, "resumed", ckpt_path=file, weights_only=True)
+    resumed = fit(2, "resumed", ckpt_path=file, **SAFE_LOADING)
     expected = weights_of(whole.lightning_module)
     for name, value in weights_of(resumed.lightning_module).items():
         assert torch.equal(value, expected[name]), name

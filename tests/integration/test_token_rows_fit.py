@@ -9,7 +9,6 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from jsonargparse import ArgumentParser
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -17,6 +16,7 @@ from pera_lightning import PeraCallback, PeraConfig, inject_adapter, load_adapte
 from pera_lightning.errors import CheckpointError
 from pera_lightning.injection import adapter_layers
 from pera_lightning.integration.narrow_weights import widen_activations
+from tests.support.averaging import exponential_average
 from tests.support.models import tiny_gpt2, tiny_llama
 from tests.support.module_state import values
 
@@ -121,7 +121,7 @@ def test_checkpoints(tmp_path: Path) -> None:
 
 def test_weight_averages_have_the_rows_once(tmp_path: Path) -> None:
     module = Speaker(tied_llama)
-    average = EMAWeightAveraging(decay=0.5)
+    average = exponential_average(decay=0.5)
     trainer = trainer_in(tmp_path, PeraCallback(2, trainable_tokens=IDS), average)
     trainer.fit(module)
     state = torch.load(trainer.checkpoint_callback.best_model_path, weights_only=True)["state_dict"]

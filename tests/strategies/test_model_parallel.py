@@ -18,7 +18,7 @@ from pera_lightning import PeraCallback, load_adapter
 from pera_lightning.checkpoint.consolidate import consolidate
 from pera_lightning.checkpoint.training_checkpoint import read_checkpoint
 from pera_lightning.errors import CheckpointError
-from tests.conftest import ROOT
+from tests.conftest import OLD_TORCH, ROOT
 from tests.support.models import tiny_llama
 from tests.support.noisy import Noisy
 from tests.support.pretrained import save_pretrained
@@ -110,6 +110,8 @@ def assert_like_one_process(ranks: list[Found], expected: Found) -> None:
 def test_equals_one_process(
     language_models: list[Found], folder: Path, tmp_path: Path, name: str, options: dict[str, Any]
 ) -> None:
+    if name not in language_models[0]:
+        pytest.skip(OLD_TORCH)
     expected = without_parallelism(tmp_path, folder / "model", folder / "rows.jsonl", **options)
     ranks = [found[name] for found in language_models]
     assert_like_one_process(ranks, expected)
@@ -141,9 +143,11 @@ def test_each_process_holds_its_part(language_models: list[Found]) -> None:
     assert max(bytes_of("fsdp")) - min(bytes_of("fsdp")) < 100
     # By columns and rows the embedding and the norms stay whole, in both processes.
     assert every / 2 < bytes_of("tensor")[0] < 0.7 * every
-    # In 4 bits the packed weights are shared out too, in 8 bits they stay whole.
-    assert sum(bytes_of("nf4")) < 4 * (0.35 * base + adapter)
+    # In 8 bits the packed weights stay whole, in 4 bits they are shared out too.
     assert sum(bytes_of("int8")) > 0.6 * every
+    if "nf4" not in language_models[0]:
+        pytest.skip(OLD_TORCH)
+    assert sum(bytes_of("nf4")) < 4 * (0.35 * base + adapter)
 
 
 def test_checkpoints_hold_the_adapter_alone(language_models: list[Found], folder: Path) -> None:
@@ -159,6 +163,8 @@ def test_checkpoints_hold_the_adapter_alone(language_models: list[Found], folder
 def test_the_folder_is_of_the_best_checkpoint_and_loads_into_a_plain_model(
     language_models: list[Found], folder: Path, name: str
 ) -> None:
+    if name not in language_models[0]:
+        pytest.skip(OLD_TORCH)
     best = Path(language_models[0][name]["best"])
     stored = load_file(folder / name / "adapter/adapter_model.safetensors")
     held = read_checkpoint(best).tensors()

@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from pera_lightning import PeraCallback, adapter_state_dict
-from tests.support.trainers import cpu_trainer
+from tests.support.trainers import SAFE_LOADING, cpu_trainer
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "order 2": {},
@@ -101,7 +101,7 @@ def fit(path: Path, processes: int, ckpt_path: Path | None = None, **options: An
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         recorder.found["warnings"] = caught
-        trainer.fit(Classifier(), ckpt_path=ckpt_path, weights_only=True)
+        trainer.fit(Classifier(), ckpt_path=ckpt_path, **SAFE_LOADING)
 
 
 def main(folder: Path) -> None:

@@ -18,7 +18,7 @@ from torch.multiprocessing import ProcessRaisedException
 
 from pera_lightning import PeraCallback
 from tests.support.data_parallel import Classifier
-from tests.support.trainers import cpu_trainer
+from tests.support.trainers import SAFE_LOADING, cpu_trainer
 
 
 class Failing(Classifier):
@@ -38,7 +38,7 @@ class Failing(Classifier):
 def train(module: pl.LightningModule, callback: pl.Callback, folder: Path, ckpt_path: Any = None) -> None:
     checkpoints = ModelCheckpoint(folder, filename="rank3", enable_version_counter=False)
     trainer = cpu_trainer(folder, callback, checkpoints, processes=2)
-    trainer.fit(module, ckpt_path=ckpt_path, weights_only=True)
+    trainer.fit(module, ckpt_path=ckpt_path, **SAFE_LOADING)
 
 
 def fit(problem: str, folder: Path) -> None:

@@ -41,11 +41,11 @@ def save_gguf(model: nn.Module, path: Path) -> None:
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    tokens = [*SPECIAL_TOKENS, *string.ascii_lowercase, "ab"]
+    tokens = [*SPECIAL_TOKENS, *string.ascii_lowercase, "ab", "cd"]
     tokens += [f"<{i}>" for i in range(config.vocab_size - len(tokens))]
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges(["a b", "c d"])  # older transformers take a list of one for what is in it
     writer.add_token_types([3 if token in SPECIAL_TOKENS else 1 for token in tokens])
     writer.add_bos_token_id(config.bos_token_id)
     writer.add_eos_token_id(config.eos_token_id)

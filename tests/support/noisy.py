@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pera_lightning import PeraCallback
 from tests.support.models import Regressor
+from tests.support.trainers import SAFE_LOADING
 
 BATCHES = 6
 
@@ -116,5 +117,5 @@ def train(folder: Path, module: Noisy, seed: int, ckpt_path: str | Path | None =
         "num_sanity_val_steps": 0,
     }
     trainer = pl.Trainer(callbacks=callbacks, **{**settings, **options})
-    trainer.fit(module, ckpt_path=ckpt_path, weights_only=True)
+    trainer.fit(module, ckpt_path=ckpt_path, **SAFE_LOADING)
     return trainer

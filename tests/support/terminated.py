@@ -21,7 +21,7 @@ from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 
 from pera_lightning import PeraCallback
 from tests.support.data_parallel import Classifier
-from tests.support.trainers import cpu_trainer
+from tests.support.trainers import SAFE_LOADING, cpu_trainer
 
 # Never, in the middle of the first epoch (from either process), and in the epoch's last batch.
 MOMENTS = [(-1, 0), (0, 1), (1, 1), (1, 3)]
@@ -48,7 +48,7 @@ class Terminated(Classifier):
 def train(module: Terminated, folder: Path, ckpt_path: Path | None = None) -> None:
     torch.manual_seed(1)
     trainer = cpu_trainer(folder, PeraCallback(rank=3), ModelCheckpoint(folder), processes=2, strategy="ddp")
-    trainer.fit(module, ckpt_path=ckpt_path, weights_only=True)
+    trainer.fit(module, ckpt_path=ckpt_path, **SAFE_LOADING)
 
 
 def main(folder: Path) -> None:

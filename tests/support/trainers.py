@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+
+# Lightning 2.5 has no such option, and unpickles what it loads.
+SAFE_LOADING: dict[str, Any] = (
+    {"weights_only": True} if "weights_only" in inspect.signature(pl.Trainer.fit).parameters else {}
+)
 
 
 def cpu_trainer(folder: Path | str, *callbacks: pl.Callback, processes: int = 1, **options: Any) -> pl.Trainer:

@@ -9,7 +9,7 @@ import torch
 
 SWITCH = "PERA_KERNELS"
 """Environment variable: 0 turns the kernels off, and so do false, off and no."""
-OLDEST_TRITON = (3, 3)
+OLDEST_TRITON = (3, 4)
 OLDEST_CAPABILITY = (7, 0)
 
 

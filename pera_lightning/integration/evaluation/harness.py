@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pera_lightning.errors import ConfigError
+from pera_lightning.requirements import OLDEST, own_extra, require
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
@@ -25,16 +26,18 @@ def lm_eval_model(
         **options: Further arguments of `lm_eval.models.huggingface.HFLM`, such as `max_length` or `add_bos_token`.
 
     Raises:
-        ConfigError: lm-eval is not installed, or cannot be imported.
+        ConfigError: lm-eval is not installed, too old, or cannot be imported.
     """
+    feature = "Evaluation with the tasks of lm-evaluation-harness"
+    require(feature, "lm-eval", extra="eval")
     try:
         from lm_eval.models.huggingface import HFLM
     except ImportError as error:
         raise ConfigError(
-            "The tasks of lm-evaluation-harness need lm-eval.",
+            f"{feature} needs lm-eval, which cannot be imported.",
             got=f"{type(error).__name__}: {error}",
-            expected="lm-eval 0.4.13 or newer, with what it needs for models of transformers",
-            fix='pip install "pera-lightning[eval]"',
+            expected=f"lm-eval {OLDEST['lm-eval']} or newer, with what it needs for models of transformers",
+            fix=f"pip install --upgrade {own_extra('eval')}",
         ) from error
     with _weights_as_tied(model):
         return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, **options)

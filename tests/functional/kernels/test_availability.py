@@ -60,7 +60,7 @@ def test_a_cpu_has_none() -> None:
         (" Off", "PERA_KERNELS=off turns them off"),
         ("false", "PERA_KERNELS=false turns them off"),
         ("no triton", "triton is not installed"),
-        ("old triton", "triton 3.2 is older than 3.3"),
+        ("old triton", "triton 3.2 is older than 3.4"),
         ("old card", "compute capability 6.1 is below 7.0"),
         ("amd", "they are for CUDA GPUs, and this is an AMD GPU"),
     ],

@@ -17,6 +17,7 @@ from pera_lightning.errors import ConfigError, DataError
 from pera_lightning.integration.data import row_sources
 from tests.support.models import tiny_llama
 from tests.support.pretrained import character_tokenizer, save_pretrained
+from tests.support.trainers import SAFE_LOADING
 
 TOKENIZER = character_tokenizer()
 EOS = TOKENIZER.eos_token_id
@@ -159,7 +160,7 @@ def test_trains_and_goes_on_with_the_same_blocks(tmp_path: Path, files: dict[str
         run = trainer(tmp_path, seen, PeraCallback(rank=2, adapter_dir=str(tmp_path / "adapter")), max_epochs=epochs)
         data = TextDataModule(**files, block_length=8, batch_size=2, seed=3)
         lm = PeraCausalLM(folder, learning_rate=0.05, schedule="constant")
-        run.fit(lm, data, ckpt_path=None if start is None else str(start), weights_only=True)
+        run.fit(lm, data, ckpt_path=None if start is None else str(start), **SAFE_LOADING)
         return seen, run
 
     whole, _ = fit(3)

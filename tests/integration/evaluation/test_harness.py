@@ -82,7 +82,7 @@ def test_options_reach_the_harness() -> None:
 
 def test_without_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(ConfigError, match=r'need lm-eval[\s\S]*pip install "pera-lightning\[eval\]"'):
+    with pytest.raises(ConfigError, match=r'needs a package[\s\S]*pip install "pera-lightning\[eval\]"'):
         lm_eval_model(tiny_llama(), character_tokenizer())
 
 
