@@ -17,6 +17,7 @@ from typing_extensions import override
 from pera_lightning.cli.base_comparison import as_table, comparison, write_comparison
 from pera_lightning.cli.predictions import write_predictions
 from pera_lightning.cli.progress_bar import PeraProgressBar
+from pera_lightning.cli.untrained_base import RefuseUntrained, refuse_without_checkpoint
 from pera_lightning.errors import CheckpointError
 from pera_lightning.injection import adapter_disabled
 
@@ -80,6 +81,8 @@ class PeraCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         torch.set_float32_matmul_precision(self._get(self.config, "float32_matmul_precision"))
         _check_checkpoint(self._get(self.config, "ckpt_path"))
+        if self.subcommand is not None:
+            refuse_without_checkpoint(self.subcommand, self.config[self.subcommand])
         if self.subcommand not in (None, "fit"):
             _keep_metrics(self._get(self.config, "trainer").logger, self.subcommand)
 
@@ -96,9 +99,12 @@ class PeraCLI(LightningCLI):
         options = self._get(self.config_init, "trainer")
         chosen = options.get("callbacks") or []
         callbacks = chosen if isinstance(chosen, list) else [chosen]
+        if self.subcommand in ("test", "predict"):
+            callbacks = [*callbacks, RefuseUntrained()]
         wants_bar = options.get("enable_progress_bar") is not False and not options.get("barebones")
         if wants_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
-            options["callbacks"] = [*callbacks, PeraProgressBar()]
+            callbacks = [*callbacks, PeraProgressBar()]
+        options["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
 
     def after_test(self) -> None:
@@ -144,7 +150,14 @@ class PeraCLI(LightningCLI):
 
 def _check_checkpoint(path: str | Path | None) -> None:
     """Look for the checkpoint before the model and the data are loaded."""
-    names = ("best", "last", "hpc", "registry")
+    if str(path) == "best":
+        raise CheckpointError(
+            "Which checkpoint is the best one only the process of the fit knows.",
+            got="--ckpt_path best in a process of its own",
+            expected="the path of a checkpoint",
+            fix="name the file; the fit's log and the card of its adapter folder say which it is",
+        )
+    names = ("last", "hpc", "registry")
     if path is None or str(path) in names or ":" in str(path) or Path(path).exists():
         return
     raise CheckpointError(

@@ -27,6 +27,7 @@ from pera_lightning.injection.saved_modules import (
 from pera_lightning.injection.stored_bytes import parameter_count
 from pera_lightning.injection.token_plan import check_plan, token_row_layers
 from pera_lightning.injection.unfit_layers import refuse_unfit, refuse_wrapped
+from pera_lightning.injection.untrained import note_start
 from pera_lightning.layers import PeraLinear, TokenRowsLayer, adapted_layer
 from pera_lightning.layers.call_hooks import lift_hooks, lower_hooks
 
@@ -156,6 +157,7 @@ def inject_plan(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
     freeze_base(model)
     for name in plan.saved:
         _mark(name, modules)
+    note_start(model)
     return _report(model, plan)
 
 

@@ -14,6 +14,7 @@ from pera_lightning.bases import base_of, expect_base
 from pera_lightning.config import check_rank
 from pera_lightning.errors import ConfigError, InjectionError
 from pera_lightning.injection.names import adapted_layers
+from pera_lightning.injection.untrained import note_start
 from pera_lightning.layers import PeraLinear
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ def init_loftq(model: nn.Module, float_model: nn.Module, *, steps: int = 1) -> L
         before += _squared(weight - expect_base(layer.base_layer).weight(layer.base_layer))
         after += _squared(_start(layer, weight, steps))
         total += _squared(weight)
+    note_start(model)
     total = max(total, torch.finfo(torch.float32).tiny)
     report = LoftqReport(len(layers), (before / total) ** 0.5, (after / total) ** 0.5)
     logger.info("%s", report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from pera_lightning.checkpoint import Manifest, load_adapter
 from pera_lightning.checkpoint.adapter_files import CONFIG_FILE
 from pera_lightning.checkpoint.manifest import read_manifest
 from pera_lightning.errors import ConfigError
+from pera_lightning.injection.untrained import is_idle
 from pera_lightning.integration.adapter_source import adapter_quantization, adapter_source
 from pera_lightning.integration.pretrained import load_causal_lm, load_tokenizer
 
@@ -49,6 +51,12 @@ def load_adapted_model(
     model = load_causal_lm(source, dtype=dtype, quantization=adapter_quantization(manifest, source))
     if not without_adapter:
         load_adapter(model, adapter)
+        if is_idle(model):
+            warnings.warn(
+                f"The adapter in {adapter} changes nothing: its factors are those of before training, and the answers "
+                "the base's. Take the adapter that a fit has written.",
+                stacklevel=2,
+            )
     return model, tokenizer
 
 

@@ -14,6 +14,7 @@ from pera_lightning.checkpoint import Manifest, manifest_of
 from pera_lightning.config import ALL_LINEAR, Bias, Init, PeraConfig, Terms
 from pera_lightning.errors import ConfigError
 from pera_lightning.injection import InjectionReport, adapted_layers, freeze_base
+from pera_lightning.injection.untrained import forget_start
 from pera_lightning.integration import fsdp
 from pera_lightning.integration.adapter_root import adapter_root, with_own_modules
 from pera_lightning.integration.conflicting_callbacks import refuse_conflicting_callbacks
@@ -79,7 +80,7 @@ class PeraCallback(pl.Callback):
         polynomial_start_step: Optimizer step from which the polynomial terms take part; before it the adapter is of
             order 1.
         skip_checks: Checks before the first step to leave out: "base", "optimizer", "factors", "epsilon" (errors);
-            "mode", "head", "learning_rate", "gradients" (warnings).
+            "mode", "head", "learning_rate", "gradients", "untrained" (warnings).
 
     Raises:
         ConfigError: An option is out of range, `config` and single options are both given, or options are others than
@@ -142,6 +143,7 @@ class PeraCallback(pl.Callback):
         self._trained_adapter = TrainedAdapter()
         self._exact_resume = ExactResume()
         self._preflight = Preflight(skip_checks)
+        self.skip_checks = self._preflight.skip
         self._held_coefficients = HeldCoefficients()
         self._energy_log = EnergyLog()
         self._finite_run = FiniteRun()
@@ -212,12 +214,14 @@ class PeraCallback(pl.Callback):
         self._termination.on_train_start(trainer)
         self._finite_run.on_train_start(trainer)
         self._trained_adapter.on_train_start(trainer)
+        forget_start(pl_module)
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         fsdp.check_wrapping(trainer, pl_module)
         if self._origin.waits:
             self._origin.compare_base(self._describe(pl_module))
+        self._preflight.on_evaluation_start(trainer, pl_module)
 
     on_test_start = on_predict_start = on_validation_start
 

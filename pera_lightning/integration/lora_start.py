@@ -15,6 +15,7 @@ from pera_lightning.config import PeraConfig
 from pera_lightning.errors import ConfigError
 from pera_lightning.injection import InjectionPlan, InjectionReport, clean_name, inject_plan
 from pera_lightning.injection.output_head import outermost_pretrained
+from pera_lightning.injection.untrained import note_start
 from pera_lightning.integration.adapter_root import adapter_root, prefix_of
 from pera_lightning.integration.float_model import inject_into
 from pera_lightning.integration.model_parallel import shard_after_injection
@@ -93,6 +94,8 @@ def start_adapters(
     if init_from is None:
         report = inject_into(module, config)
         shard_after_injection(trainer, module)
+        # Sharding may exchange the parameters.
+        note_start(module)
         return report
     lora, root = read_peft_lora(init_from), _lora_root(module)
     prefix = clean_name(prefix_of(module, root))

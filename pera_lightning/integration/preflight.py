@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
@@ -16,6 +17,7 @@ from pera_lightning.errors import ConfigError, TrainingError
 from pera_lightning.functional.distributed import is_distributed
 from pera_lightning.injection import adapted_layers, adapter_layers, adapter_parameters, saved_modules
 from pera_lightning.injection.output_head import output_head
+from pera_lightning.injection.untrained import is_untrained
 
 LEAST_LEARNING_RATE = 2e-5
 """Adam's rate below which adapters hardly move; they are trained with 1e-4 to 1e-3."""
@@ -38,6 +40,7 @@ class Preflight:
     | head | a frozen output head that looks freshly initialised over a trained model | warning |
     | learning_rate | an Adam whose rate is far below what adapters need | warning |
     | gradients | adapters that the first backward does not reach | warning |
+    | untrained | a test, validation or prediction with adapters that nobody has trained or loaded | warning |
 
     Args:
         skip: Names of checks to leave out.
@@ -47,12 +50,12 @@ class Preflight:
     """
 
     def __init__(self, skip: Collection[str] = ()) -> None:
-        unknown = sorted(set([skip] if isinstance(skip, str) else skip) - CHECKS.keys() - {"gradients"})
+        unknown = sorted(set([skip] if isinstance(skip, str) else skip) - CHECKS.keys() - set(_LATER))
         if unknown:
             raise ConfigError(
                 "There is no check of this name to skip.",
                 got=f"skip_checks with {unknown[0]!r}",
-                expected=f"a list of {', '.join((*CHECKS, 'gradients'))}",
+                expected=f"a list of {', '.join((*CHECKS, *_LATER))}",
                 fix="correct the name",
             )
         self.skip = frozenset(skip)
@@ -69,6 +72,16 @@ class Preflight:
         for name, check in CHECKS.items():
             if name not in self.skip:
                 check(trainer, pl_module)
+
+    def on_evaluation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look whether a test, validation or prediction would be the base's."""
+        command: Any = trainer.state.fn
+        if command != TrainerFn.FITTING and "untrained" not in self.skip and is_untrained(pl_module):
+            rank_zero_warn(
+                f"PERA: {command.value} runs the base: nobody has trained the adapters or loaded any. Name a "
+                "checkpoint of the fit, ckpt_path=..., or call load_adapter(model, folder) before. If the base's own "
+                "results are wanted, say so. (Check 'untrained'; PeraCallback(skip_checks=...).)"
+            )
 
     def on_after_backward(self, pl_module: pl.LightningModule) -> None:
         """Look at the gradients of the first backward."""
@@ -245,4 +258,6 @@ CHECKS: dict[str, Callable[[pl.Trainer, pl.LightningModule], None]] = {
     "learning_rate": _learning_rate,
     "epsilon": _epsilon,
 }
-"""Name -> check, in their order; "gradients" comes with the first backward."""
+"""Name -> check, in their order."""
+_LATER = ("gradients", "untrained")
+"""Checks of the first backward pass, and of what is no fit."""

@@ -124,22 +124,26 @@ def test_compares_with_the_base(project: Path) -> None:
         rows = {row["metric"]: (float(row["base"]), float(row["adapted"])) for row in csv.DictReader(file)}
     base_loss, adapted_loss = rows["test_loss"]
     assert adapted_loss < base_loss
-    run("test", "--config", "config.yaml", "--trainer.logger.init_args.version", "fresh", folder=project)
+    words = ("test", "--config", "config.yaml", "--trainer.logger.init_args.version", "fresh")
+    run(*words, "--pera.skip_checks", "[untrained]", folder=project)
     with (project / "runs/tiny/fresh/metrics.csv").open() as file:
         # A fresh adapter is the base.
         assert float(next(csv.DictReader(file))["test_loss"]) == pytest.approx(base_loss, rel=1e-5)
 
 
+CHECKPOINT = ("--ckpt_path", "runs/tiny/fit/checkpoints/best.ckpt")
+
+
 @pytest.mark.parametrize("subcommand", ["validate", "predict"])
 def test_other_subcommands(project: Path, subcommand: str) -> None:
-    run(subcommand, "--config", "config.yaml", "--trainer.logger", "false", folder=project)
+    run(subcommand, "--config", "config.yaml", *CHECKPOINT, "--trainer.logger", "false", folder=project)
 
 
 @pytest.mark.parametrize("subcommand", ["validate", "predict"])
 def test_the_metrics_of_a_fit_stay(project: Path, subcommand: str) -> None:
     fit = project / "runs/tiny/fit"
     before = (fit / "metrics.csv").read_bytes()
-    run(subcommand, "--config", "config.yaml", folder=project)
+    run(subcommand, "--config", "config.yaml", *CHECKPOINT, folder=project)
     assert (fit / "metrics.csv").read_bytes() == before
     assert fit.with_name(subcommand).is_dir()
 
@@ -151,20 +155,20 @@ def test_the_metrics_of_a_numbered_version_stay(project: Path, name: str | None)
     metrics = project / "numbered" / (name or "") / "version_3/metrics.csv"
     metrics.parent.mkdir(parents=True)
     metrics.write_text("mine")
-    run("validate", "--config", "config.yaml", "--config", "numbered.yaml", folder=project)
+    run("validate", "--config", "config.yaml", "--config", "numbered.yaml", *CHECKPOINT, folder=project)
     assert metrics.read_text() == "mine"
 
 
 def test_predictions_that_are_no_rows_are_said(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PeraCausalLM, "predict_step", lambda *_: (1, 2))
     words = ("predict", "--config", "config.yaml", "--trainer.logger", "false", "--trainer.default_root_dir", "none")
-    assert "tuple from predict_step" in run(*words, folder=project)
+    assert "tuple from predict_step" in run(*words, *CHECKPOINT, folder=project)
     assert not (project / "none/predictions.jsonl").exists()
 
 
 def test_predictions_are_a_file(project: Path) -> None:
     words = ("predict", "--config", "config.yaml", "--trainer.logger", "false", "--trainer.default_root_dir", "found")
-    printed = run(*words, folder=project)
+    printed = run(*words, *CHECKPOINT, folder=project)
     rows = [json.loads(line) for line in (project / "found/predictions.jsonl").read_text().splitlines()]
     assert f"{len(rows)} predictions written to found/predictions.jsonl" in printed
     assert len(rows) > 0

@@ -110,7 +110,7 @@ def test_refuses_another_base_in_the_same_dtype(tmp_path: Path, dtype: torch.dty
     load_adapter(base(dtype), folder)
 
 
-@pytest.mark.parametrize("scale", [0.3, 0.05, 0.01])
+@pytest.mark.parametrize("scale", [0.05, 1e-3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_refuses_a_base_that_has_the_adapter_already(tmp_path: Path, scale: float, dtype: torch.dtype) -> None:
     folder = trained(base(dtype), tmp_path, scale)

@@ -115,7 +115,7 @@ def test_a_second_trainer_goes_on_with_the_same_adapter(tmp_path: Path, build_in
 @BUILD_IN
 def test_validate_test_and_predict_change_nothing(tmp_path: Path, build_in: str) -> None:
     module = Regressor(build_in)
-    trainer = make_trainer(tmp_path, PeraCallback(2), enable_checkpointing=False)
+    trainer = make_trainer(tmp_path, PeraCallback(2, skip_checks=["untrained"]), enable_checkpointing=False)
     before = trainer.validate(module, verbose=False)
     trainer.fit(module)
     values = trained_values(module)
