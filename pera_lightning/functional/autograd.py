@@ -51,7 +51,7 @@ class PeraFunction(torch.autograd.Function):
             result = prepare(call.forward_path, A, B, h, form, call.dtype).add_to(flat, dropped)
         ctx.call = call
         ctx.save_for_backward(x, A, B, h, middle)
-        return unflattened(result, (*x.shape[:-1], B.shape[0]))
+        return result if x.dim() == 2 else unflattened(result, (*x.shape[:-1], B.shape[0]))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -126,7 +126,7 @@ def fused_forward(
     # Two thin products, or one with dW.
     inner, weight = (dropped, (left @ right).t()) if middle is None else (middle, left.t())
     result = inner @ weight if output is None else torch.addmm(as_matrix(output), inner, weight)
-    return unflattened(result, (*x.shape[:-1], B.shape[0])), middle
+    return result if x.dim() == 2 else unflattened(result, (*x.shape[:-1], B.shape[0])), middle
 
 
 def fused_backward(call: FusedCall, kept: Kept, grad: Tensor, wanted: Wanted) -> Gradients:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import get_args
 
 import torch
@@ -16,7 +17,14 @@ from pera_lightning.functional.fused import FusedFunction, fused_call, uses_kern
 from pera_lightning.functional.fused_operator import add_as_operator
 from pera_lightning.functional.observation import is_observed, is_transformed
 from pera_lightning.functional.operands import Operands, prepare
-from pera_lightning.functional.precision import as_matrix, autocast_enabled, in_dtype, product_dtype, unflattened
+from pera_lightning.functional.precision import (
+    as_matrix,
+    autocast_enabled,
+    in_dtype,
+    product_dtype,
+    unflattened,
+    unflattened_on_record,
+)
 from pera_lightning.functional.weight import check_shapes
 
 PATHS: tuple[Path, ...] = get_args(Path)
@@ -157,19 +165,35 @@ def _composed(
     rank, n = A.shape
     path = chosen_path(options, x.numel() // n, rank, n, B.shape[0], x.device.type)
     dropped = F.dropout(x, options.dropout) if options.dropout else x
-    return apply_operands(prepare(path, A, B, h, options.form(), dtype), output, dropped, dtype)
+    operands = prepare(path, A, B, h, options.form(), dtype)
+    return apply_operands(operands, output, dropped, dtype, unflattened_on_record)
 
 
-def apply_operands(operands: Operands, output: Tensor | None, x: Tensor, dtype: torch.dtype) -> Tensor:
+def apply_operands(
+    operands: Operands,
+    output: Tensor | None,
+    x: Tensor,
+    dtype: torch.dtype,
+    unflatten: Callable[[Tensor, Sequence[int]], Tensor] = unflattened,
+) -> Tensor:
     """`output` plus what operands of this dtype make of x (..., in).
 
-    Shape (..., out), the dtype of `output` if there is one.
+    Args:
+        operands: Of the adapter.
+        output: Shape (..., out); None stands for zero.
+        x: Shape (..., in).
+        dtype: Of the products.
+        unflatten: `unflattened_on_record` where a graph may be recorded.
+
+    Returns:
+        Shape (..., out), the dtype of `output` if there is one.
     """
-    flat = in_dtype(as_matrix(x), dtype)
+    flat, is_matrix = in_dtype(as_matrix(x), dtype), x.dim() == 2
     if output is not None and output.dtype == dtype:
-        return unflattened(operands.add_to(as_matrix(output), flat), output.shape)
+        result = operands.add_to(as_matrix(output), flat)
+        return result if is_matrix else unflatten(result, output.shape)
     part = operands.add_to(None, flat)
-    part = unflattened(part, (*x.shape[:-1], part.shape[-1]))
+    part = part if is_matrix else unflatten(part, (*x.shape[:-1], part.shape[-1]))
     return part if output is None else output + part.to(output.dtype)
 
 

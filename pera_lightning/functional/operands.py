@@ -13,6 +13,7 @@ from pera_lightning.functional.columns import float16_magnitude, left_constants,
 from pera_lightning.functional.expansion import expand
 from pera_lightning.functional.form import Form
 from pera_lightning.functional.monomials import count_of_degree, degree_indices
+from pera_lightning.functional.precision import in_dtype
 
 
 class Factored(NamedTuple):
@@ -96,6 +97,9 @@ def prepare(path: str, A: Tensor, B: Tensor, h: Tensor | None, form: Form, dtype
         dtype: Of the operands.
     """
     rank, order, terms = A.shape[0], form.order, form.terms
+    if order == 1 and path == "factored":
+        # The factors themselves, and no copies where none are needed.
+        return Factored(in_dtype(A, dtype), in_dtype(B.t() if form.scaling == 1.0 else B.t() * form.scaling, dtype))
     if path == "implicit":
         # Its coefficients may lie beyond float16, and for few tokens a wider dtype costs next to nothing.
         dtype = torch.float32 if dtype == torch.float16 else dtype

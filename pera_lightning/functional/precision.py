@@ -8,8 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from pera_lightning.functional.observation import is_transformed
-
 _NOTHING: AbstractContextManager[object] = nullcontext()
 
 
@@ -37,17 +35,17 @@ def as_matrix(tensor: Tensor) -> Tensor:
 
 
 def unflattened(matrix: Tensor, shape: Sequence[int]) -> Tensor:
-    """A matrix that nobody else has, (tokens, features), as (..., features). Differentiable.
+    """A matrix that nobody else has, (tokens, features), as (..., features), where nobody records it.
 
     Not a view to autograd, which refuses in-place operations on views that come out of a Function or were made without
     a graph.
     """
-    if len(shape) == 2:
-        return matrix
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed():
-        return torch.ops.aten._unsafe_view.default(matrix, shape)
-    # The same in half the time, where nobody records it.
     return matrix.view(shape).data
+
+
+def unflattened_on_record(matrix: Tensor, shape: Sequence[int]) -> Tensor:
+    """`unflattened`, differentiable, for compilers and tracers too; it takes twice the time."""
+    return torch.ops.aten._unsafe_view.default(matrix, shape)
 
 
 def without_autocast(kind: str) -> AbstractContextManager[object]:

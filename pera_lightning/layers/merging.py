@@ -103,6 +103,30 @@ def refuse_more(base_layer: nn.Module, around: nn.Module | None = None, name: st
         )
 
 
+def refuse_other_values(layer: nn.Module, state_dict: Mapping[str, Any], prefix: str) -> None:
+    """Raise InjectionError if a state dict would give a merged layer other values.
+
+    It would go on answering with the factors that were merged, and `unmerge` would bring the weight of before back.
+
+    Args:
+        layer: The merged layer, as it is.
+        state_dict: What is to be loaded.
+        prefix: What the layer's names begin with there.
+    """
+    for name, own in layer.named_parameters():
+        given = state_dict.get(prefix + name)
+        # What does not fit is an error of torch's own.
+        if not isinstance(given, Tensor) or given.shape != own.shape:
+            continue
+        if not torch.equal(given.to(own.device, own.dtype), own):
+            raise InjectionError(
+                "A merged layer cannot be given other values.",
+                got=f"load_state_dict with another {prefix}{name}",
+                expected="the values that it holds now, or an unmerged layer",
+                fix="call unmerge() on the adapted layers, load, and merge() again",
+            )
+
+
 def refuse_infinite(adapter: Mapping[str, Tensor]) -> None:
     """Raise InjectionError if an adapter holds a value that is not finite."""
     for name, parameter in adapter.items():

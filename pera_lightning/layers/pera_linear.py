@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self, cast
 
 import torch
@@ -21,7 +21,7 @@ from pera_lightning.functional.linear import add_adapter, apply_operands, needs_
 from pera_lightning.functional.operands import Operands, prepare
 from pera_lightning.functional.precision import factor_dtype, product_dtype, without_autocast
 from pera_lightning.functional.tensor_parallel import add_local_adapter, local_part
-from pera_lightning.layers.merging import MergeTarget, Unmerged, fold, refuse_infinite
+from pera_lightning.layers.merging import MergeTarget, Unmerged, fold, refuse_infinite, refuse_other_values
 from pera_lightning.layers.operand_cache import Factors, OperandCache, can_be_compared
 
 
@@ -218,6 +218,8 @@ class PeraLinear(nn.Module):
     def _operands(self, x: Tensor, dtype: torch.dtype, A: Tensor, B: Tensor, h: Tensor | None) -> Operands:
         """What to multiply few tokens with where no gradient is asked for; kept for the next call."""
         tokens, options = x.numel() // self.in_features, self._options
+        if options.order == 1:
+            return prepare("factored", A, B, h, options.form(), dtype)
 
         def make(factors: Factors) -> Operands:
             shape = (tokens, self.rank, self.in_features, self.out_features)
@@ -238,6 +240,12 @@ class PeraLinear(nn.Module):
         if self._unmerged is not None and self._unmerged.stand_in:
             self._unmerged.layer._apply(fn, recurse)
         return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # What torch calls for each module that is loaded.
+        if self.merged:
+            refuse_other_values(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _forward_merged(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self._refuse_training_while_merged()

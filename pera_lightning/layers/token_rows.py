@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from pera_lightning.errors import InjectionError
 from pera_lightning.functional.linear import needs_gradient
 from pera_lightning.functional.precision import factor_dtype, product_dtype, without_autocast
-from pera_lightning.layers.merging import MergeTarget, check_merge_target, refuse_infinite, refuse_more
+from pera_lightning.layers.merging import (
+    MergeTarget,
+    check_merge_target,
+    refuse_infinite,
+    refuse_more,
+    refuse_other_values,
+)
 
 
 class TokenRows(nn.Module):
@@ -170,6 +176,12 @@ class TokenRowsLayer(nn.Module):
             )
         self._weight[self.token_rows.tokens] = self.token_rows.replaced.to(self._weight)
         self.token_rows.replaced = None
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # What torch calls for each module that is loaded.
+        if self.merged:
+            refuse_other_values(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _refuse_training_while_merged(self) -> None:
         if self.merged and self.training and needs_gradient(self.token_rows.delta):
