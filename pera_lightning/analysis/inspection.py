@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from pera_lightning.checkpoint import Manifest
+from pera_lightning.checkpoint.remote import Place
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import TrainingError
 from pera_lightning.export.lora_factors import LoraFactors, spectrum
@@ -138,7 +138,7 @@ class AdapterInspection:
 
 
 @torch.no_grad()
-def inspect_adapter(model_or_dir: nn.Module | str | Path) -> AdapterInspection:
+def inspect_adapter(model_or_dir: nn.Module | str | Place) -> AdapterInspection:
     """Norms, energies and ranks of each layer's weight change, in float64.
 
     Everything comes from the factors: singular values from a QR decomposition of both and a K x K core, norms from Gram

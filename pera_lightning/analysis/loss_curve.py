@@ -6,11 +6,11 @@ import csv
 from pathlib import Path
 
 
-def plot_loss_curve(metrics: Path, picture: Path) -> Path:
+def plot_loss_curve(metrics: str, picture: Path) -> Path:
     """Draw training and validation loss over optimizer steps.
 
     Args:
-        metrics: The `metrics.csv` of a CSVLogger, with the columns `step` and `train_loss` or `val_loss`.
+        metrics: What is in the `metrics.csv` of a CSVLogger, with the columns `step` and `train_loss` or `val_loss`.
         picture: PNG file to write.
 
     Returns:
@@ -39,9 +39,8 @@ def plot_loss_curve(metrics: Path, picture: Path) -> Path:
     return picture
 
 
-def _column(metrics: Path, name: str) -> tuple[list[int], list[float]]:
-    with metrics.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row.get(name)]
+def _column(metrics: str, name: str) -> tuple[list[int], list[float]]:
+    rows = [row for row in csv.DictReader(metrics.splitlines()) if row.get(name)]
     return [int(row["step"]) for row in rows], [float(row[name]) for row in rows]
 
 

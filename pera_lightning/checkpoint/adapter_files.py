@@ -23,7 +23,7 @@ from pera_lightning.checkpoint.comparison import (
 from pera_lightning.checkpoint.finite_values import describe_infinite, not_finite
 from pera_lightning.checkpoint.manifest import Manifest, manifest_of, read_manifest
 from pera_lightning.checkpoint.model_card import model_card
-from pera_lightning.checkpoint.remote import Place, RemotePath, place, uploaded
+from pera_lightning.checkpoint.remote import Place, RemotePath, place, written
 from pera_lightning.errors import AdapterFileError, InjectionError, TargetError
 from pera_lightning.functional.distributed import is_distributed, whole
 from pera_lightning.injection import InjectionReport, adapted_layers, init_loftq, inject_plan, remove_adapter
@@ -85,12 +85,8 @@ def write_adapter(
     """
     target = place(directory)
     _refuse_infinite({key: value for key, value in tensors.items() if key not in constants}, target)
-    if isinstance(target, RemotePath):
-        with uploaded(target) as folder:
-            _write_files(folder, tensors, manifest, run or {})
-    else:
-        target.mkdir(parents=True, exist_ok=True)
-        _write_files(target, tensors, manifest, run or {})
+    with written(target) as folder:
+        _write_files(folder, tensors, manifest, run or {})
     return _named(target)
 
 

@@ -6,13 +6,13 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from pera_lightning.checkpoint.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_weights
 from pera_lightning.checkpoint.manifest import PEFT_TYPE
+from pera_lightning.checkpoint.remote import Place, place
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import AdapterFileError, ConfigError
 from pera_lightning.injection import LayerPlan
@@ -63,7 +63,7 @@ class PeftLora:
         keeps_ties: Whether what was tied in the base was trained as one.
     """
 
-    folder: Path
+    folder: Place
     config: PeraConfig
     layers: dict[str, LayerPlan]
     factors: dict[str, LayerFactors]
@@ -73,7 +73,7 @@ class PeftLora:
     keeps_ties: bool
 
 
-def read_peft_lora(directory: str | Path) -> PeftLora:
+def read_peft_lora(directory: str | Place) -> PeftLora:
     """Read `adapter_config.json` and `adapter_model.safetensors` of a LoRA.
 
     The layers are those that the tensors name; PEFT's patterns of targets are not looked at.
@@ -81,7 +81,7 @@ def read_peft_lora(directory: str | Path) -> PeftLora:
     Raises:
         AdapterFileError: A file is missing or damaged, or it is no plain LoRA.
     """
-    folder = Path(directory)
+    folder = place(directory)
     values = _read_config(folder)
     _refuse_other_forms(values, folder)
     _refuse_pickle(folder)
@@ -123,7 +123,7 @@ def read_peft_lora(directory: str | Path) -> PeftLora:
     )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Place) -> dict[str, Any]:
     try:
         values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except OSError as error:
@@ -155,7 +155,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return values
 
 
-def _refuse_other_forms(values: Mapping[str, Any], folder: Path) -> None:
+def _refuse_other_forms(values: Mapping[str, Any], folder: Place) -> None:
     used = [field for field in _OTHER_FORMS if values.get(field)]
     if used:
         raise AdapterFileError(
@@ -175,7 +175,7 @@ def _refuse_other_forms(values: Mapping[str, Any], folder: Path) -> None:
         )
 
 
-def _refuse_parameters(targets: Iterable[str], factors: Iterable[str], folder: Path) -> None:
+def _refuse_parameters(targets: Iterable[str], factors: Iterable[str], folder: Place) -> None:
     """Refuse LoRAs of tensors that are no layer's weight; the weight of a layer is that layer's LoRA."""
     layers = set(factors)
     others = [target for target in targets if target.removesuffix(".weight") not in layers]
@@ -188,7 +188,7 @@ def _refuse_parameters(targets: Iterable[str], factors: Iterable[str], folder: P
         )
 
 
-def _refuse_pickle(folder: Path) -> None:
+def _refuse_pickle(folder: Place) -> None:
     if not (folder / WEIGHTS_FILE).exists() and (folder / "adapter_model.bin").exists():
         raise AdapterFileError(
             "The LoRA's weights are a pickle, which can run any code when it is read.",
@@ -198,7 +198,7 @@ def _refuse_pickle(folder: Path) -> None:
         )
 
 
-def _factors(tensors: Mapping[str, Tensor], folder: Path) -> Iterator[tuple[str, LayerFactors]]:
+def _factors(tensors: Mapping[str, Tensor], folder: Place) -> Iterator[tuple[str, LayerFactors]]:
     names = {key.removesuffix(end): ends for key in tensors for ends in _ENDS for end in ends if key.endswith(end)}
     for name, (down, up) in names.items():
         A, B = tensors.get(name + down), tensors.get(name + up)
@@ -212,7 +212,7 @@ def _factors(tensors: Mapping[str, Tensor], folder: Path) -> Iterator[tuple[str,
         yield name, LayerFactors(A, B)
 
 
-def _refuse_unknown(rest: Mapping[str, Tensor], folder: Path) -> None:
+def _refuse_unknown(rest: Mapping[str, Tensor], folder: Place) -> None:
     unknown = [key for key in rest if ".lora_" in key or "trainable_tokens_" in key]
     if unknown:
         raise AdapterFileError(
@@ -262,7 +262,7 @@ def _by_pattern(name: str, patterns: Mapping[str, Any] | None, default: Any) -> 
     return next(found, default)
 
 
-def _check_ranks(factors: Mapping[str, LayerFactors], layers: Mapping[str, LayerPlan], folder: Path) -> None:
+def _check_ranks(factors: Mapping[str, LayerFactors], layers: Mapping[str, LayerPlan], folder: Place) -> None:
     for name, (A, B) in factors.items():
         rank = layers[name].rank
         if A.ndim != 2 or B.ndim != 2 or not A.shape[0] == B.shape[1] == rank:

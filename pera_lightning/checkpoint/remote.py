@@ -190,6 +190,46 @@ def local_path(path: str | os.PathLike[str] | RemotePath, option: str) -> Path:
     return found
 
 
+def local_name(name: str, option: str) -> str:
+    """A name of the hub, or a local path, which both stay as they are; of a `file://` URL the path.
+
+    Raises:
+        ConfigError: It is the URL of another file system.
+    """
+    path = local_path(name, option)
+    return str(path) if _LOCAL.match(name) else name
+
+
+def collapsed_url(path: str | os.PathLike[str]) -> str | None:
+    """The URL that a local path was made of by mistake: `pathlib.Path("s3://b")` is the folder `b` in one named `s3:`.
+
+    Returns:
+        None for other paths.
+    """
+    text = os.fspath(path)
+    if "://" in text:
+        return None
+    parts = Path(text).parts
+    for index, part in enumerate(parts):
+        # At the beginning fsspec knows that this is local.
+        if part in ("file:", "local:") and index == 0:
+            continue
+        if len(part) > 2 and part.endswith(":") and _is_known(part[:-1]):
+            return f"{part}//{'/'.join(parts[index + 1 :])}"
+    return None
+
+
+@contextmanager
+def written(folder: Place) -> Iterator[Path]:
+    """A local folder to write files to: the folder itself, which is made if needed, or one that is then uploaded."""
+    if isinstance(folder, RemotePath):
+        with uploaded(folder) as temporary:
+            yield temporary
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+
+
 @contextmanager
 def uploaded(folder: RemotePath) -> Iterator[Path]:
     """A temporary local folder to write to; its files go to `folder` when all went well.

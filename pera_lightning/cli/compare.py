@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
+from pera_lightning.checkpoint.remote import local_path
 from pera_lightning.errors import ConfigError
 
 METHODS = {
@@ -49,7 +49,7 @@ def compare(words: Sequence[str]) -> None:
         selection=selection,
         report=report,
         mode=arguments.mode or _mode(selection),
-        out=Path(arguments.out),
+        out=local_path(arguments.out, "--out"),
         learning_rate_option=arguments.learning_rate_option,
         workers=arguments.workers,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,7 +33,9 @@ def diff(first: str, second: str) -> None:
 
 
 def _name(folder: str) -> str:
-    return Path(folder).name or folder
+    from pera_lightning.checkpoint.remote import place
+
+    return place(folder).name or folder
 
 
 def _left_and_right(adapter: PeraTensors, layer: str) -> tuple[Tensor, Tensor]:

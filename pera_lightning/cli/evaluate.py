@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pera_lightning.errors import ConfigError
@@ -49,16 +48,18 @@ def evaluate(
     from rich import get_console
 
     from pera_lightning.checkpoint.out_folder import check_out_folder
+    from pera_lightning.checkpoint.remote import local_path
     from pera_lightning.integration.evaluation import evaluate_commonsense
 
+    questions = local_path(tasks, "--tasks")
     if out is not None:
-        check_out_folder(Path(out))
+        check_out_folder(local_path(out, "--out"))
     model, tokenizer = _load(adapter, base, gguf_file, merged, dtype)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     evaluation = evaluate_commonsense(
         model,
         tokenizer,
-        tasks,
+        questions,
         how=how,
         template=template,
         limit=limit,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pera_lightning.checkpoint.adapter_files import CONFIG_FILE
 from pera_lightning.checkpoint.manifest import read_manifest
+from pera_lightning.checkpoint.remote import local_path, place
 from pera_lightning.errors import ConfigError
 from pera_lightning.export.export_lora import GGUF_FILE
 from pera_lightning.export.export_report import ExportReport
@@ -77,37 +78,38 @@ def export(
 
     # What is wrong is said before the base is loaded.
     _refuse_idle(to, check, rank, max_error, into, rows, base_dtype)
-    manifest = read_manifest(Path(adapter) / CONFIG_FILE)
+    folder, examples = local_path(out, "--out"), None if rows is None else local_path(rows, "--rows")
+    manifest = read_manifest(place(adapter) / CONFIG_FILE)
     if to == "merged":
         print(export_merged(adapter, out, base=base, gguf_file=gguf_file, dtype=dtype, into=into, compare=check))
-        print(f"AutoModelForCausalLM.from_pretrained({out!r})")
+        print(f"AutoModelForCausalLM.from_pretrained({str(folder)!r})")
         return
     if to == "gguf":
         print(export_merged_gguf(adapter, out, base=base, gguf_file=gguf_file, dtype=dtype or "float16", compare=check))
-        print(f"llama-cli -m {quote(str(Path(out) / MERGED_GGUF_FILE))}")
+        print(f"llama-cli -m {quote(str(folder / MERGED_GGUF_FILE))}")
         return
-    check_place(Path(out), to)
+    check_place(folder, to)
     refuse_losses(to, manifest)
     with_peft = check and to in ("peft", "vllm") and has_peft()
     options: dict[str, Any] = {"to": to, "max_error": max_error, "dtype": getattr(torch, dtype or "float32")}
     if check:
         model, tokenizer = load_adapted_model(adapter, base=base, gguf_file=gguf_file, dtype=base_dtype)
-        if rows is None:
+        if examples is None:
             options["inputs"] = sentence_inputs(tokenizer)
         else:
             encoder = ChatEncoder(
                 tokenizer, max_length=4096, use_chat_template=use_chat_template, system_prompt=system_prompt
             )
-            options["inputs"] = row_inputs(Path(rows), encoder, positions, model)
+            options["inputs"] = row_inputs(examples, encoder, positions, model)
         if with_peft:
             options["check"] = check_with_peft
         report = export_lora(model, out, rank, **options)
     else:
         if to == "llamacpp":
-            options["model_config"] = load_config(adapter_source(Path(adapter), manifest, base, gguf_file))
+            options["model_config"] = load_config(adapter_source(place(adapter), manifest, base, gguf_file))
         report = export_lora(adapter, out, rank, **options)
     print(report)
-    print(how_to_load(report, Path(out), base or manifest.base_model or "BASE"))
+    print(how_to_load(report, folder, base or manifest.base_model or "BASE"))
 
 
 def _refuse_idle(
@@ -115,7 +117,7 @@ def _refuse_idle(
 ) -> None:
     """Refuse options that would do nothing."""
     lora = to not in ("merged", "gguf")
-    for option, given, place, holds in (
+    for option, given, where, holds in (
         ("--rank", rank is not None, "a LoRA", lora),
         ("--max_error", max_error is not None, "a LoRA", lora),
         ("--into", into != "auto", "--to merged", to == "merged"),
@@ -126,7 +128,7 @@ def _refuse_idle(
             raise ConfigError(
                 f"{option} would do nothing here.",
                 got=f"{option} with --to {to}" + ("" if check else " --check false"),
-                expected=f"{option} with {place}",
+                expected=f"{option} with {where}",
                 fix=f"leave {option} out",
             )
 

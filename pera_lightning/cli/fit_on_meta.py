@@ -16,7 +16,7 @@ from pera_lightning.cli.fit_options import FitOptions
 from pera_lightning.injection import inject_adapter
 from pera_lightning.integration.activation_offloading import ActivationOffloading
 from pera_lightning.integration.answer_loss import answer_loss, has_frozen_head, head_loss
-from pera_lightning.integration.pretrained import enable_gradient_checkpointing
+from pera_lightning.integration.gradient_checkpointing import enable_gradient_checkpointing
 
 
 class MetaModel(NamedTuple):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pera_lightning.checkpoint.out_folder import check_out_folder
+from pera_lightning.checkpoint.remote import Place, local_path, place
 from pera_lightning.errors import PeraError
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def inspect(
 
     Args:
         adapter: Folder of the adapter, as the fit wrote it.
-        out: Folder to write to; by default the adapter's with "-inspect" after its name.
+        out: Folder to write to; by default the adapter's with "-inspect" after its name (of one at a URL, in the
+            working directory).
         interactions: Load the base model and measure how strongly the rank components act together on prompts.
         prompts: These prompts, as plain text; some sentences by default.
         base: Hub id or folder of the base model; by default the one that the adapter names.
@@ -43,8 +45,8 @@ def inspect(
     from pera_lightning.analysis import inspect_adapter
     from pera_lightning.analysis.inspection_table import as_table, write_table
 
-    source = Path(adapter)
-    folder = source.resolve().with_name(f"{source.resolve().name}-inspect") if out is None else Path(out)
+    source = place(adapter)
+    folder = _beside(source) if out is None else local_path(out, "--out")
     check_out_folder(folder)
     threads = torch.get_num_threads()
     # The matrices are so small that threads cost more than they bring.
@@ -63,8 +65,14 @@ def inspect(
     print("\n".join(map(str, [folder / "layers.csv", *_draw(found, strengths, folder)])))
 
 
+def _beside(adapter: Place) -> Path:
+    """Where an inspection goes by default: beside the adapter, of a URL into the working directory."""
+    folder = adapter.resolve() if isinstance(adapter, Path) else Path.cwd() / adapter.name
+    return folder.with_name(f"{folder.name}-inspect")
+
+
 def _strengths(
-    found: AdapterInspection, source: Path, base: str | None, gguf_file: str | None, prompts: list[str] | None
+    found: AdapterInspection, source: Place, base: str | None, gguf_file: str | None, prompts: list[str] | None
 ) -> Interactions | None:
     """Interaction strengths; None, with a word about it, where there are none or the base is not at hand."""
     from pera_lightning.analysis import interaction_strength

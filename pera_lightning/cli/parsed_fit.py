@@ -10,6 +10,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
+from pera_lightning.checkpoint.remote import local_path
 from pera_lightning.cli.trainer import PeraCLI, make_cli
 from pera_lightning.errors import ConfigError
 
@@ -44,7 +45,8 @@ def parse_fit(command: str, words: Sequence[str]) -> Namespace:
 
 def _check_configs(command: str, words: Sequence[str]) -> None:
     following = [after for word, after in itertools.pairwise(words) if word in ("--config", "-c")]
-    paths = [Path(path) for path in [*following, *(word[9:] for word in words if word.startswith("--config="))]]
+    given = [*following, *(word[9:] for word in words if word.startswith("--config="))]
+    paths = [local_path(path, "--config") for path in given]
     if not paths:
         raise ConfigError(
             f"{command} needs to know which fit.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pera_lightning.checkpoint.remote import local_path
 from pera_lightning.errors import AdapterFileError, ConfigError
 from pera_lightning.option_checks import check_flags
 
@@ -32,7 +33,8 @@ def push(folder: str, repo: str, private: bool = True, dry_run: bool = False, me
         message: Of the commit.
     """
     check_flags(private=private, dry_run=dry_run)
-    files = _files(Path(folder))
+    place = local_path(folder, "--folder")
+    files = _files(place)
     _check_name(repo)
     for path in files:
         print(f"{path.name}  {path.stat().st_size:,} bytes")
@@ -44,7 +46,7 @@ def push(folder: str, repo: str, private: bool = True, dry_run: bool = False, me
     api, names = HfApi(), [path.name for path in files]
     try:
         api.create_repo(repo, private=private, exist_ok=True)
-        print(api.upload_folder(repo_id=repo, folder_path=folder, allow_patterns=names, commit_message=message))
+        print(api.upload_folder(repo_id=repo, folder_path=place, allow_patterns=names, commit_message=message))
     # Any: which library talks to the network, and with what errors, differs between versions of huggingface_hub.
     except Exception as error:
         raise ConfigError(

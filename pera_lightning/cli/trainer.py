@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
+from pera_lightning.checkpoint.remote import place, written
 from pera_lightning.cli.base_comparison import as_table, comparison, write_comparison
 from pera_lightning.cli.predictions import write_predictions
 from pera_lightning.cli.progress_bar import PeraProgressBar
@@ -119,7 +120,8 @@ class PeraCLI(LightningCLI):
             table, folder = comparison(base, adapted), self.trainer.log_dir
             rich.get_console().print(as_table(table))
             if folder is not None:
-                write_comparison(table, Path(folder) / "comparison.csv")
+                with written(place(folder)) as local:
+                    write_comparison(table, local / "comparison.csv")
 
     def after_predict(self) -> None:
         """Write the predictions beside the logs."""
@@ -127,25 +129,28 @@ class PeraCLI(LightningCLI):
         if trainer.predict_loop.num_dataloaders != 1 or not trainer.predict_loop.predictions:
             return
         name = "predictions" if trainer.world_size == 1 else f"predictions_{trainer.global_rank}"
-        path = Path(trainer.log_dir or trainer.default_root_dir) / f"{name}.jsonl"
+        folder = place(trainer.log_dir or trainer.default_root_dir)
         try:
-            rows = write_predictions(trainer.predict_loop.predictions, path)
+            with written(folder) as local:
+                rows = write_predictions(trainer.predict_loop.predictions, local / f"{name}.jsonl")
         except (TypeError, ValueError) as error:
             # Any module may predict; what it returns need not be rows.
             print(error)
         else:
-            print(f"{rows:,} predictions written to {path}")
+            print(f"{rows:,} predictions written to {folder / name}.jsonl")
 
     def after_fit(self) -> None:
         """Draw the loss curve of the run beside its CSV metrics."""
         for logger in self.trainer.loggers:
-            metrics = Path(logger.log_dir) / "metrics.csv" if isinstance(logger, CSVLogger) else None
-            if metrics is not None and metrics.is_file() and self.trainer.is_global_zero:
+            folder = place(logger.log_dir) if isinstance(logger, CSVLogger) else None
+            if folder is not None and self.trainer.is_global_zero and (folder / "metrics.csv").is_file():
                 # Imported late: matplotlib would slow every --help down.
                 from pera_lightning.analysis.loss_curve import plot_loss_curve
 
-                picture = plot_loss_curve(metrics, metrics.with_name("loss_curve.png"))
-                rank_zero_info(f"Loss curve written to {picture}")
+                metrics = (folder / "metrics.csv").read_text("utf-8")
+                with written(folder) as local:
+                    picture = plot_loss_curve(metrics, local / "loss_curve.png")
+                rank_zero_info(f"Loss curve written to {folder / picture.name}")
 
 
 def _check_checkpoint(path: str | Path | None) -> None:
@@ -158,7 +163,7 @@ def _check_checkpoint(path: str | Path | None) -> None:
             fix="name the file; the fit's log and the card of its adapter folder say which it is",
         )
     names = ("last", "hpc", "registry")
-    if path is None or str(path) in names or ":" in str(path) or Path(path).exists():
+    if path is None or str(path) in names or str(path).lower().startswith("registry:") or place(path).exists():
         return
     raise CheckpointError(
         "There is no such checkpoint.",
@@ -176,7 +181,7 @@ def _keep_metrics(loggers: Any, subcommand: str) -> None:
             continue
         # As CSVLogger names its folders.
         version = options.version if isinstance(options.version, str) else f"version_{options.version}"
-        folder = Path(options.save_dir, options.name or "", version)
+        folder = place(options.save_dir) / (options.name or "") / version
         if (folder / "metrics.csv").is_file():
             rank_zero_info(f"{folder} keeps its metrics; those of {subcommand} go to {subcommand}.")
             options.version = subcommand

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from pera_lightning.checkpoint.remote import local_path
 from pera_lightning.errors import ConfigError, ExportError, InjectionError
 from pera_lightning.export.certificate import Certificate, Reference
 from pera_lightning.export.export_report import ExportReport
@@ -92,7 +93,7 @@ def export_lora(
             expected=" or ".join(map(repr, SERVERS)),
             fix="use 'peft', which most servers read",
         )
-    folder = Path(out_dir)
+    folder = local_path(out_dir, "out_dir")
     check_place(folder, to)
     _check_inputs(inputs)
     if isinstance(model_or_dir, nn.Module):

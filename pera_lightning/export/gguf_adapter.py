@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from pera_lightning.checkpoint.atomic import replacing
+from pera_lightning.checkpoint.remote import local_path
 from pera_lightning.errors import AdapterFileError
 from pera_lightning.export.gguf_base import GgufBase
 from pera_lightning.export.gguf_tensors import decoded, encoded, gguf_package, gguf_reader, tensor_type
@@ -31,7 +32,7 @@ def write_gguf_adapter(lora: PlainLora, path: str | Path, config: Any) -> None:
         ExportError: The gguf package is missing, the model is of a kind that is not known here, or llama.cpp would not
             apply all of the adapter.
     """
-    gguf, base, path = gguf_package(), GgufBase.of(config), Path(path)
+    gguf, base, path = gguf_package(), GgufBase.of(config), local_path(path, "path")
     refuse_losses("llamacpp", lora.manifest)
     tensors = {name: (encoded(value), tensor_type(value.dtype)) for name, value in _tensors(lora, base).items()}
     path.parent.mkdir(parents=True, exist_ok=True)

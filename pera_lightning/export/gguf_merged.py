@@ -13,6 +13,7 @@ from torch import Tensor
 from pera_lightning.checkpoint import Manifest
 from pera_lightning.checkpoint.atomic import replacing
 from pera_lightning.checkpoint.comparison import file_difference
+from pera_lightning.checkpoint.remote import local_path
 from pera_lightning.errors import ExportError
 from pera_lightning.export.gguf_base import GgufBase
 from pera_lightning.export.gguf_tensors import DTYPES, decoded, encoded, gguf_package, gguf_reader, tensor_type
@@ -44,7 +45,7 @@ def write_merged_gguf(
             the adapter's (by its shapes, and by some weights that the adapter keeps), a merged weight does not fit the
             dtype, or a LoRA cannot hold all of the adapter.
     """
-    gguf, path = gguf_package(), Path(path)
+    gguf, path = gguf_package(), local_path(path, "path")
     kind = tensor_type(dtype)
     refuse_losses("llamacpp", lora.manifest)
     reader = gguf_reader(base_file)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from pera_lightning.checkpoint import Manifest, adapter_state_dict, manifest_of
 from pera_lightning.checkpoint.adapter_files import read_adapter
+from pera_lightning.checkpoint.remote import Place
 from pera_lightning.config import check_rank
 from pera_lightning.errors import ConfigError, ExportError
 from pera_lightning.export.lora_factors import LoraFactors, exact_factors, padded, relative_rounding, spectrum
@@ -74,7 +74,7 @@ class PeraTensors:
     tensors: dict[str, Tensor]
 
     @classmethod
-    def of(cls, source: nn.Module | str | Path) -> PeraTensors:
+    def of(cls, source: nn.Module | str | Place) -> PeraTensors:
         """The adapter of a model, or in a folder that `save_adapter` wrote.
 
         Raises:

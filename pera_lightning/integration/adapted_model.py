@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pera_lightning.checkpoint import Manifest, load_adapter
 from pera_lightning.checkpoint.adapter_files import CONFIG_FILE
 from pera_lightning.checkpoint.manifest import read_manifest
+from pera_lightning.checkpoint.remote import Place, place
 from pera_lightning.errors import ConfigError
 from pera_lightning.injection.untrained import is_idle
 from pera_lightning.integration.adapter_source import adapter_quantization, adapter_source
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def load_adapted_model(
-    adapter: str | Path,
+    adapter: str | Place,
     *,
     base: str | None = None,
     gguf_file: str | None = None,
@@ -30,7 +30,7 @@ def load_adapted_model(
     """Load the base of an adapter, quantised as in its training, and the adapter into it.
 
     Args:
-        adapter: Folder of the adapter.
+        adapter: Folder of the adapter, here or at a URL.
         base: Hub id or folder of the base model; by default the one that the adapter names.
         gguf_file: Name of a GGUF file in `base`.
         dtype: Dtype of the base's weights, see `load_causal_lm`.
@@ -44,13 +44,14 @@ def load_adapted_model(
         ConfigError: It is no adapter of a language model, or the base is not known, cannot be loaded or is quantised in
             a way that this cannot load.
     """
-    manifest = read_manifest(Path(adapter) / CONFIG_FILE)
+    folder = place(adapter)
+    manifest = read_manifest(folder / CONFIG_FILE)
     _refuse_other_tasks(manifest)
-    source = adapter_source(Path(adapter), manifest, base, gguf_file)
+    source = adapter_source(folder, manifest, base, gguf_file)
     tokenizer = load_tokenizer(source)
     model = load_causal_lm(source, dtype=dtype, quantization=adapter_quantization(manifest, source))
     if not without_adapter:
-        load_adapter(model, adapter)
+        load_adapter(model, folder)
         if is_idle(model):
             warnings.warn(
                 f"The adapter in {adapter} changes nothing: its factors are those of before training, and the answers "

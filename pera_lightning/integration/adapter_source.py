@@ -10,12 +10,13 @@ from pera_lightning.bases import QUANTIZATIONS, Quantization
 from pera_lightning.checkpoint import Manifest
 from pera_lightning.checkpoint.adapter_files import CONFIG_FILE
 from pera_lightning.checkpoint.manifest import FLOATING
+from pera_lightning.checkpoint.remote import Place, local_name
 from pera_lightning.errors import ConfigError
 from pera_lightning.integration.pretrained import PretrainedSource
 
 
 def adapter_source(
-    adapter: Path, manifest: Manifest, base: str | None = None, gguf_file: str | None = None
+    adapter: Place, manifest: Manifest, base: str | None = None, gguf_file: str | None = None
 ) -> PretrainedSource:
     """Where the base model comes from: what the user says, else what the adapter names.
 
@@ -38,6 +39,7 @@ def adapter_source(
                 fix="name it with --base (and --gguf_file)",
             )
         base = recorded
+    base = local_name(base, "the base model")
     # A GGUF base is recorded as the path of its file.
     if gguf_file is None and base.endswith(".gguf"):
         base, gguf_file = str(Path(base).parent), Path(base).name

@@ -30,6 +30,7 @@ from pera_lightning.integration.lost_worker import explain_lost_worker
 from pera_lightning.integration.model_parallel import check_before_loading, stop_checking
 from pera_lightning.integration.polynomial_start import HeldCoefficients
 from pera_lightning.integration.preflight import Preflight
+from pera_lightning.integration.remote_places import refuse_lost_urls
 from pera_lightning.integration.returned_adapter import ReturnedAdapter
 from pera_lightning.integration.strategy_limits import refuse_impossible_strategy
 from pera_lightning.integration.termination import JointTermination, save_before_termination
@@ -153,6 +154,7 @@ class PeraCallback(pl.Callback):
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        refuse_lost_urls(trainer)
         refuse_conflicting_callbacks(trainer)
         refuse_impossible_strategy(trainer, pl_module, self.polynomial_start_step)
         # Late, so that it comes after the module's own setup(), which may build or rebuild the model.

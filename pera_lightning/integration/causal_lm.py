@@ -31,13 +31,13 @@ from pera_lightning.integration.generation import (
     sample_table,
     split_prompts,
 )
+from pera_lightning.integration.gradient_checkpointing import enable_gradient_checkpointing
 from pera_lightning.integration.optimization import OptimizerName, Schedule
 from pera_lightning.integration.pack_check import check_packs
 from pera_lightning.integration.parallel_causal_lm import ParallelBuild
 from pera_lightning.integration.pretrained import (
     PretrainedSource,
     compute_dtype,
-    enable_gradient_checkpointing,
     load_causal_lm,
 )
 from pera_lightning.integration.pretrained_module import Dtype, PretrainedModule

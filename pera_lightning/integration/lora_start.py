@@ -11,6 +11,7 @@ from torch import nn
 
 from pera_lightning.checkpoint.lora_start import copy_lora, plan_lora
 from pera_lightning.checkpoint.peft_lora import read_peft_lora
+from pera_lightning.checkpoint.remote import Place, place
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import ConfigError
 from pera_lightning.injection import InjectionPlan, InjectionReport, clean_name, inject_plan
@@ -50,7 +51,7 @@ def chosen_options(
         )
     if init_from is None:
         return config or options
-    if adapter_dir is not None and Path(adapter_dir).resolve() == Path(init_from).resolve():
+    if adapter_dir is not None and _resolved(adapter_dir) == _resolved(init_from):
         raise ConfigError(
             "The trained adapter would take the place of the LoRA it started from.",
             got=f"adapter_dir and init_from are both {init_from}",
@@ -60,6 +61,11 @@ def chosen_options(
     lora = read_peft_lora(init_from).config
     _refuse_other_options(options, rank, lora, init_from)
     return dataclasses.replace(lora, **{name: getattr(options, name) for name in _OPEN})
+
+
+def _resolved(folder: str) -> Place:
+    found = place(folder)
+    return found.resolve() if isinstance(found, Path) else found
 
 
 def _refuse_other_options(options: PeraConfig, rank: int | None, lora: PeraConfig, init_from: str) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from pera_lightning.bases import Quantization
 from pera_lightning.checkpoint import Manifest, load_adapter
+from pera_lightning.checkpoint.remote import Place
 from pera_lightning.errors import ConfigError
 from pera_lightning.export.certificate import Certificate, Reference
 from pera_lightning.export.probe import token_probe
@@ -87,7 +88,7 @@ def _check_tokenizer(source: PretrainedSource) -> None:
 
 
 def adapted_reference(
-    adapter: Path,
+    adapter: Place,
     manifest: Manifest,
     source: PretrainedSource,
     *,

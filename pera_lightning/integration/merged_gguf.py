@@ -11,6 +11,7 @@ import torch
 from pera_lightning.checkpoint import load_adapter
 from pera_lightning.checkpoint.adapter_files import CONFIG_FILE
 from pera_lightning.checkpoint.manifest import read_manifest
+from pera_lightning.checkpoint.remote import Place, local_path, place
 from pera_lightning.errors import ConfigError
 from pera_lightning.export.certificate import Certificate
 from pera_lightning.export.export_report import ExportReport
@@ -61,7 +62,7 @@ def export_merged_gguf(
     """
     check_flags(compare=compare)
     one_of("dtype", dtype, get_args(GgufDtype))
-    adapter, out = Path(adapter_dir), Path(out_dir)
+    adapter, out = place(adapter_dir), local_path(out_dir, "out_dir")
     # Not even over an earlier export of its own: that may be the base of this adapter.
     check_new(out)
     manifest = read_manifest(adapter / CONFIG_FILE)
@@ -78,7 +79,7 @@ def export_merged_gguf(
 
 
 def _certify(
-    adapter: Path, source: PretrainedSource, out: Path, prompts: Sequence[str] | None, dtype: torch.dtype
+    adapter: Place, source: PretrainedSource, out: Path, prompts: Sequence[str] | None, dtype: torch.dtype
 ) -> Certificate | None:
     model = load_causal_lm(source, dtype="float32")
     # The file may be quantised otherwise than the base was in training, or not at all.

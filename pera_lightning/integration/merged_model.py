@@ -13,6 +13,7 @@ from torch import nn
 from pera_lightning.checkpoint import Manifest, load_adapter
 from pera_lightning.checkpoint.adapter_files import CONFIG_FILE
 from pera_lightning.checkpoint.manifest import FLOATING, read_manifest
+from pera_lightning.checkpoint.remote import Place, local_path, place
 from pera_lightning.errors import ConfigError
 from pera_lightning.export.base_files import BaseFiles, is_complete
 from pera_lightning.export.certificate import Reference
@@ -85,7 +86,7 @@ def export_merged(
     check_flags(in_memory=in_memory, compare=compare)
     one_of("dtype", dtype, (None, *get_args(MergedDtype)))
     one_of("into", into, get_args(MergedInto))
-    adapter, out = Path(adapter_dir), Path(out_dir)
+    adapter, out = place(adapter_dir), local_path(out_dir, "out_dir")
     check_new(out)
     manifest = read_manifest(adapter / CONFIG_FILE)
     source = adapter_source(adapter, manifest, base, gguf_file)
@@ -123,7 +124,7 @@ def local_folder(source: PretrainedSource) -> Path | None:
 class _Job:
     """What both ways need to know."""
 
-    adapter: Path
+    adapter: Place
     manifest: Manifest
     source: PretrainedSource
     dtype: MergedDtype | None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pera_lightning.bases import Quantization, check_quantization, set_compute_dtype
+from pera_lightning.checkpoint.remote import local_name
 from pera_lightning.errors import ConfigError
 from pera_lightning.injection import quantize_model
 from pera_lightning.integration.narrow_weights import widen_activations
@@ -34,6 +35,9 @@ class PretrainedSource:
     gguf_file: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pretrained", local_name(self.pretrained, "the base model"))
 
     @property
     def name(self) -> str:
@@ -224,26 +228,6 @@ def native_dtype() -> str:
         capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         native = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
     return "bfloat16" if native else "float32"
-
-
-def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
-    """Recompute the layers' activations in the backward pass; it takes effect in train mode only.
-
-    Raises:
-        ConfigError: The model does not support it.
-    """
-    # transformers renamed the method; both take the options of torch.utils.checkpoint first, and both let the
-    # embeddings' output require grad, so that gradients reach adapters over a frozen base.
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    try:
-        enable({"use_reentrant": False})
-    except ValueError as error:
-        raise ConfigError(
-            f"{type(model).__name__} cannot recompute activations.",
-            got="gradient_checkpointing=True",
-            expected="a model that supports it",
-            fix="set gradient_checkpointing: false",
-        ) from error
 
 
 def _check_folder(folder: Path, gguf_file: str | None) -> None:

@@ -12,8 +12,9 @@ from typing_extensions import override
 from pera_lightning.errors import ConfigError, DataError
 from pera_lightning.integration.activation_offloading import ActivationOffloading
 from pera_lightning.integration.class_metrics import ClassMetrics
+from pera_lightning.integration.gradient_checkpointing import enable_gradient_checkpointing
 from pera_lightning.integration.optimization import OptimizerName, Schedule
-from pera_lightning.integration.pretrained import PretrainedSource, enable_gradient_checkpointing
+from pera_lightning.integration.pretrained import PretrainedSource
 from pera_lightning.integration.pretrained_classifier import load_classifier
 from pera_lightning.integration.pretrained_module import Dtype, PretrainedModule
 from pera_lightning.option_checks import check_flags, count

@@ -23,6 +23,7 @@ from pera_lightning.injection import clean_name
 from pera_lightning.injection.saved_modules import kept_infinities
 from pera_lightning.integration.adapter_root import adapter_root, prefix_of
 from pera_lightning.integration.best_checkpoint import EarlierBests, WrittenWeights, best_weights
+from pera_lightning.integration.remote_places import refuse_remote_shards
 from pera_lightning.integration.run_summary import run_summary
 
 _SMALL_FILES = 1 << 20
@@ -56,6 +57,7 @@ class TrainedAdapter:
         folder = adapter_folder(trainer, chosen)
         if getattr(trainer, "fast_dev_run", False):
             return
+        refuse_remote_shards(trainer)
         size = sum(value.numel() * value.element_size() for value in adapter_state_dict(root).values())
         problem = trainer.strategy.broadcast(_problem(folder, size) if trainer.is_global_zero else None)
         if problem is not None:

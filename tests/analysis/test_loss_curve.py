@@ -8,8 +8,7 @@ from pera_lightning.analysis.loss_curve import _running_mean, plot_loss_curve
 
 
 def test_draws_a_picture(tmp_path: Path) -> None:
-    metrics = tmp_path / "metrics.csv"
-    metrics.write_text("epoch,step,train_loss,val_loss\n0,1,2.0,\n0,2,1.5,\n0,2,,1.2\n")
+    metrics = "epoch,step,train_loss,val_loss\n0,1,2.0,\n0,2,1.5,\n0,2,,1.2\n"
     picture = plot_loss_curve(metrics, tmp_path / "loss_curve.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert picture.stat().st_size > 5000
@@ -26,5 +25,4 @@ def test_running_mean() -> None:
 
 
 def test_a_run_without_losses_draws_an_empty_picture(tmp_path: Path) -> None:
-    (tmp_path / "metrics.csv").write_text("epoch,step,other\n0,1,2.0\n")
-    assert plot_loss_curve(tmp_path / "metrics.csv", tmp_path / "curve.png").is_file()
+    assert plot_loss_curve("epoch,step,other\n0,1,2.0\n", tmp_path / "curve.png").is_file()

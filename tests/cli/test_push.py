@@ -59,7 +59,7 @@ def test_only_the_adapter_is_uploaded(folder: Path) -> None:
     assert (made, sent) == ("create_repo", "upload_folder")
     assert options == {"repo_id": "me/mine", "private": True, "exist_ok": True}
     assert upload["repo_id"] == "me/mine"
-    assert upload["folder_path"] == "adapter"
+    assert upload["folder_path"] == Path("adapter")
     assert upload["allow_patterns"] == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
     assert "delete_patterns" not in upload
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from pera_lightning import PeraConfig, inject_adapter
 from pera_lightning.errors import ConfigError
 from pera_lightning.integration.generation import generate_answers
+from pera_lightning.integration.gradient_checkpointing import enable_gradient_checkpointing
 from pera_lightning.integration.pretrained import (
     PretrainedSource,
-    enable_gradient_checkpointing,
     load_causal_lm,
     load_tokenizer,
     native_dtype,

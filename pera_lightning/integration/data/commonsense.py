@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pera_lightning.checkpoint.remote import local_path
 from pera_lightning.integration.data.conversations import OnBadRow
 from pera_lightning.integration.data.instruction import InstructionDataModule
 from pera_lightning.integration.data.options import check_choice
@@ -112,4 +113,5 @@ def commonsense_encoder(tokenizer: Any, *, template: Template, max_length: int) 
 
 def task_files(folder: str | Path) -> dict[str, Path]:
     """Returns where the test rows of every task are, by task; the files need not exist."""
-    return {task: Path(folder) / task / "test.json" for task in get_args(CommonsenseTask)}
+    folder = local_path(folder, "the folder of tests")
+    return {task: folder / task / "test.json" for task in get_args(CommonsenseTask)}

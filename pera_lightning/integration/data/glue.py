@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -11,6 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
+from pera_lightning.checkpoint.remote import local_path
 from pera_lightning.errors import ConfigError
 from pera_lightning.integration.data.glue_files import GlueRow, check_task, split_in_halves
 from pera_lightning.integration.data.glue_sources import HUB_DATASET, labels_of, training_rows, validation_rows
@@ -77,7 +77,7 @@ class GlueDataModule(LightningDataModule):
         check_task(task)
         check_flags(group_by_length=group_by_length)
         self.task = task
-        self.folder = None if folder is None else Path(folder)
+        self.folder = None if folder is None else local_path(folder, "folder")
         self.max_length = max_length
         self.batch_size = batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size

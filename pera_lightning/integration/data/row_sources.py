@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from pera_lightning.checkpoint.remote import local_name, local_path
 from pera_lightning.errors import ConfigError
 from pera_lightning.integration.data.conversations import OnBadRow
 from pera_lightning.integration.data.options import check_choice, contradiction
@@ -30,7 +31,7 @@ def as_paths(files: str | list[str] | None) -> list[Path]:
     """Returns the files of a split as paths; a data module gets one, several or none."""
     if files is None:
         return []
-    return [Path(file) for file in ([files] if isinstance(files, str | os.PathLike) else files)]
+    return [local_path(file, "a data file") for file in ([files] if isinstance(files, str | os.PathLike) else files)]
 
 
 def no_data(split: Split, hub_splits: list[str] | None, fix: str) -> ConfigError:
@@ -68,6 +69,8 @@ class RowSources:
 
     def __post_init__(self) -> None:
         check_choice("on_bad_row", self.on_bad_row, OnBadRow)
+        if self.dataset is not None:
+            object.__setattr__(self, "dataset", local_name(self.dataset, "dataset"))
         if self.dataset is not None and any(self.files.values()):
             raise contradiction("dataset and files", "either dataset or files")
 

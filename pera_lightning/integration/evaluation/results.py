@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from pera_lightning.checkpoint.atomic import replacing
+from pera_lightning.checkpoint.remote import local_path
 from pera_lightning.integration.data.commonsense import CommonsenseTask
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Evaluation:
             folder: Made if it is not there.
             about: Further entries of `results.json`, such as the adapter's name.
         """
-        folder = Path(folder)
+        folder = local_path(folder, "folder")
         folder.mkdir(parents=True, exist_ok=True)
         for task in get_args(CommonsenseTask):
             if task not in self.predictions:
