@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4GroupedLinear
 from transformers.models.esm.modeling_esmfold import EsmFoldLinear
 from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.models.idefics.modeling_idefics import IdeficsDecoupledLinear
@@ -35,7 +36,6 @@ MODELS: dict[str, dict[str, object]] = {
     "MixtralForCausalLM": {"num_local_experts": 4},
     "Qwen2MoeForCausalLM": {**EXPERTS, "shared_expert_intermediate_size": 16},
     "Qwen3MoeForCausalLM": EXPERTS,
-    "DeepseekV2ForCausalLM": {**LATENT, "topk_method": "group_limited_greedy"},
     "DeepseekV3ForCausalLM": LATENT,
     "GptOssForCausalLM": {"num_local_experts": 4, "head_dim": 8},
     "OlmoeForCausalLM": EXPERTS,
@@ -78,8 +78,11 @@ RETURNING_TUPLES = {
 
 def tiny(name: str) -> nn.Module:
     kind, options = getattr(transformers, name), MODELS[name]
+    config = kind.config_class(**{**({} if "vocab_size" in options else COMMON), **options})
+    # Grouped products are not in all versions of torch for the CPU.
+    config._experts_implementation = "eager"
     torch.manual_seed(0)
-    return kind(kind.config_class(**{**({} if "vocab_size" in options else COMMON), **options})).eval()
+    return kind(config).eval()
 
 
 def logits(model: nn.Module) -> Tensor:
@@ -121,5 +124,9 @@ def test_quantisation_leaves_it_alone() -> None:
 def test_the_linear_classes_of_transformers_are_judged_by_what_they_do() -> None:
     adding = FalconLinear(6, 4), EsmFoldLinear(6, 4), IdeficsDecoupledLinear(6, 4, out_additional_features=0)
     assert [beyond_multiplying(layer) for layer in adding] == [None] * 3
-    for layer in (IdeficsDecoupledLinear(6, 4, out_additional_features=2), DeepseekV4GroupedLinear(8, 12, 4)):
-        assert beyond_multiplying(layer) is not None
+    more: list[nn.Module] = [IdeficsDecoupledLinear(6, 4, out_additional_features=2)]
+    # Not in all versions of transformers.
+    if importlib.util.find_spec("transformers.models.deepseek_v4"):
+        grouped = importlib.import_module("transformers.models.deepseek_v4.modeling_deepseek_v4")
+        more.append(grouped.DeepseekV4GroupedLinear(8, 12, 4))
+    assert None not in [beyond_multiplying(layer) for layer in more]
