@@ -74,8 +74,8 @@ class PeraCallback(pl.Callback):
         init_from: Folder of a LoRA of PEFT to start from: its A, B and modules saved whole are taken over and h is 0,
             so that training begins with its outputs. Layers, ranks and alphas are its own. Values of a checkpoint, or
             of adapters that the module has already, come before it.
-        adapter_dir: Folder for the adapter at the end of fit; by default `adapter` in the logger's folder of
-            the run (in `default_root_dir` without a logger). Not written in `fast_dev_run`.
+        adapter_dir: Folder, here or at a URL, for the adapter at the end of fit; by default `adapter` in the logger's
+            folder of the run (in `default_root_dir` without a logger). Not written in `fast_dev_run`.
         energy_every_n_steps: How often `pera_energy` is logged: the norm of the polynomial part over that of
             the linear part, mean over layers. None: as often as the Trainer logs; 0: never.
         polynomial_start_step: Optimizer step from which the polynomial terms take part; before it the adapter is of

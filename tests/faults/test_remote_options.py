@@ -1,0 +1,176 @@
+"""Every argument and option that is a path takes a URL, or refuses it before the work and says what to do."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import pera_lightning
+from pera_lightning import (
+    CommonsenseDataModule,
+    GlueDataModule,
+    InstructionDataModule,
+    TextDataModule,
+    export_lora,
+    export_merged,
+    save_adapter,
+)
+from pera_lightning.errors import ConfigError
+from pera_lightning.integration.evaluation import evaluate_commonsense
+from tests.cli.test_main import run
+from tests.conftest import ROOT
+from tests.support.remote import adapted, no_folder_of_a_scheme
+
+PACKAGE = ROOT / "pera_lightning"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path) -> Iterator[Path]:
+    with no_folder_of_a_scheme(tmp_path):
+        yield tmp_path
+
+
+URL = "memory://bucket/x"
+REFUSED: dict[str, Callable[[], object]] = {
+    "CommonsenseDataModule.train_file": lambda: CommonsenseDataModule(train_file=URL),
+    "CommonsenseDataModule.test_folder": lambda: CommonsenseDataModule(test_folder=URL),
+    "GlueDataModule.folder": lambda: GlueDataModule(task="cola", folder=URL),
+    **{
+        f"{kind.__name__}.{name}": lambda kind=kind, name=name: kind(**{name: URL})
+        for kind in (InstructionDataModule, TextDataModule)
+        for name in ("train_files", "val_files", "test_files", "dataset")
+    },
+    "PeraCausalLM.pretrained": lambda: pera_lightning.PeraCausalLM(URL),
+    "PeraSequenceClassifier.pretrained": lambda: pera_lightning.PeraSequenceClassifier(URL, num_labels=2),
+    "export_lora.out_dir": lambda: export_lora(adapted(), URL),
+    "export_merged.out_dir": lambda: export_merged("somewhere", URL),
+    "export_merged.base": lambda: export_merged(saved(), "out", base=URL),
+    "evaluate_commonsense.tasks": lambda: evaluate_commonsense(None, None, URL),  # type: ignore[arg-type]
+}
+# Shown above to work with URLs, or names within what another option names.
+WORK = {
+    "AdapterSet.load.directory",
+    "AdapterSet.replace.directory",
+    "PeraCallback.adapter_dir",
+    "PeraCallback.init_from",
+    "export_lora.model_or_dir",
+    "export_merged.adapter_dir",
+    "inject_lora.directory",
+    "load_adapter.directory",
+    "save_adapter.directory",
+}
+
+
+def saved() -> str:
+    return str(save_adapter(adapted(), "memory://bucket/saved"))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_to_be_local_is_refused_before_the_work(here: Path, name: str) -> None:
+    before = os.listdir(here)
+    with pytest.raises(ConfigError, match=r"(?s)has to be local.*memory://bucket/x.*name a local path"):
+        REFUSED[name]()
+    assert os.listdir(here) == before
+
+
+def test_every_public_path_is_tried() -> None:
+    """A new argument that is a path has to find its place in one of the tests of this file."""
+    words = ("dir", "folder", "path", "files", "adapter", "init_from", "pretrained", "dataset", "base")
+    found = set()
+    for name in pera_lightning.__all__:
+        public = getattr(pera_lightning, name)
+        made = [("", public)] if inspect.isfunction(public) else []
+        if inspect.isclass(public):
+            made = [("" if method == "__init__" else f".{method}", value) for method, value in vars(public).items()]
+            made = [(method, value) for method, value in made if inspect.isfunction(value) and "._" not in method]
+        for method, function in made:
+            for parameter in inspect.signature(function).parameters.values():
+                kind = str(parameter.annotation)
+                if "Path" in kind or "Place" in kind or ("str" in kind and parameter.name.startswith(words)):
+                    found.add(f"{name}{method}.{parameter.name}")
+    # Names that are written down, not read, and of a part of what another argument names.
+    found -= {"save_adapter.base_model", "InstructionDataModule.dataset_config", "TextDataModule.dataset_config"}
+    tried = {*REFUSED, *WORK}
+    assert found <= tried, f"not tried: {sorted(found - tried)}"
+
+
+LOCAL_OPTIONS = {
+    "evaluate": [("--tasks", URL, "--base", "x"), ("--tasks", ".", "--base", URL), ("--tasks", ".", "--out", URL)],
+    "export": [
+        ("--adapter", "a", "--out", URL),
+        ("--adapter", "a", "--out", "b", "--rows", URL),
+        ("--adapter", "memory://bucket/saved", "--out", "b", "--base", URL),
+    ],
+    "inspect": [("--adapter", "a", "--out", URL), ("--adapter", "memory://bucket/saved", "--base", URL)],
+    "push": [("--folder", URL, "--repo", "a/b")],
+    "compare": [("--config", URL, "--learning_rates", "1"), ("--config", "a", "--learning_rates", "1", "--out", URL)],
+    "estimate": [("--config", URL)],
+    "chat": [("--adapter", "memory://bucket/saved", "--base", URL)],
+    "generate": [("--adapter", "memory://bucket/saved", "--base", URL, "--prompt", "x")],
+}
+
+
+@pytest.mark.parametrize(
+    ("tool", "words"), [(tool, words) for tool, several in LOCAL_OPTIONS.items() for words in several]
+)
+def test_the_command_line_refuses_what_has_to_be_local(here: Path, tool: str, words: tuple[str, ...]) -> None:
+    saved()
+    if "--config" in words:
+        (here / "a").write_text("{}")
+    printed = run(tool, *words, folder=here, ok=False)
+    assert "has to be local" in printed, printed
+
+
+def test_every_option_of_a_tool_that_is_a_path_is_tried() -> None:
+    tried = {"consolidate.checkpoint", "consolidate.out", "diff.first", "diff.second"}
+    for tool, several in LOCAL_OPTIONS.items():
+        tried |= {f"{tool}.{word[2:]}" for words in several for word in words[::2]}
+    for tool in ("chat", "consolidate", "diff", "evaluate", "export", "generate", "inspect", "push"):
+        function = getattr(import_module(f"pera_lightning.cli.{tool}"), tool)
+        parameters = inspect.signature(function).parameters
+        names = {name for name, value in parameters.items() if "str" in str(value.annotation)}
+        # Words, choices, and the name of a file within the base.
+        names -= {"gguf_file", "system_prompt", "prompt", "prompts", "repo", "message", "how", "template", "dtype"}
+        names -= {"to", "into", "base_dtype"}
+        # A folder to read an adapter from, which works everywhere.
+        names -= {"adapter"}
+        assert {f"{tool}.{name}" for name in names} <= tried, tool
+
+
+def test_a_path_of_the_user_becomes_a_path_in_one_place() -> None:
+    """Whatever else calls `Path` does it with names that this package has made or found itself."""
+    own = {
+        ("export/place.py", "tempfile.mkdtemp(prefix='.pera-', dir=place)"),
+        ("export/room.py", "'/proc/meminfo'"),
+        ("checkpoint/atomic.py", "name"),
+        ("checkpoint/remote.py", "text[local.end():]"),
+        ("checkpoint/remote.py", "path"),
+        ("checkpoint/remote.py", "text"),
+        ("checkpoint/remote.py", "temporary"),
+        ("integration/trained_adapter.py", "tempfile.gettempdir()"),
+        # Of a source, whose name has been looked at when it was made.
+        ("integration/adapter_source.py", "base"),
+        ("integration/adapter_source.py", "source.pretrained"),
+        ("integration/merged_certificate.py", "source.pretrained"),
+        ("integration/merged_gguf.py", "source.pretrained"),
+        ("integration/merged_model.py", "source.pretrained"),
+        ("integration/merged_model.py", "self.source.pretrained"),
+        (
+            "integration/merged_model.py",
+            "snapshot_download(source.pretrained, revision=source.revision, local_files_only=True)",
+        ),
+        ("integration/pretrained.py", "self.pretrained"),
+        ("integration/pretrained.py", "source.pretrained"),
+    }
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("Path", "open"):
+                found.add((path.relative_to(PACKAGE).as_posix(), ", ".join(map(ast.unparse, node.args))))
+    assert found == own
