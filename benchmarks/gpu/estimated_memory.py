@@ -28,8 +28,8 @@ from pera_lightning.integration.answer_loss import (
     chunked_answer_loss,
     ends_in_frozen_head,
 )
+from pera_lightning.integration.gradient_checkpointing import enable_gradient_checkpointing
 from pera_lightning.integration.optimization import make_optimizer
-from pera_lightning.integration.pretrained import enable_gradient_checkpointing
 
 # Tiny models have no tenth layer, where the adapter of one config begins.
 TINY = ("--data.init_args.max_length", "32", "--pera.exclude_modules", "[]")

@@ -21,7 +21,7 @@ from pera_lightning import PeraConfig, inject_adapter
 from pera_lightning.errors import ConfigError
 from pera_lightning.integration import activation_offloading
 from pera_lightning.integration.activation_offloading import ActivationOffloading, check_offloading
-from pera_lightning.integration.pretrained import enable_gradient_checkpointing
+from pera_lightning.integration.gradient_checkpointing import enable_gradient_checkpointing
 from pera_lightning.integration.sequence_classifier import PeraSequenceClassifier
 from tests.conftest import ROOT
 from tests.support.models import randomise_adapter, tiny_bert_classifier, token_ids

@@ -18,7 +18,7 @@ from pera_lightning.integration.generation import (
     split_prompts,
     stop_tokens,
 )
-from pera_lightning.integration.pretrained import enable_gradient_checkpointing
+from pera_lightning.integration.gradient_checkpointing import enable_gradient_checkpointing
 from tests.support.models import randomise_adapter, tiny_gpt2, tiny_llama
 from tests.support.pretrained import character_tokenizer, padded_batch
 

@@ -15,8 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from pera_lightning import PeraConfig, inject_adapter
 from pera_lightning.analysis.model_shapes import COLUMN, ROW, ModelShapes, shapes_of
+from pera_lightning.integration.gradient_checkpointing import enable_gradient_checkpointing
 from pera_lightning.integration.parallel_causal_lm import shard_blocks
-from pera_lightning.integration.pretrained import enable_gradient_checkpointing
 from pera_lightning.layers.tensor_parallel import parallelize_adapted
 from tests.support.collectives import Collectives
 from tests.support.models import tiny_llama
