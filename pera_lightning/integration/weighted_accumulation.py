@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from pera_lightning.errors import ConfigError
 from pera_lightning.functional.distributed import own_part, whole
+from pera_lightning.integration.batch_count import number, one_element, unless_empty
 
 # On the module: its own.
 _ATTRIBUTE = "_weighted_accumulation"
@@ -40,8 +41,11 @@ class WeightedAccumulation(pl.Callback):
     for a GPU. For DDP, FSDP1, FSDP2 and tensor parallelism; under DeepSpeed, which keeps the gradients to itself, the
     batches of an accumulation weigh alike.
 
-    With manual optimization call `average` where gradients are read or clipped before `optimizer.step()`, which does
-    it otherwise.
+    Terms that are added to the weighed loss take part with the batch's tokens too: one that does not depend on the
+    batch, as a penalty on weights, counts once a step.
+
+    With manual optimization add such terms before `weigh`, and call `average` where gradients are read or clipped
+    before `optimizer.step()`, which does it otherwise.
 
     Args:
         module: The module whose `training_step` weighs its losses.
@@ -61,6 +65,8 @@ class WeightedAccumulation(pl.Callback):
         self._window: Tensor | None = None
         # The same of a batch whose backward pass has not ended; one that fails takes no part.
         self._pending: Tensor | None = None
+        # What the whole gradient of that batch is scaled by; a bool where nothing but an empty batch changes anything.
+        self._scale: Tensor | bool | None = None
         # A weight of 1. Sums over thousands of tokens would overflow under the loss scale of fp16.
         self._reference: Tensor | None = None
 
@@ -74,31 +80,38 @@ class WeightedAccumulation(pl.Callback):
 
         Args:
             loss: Mean loss of the batch, a scalar.
-            count: How many tokens (rows, ...) it is the mean of; as a tensor it stays on its device. With 0 the batch
-                takes no part, and its loss, whatever it is, becomes 0.
+            count: How many tokens (rows, ...) it is the mean of: a number, or a tensor of one element, which stays on
+                its device. With 0 the batch takes no part, and its loss, whatever it is, becomes 0.
 
         Returns:
-            The loss: of the same value, with a gradient that is scaled. Outside of a Trainer's training as it came.
+            The loss, of the same value. What `training_step` returns has its whole gradient scaled, and with manual
+            optimization this loss has. Outside of a Trainer's training as it came.
 
         Raises:
-            ConfigError: There are several optimizers, each of which would need weights of its own; or a second loss
-                of the same batch.
+            ConfigError: There are several optimizers, each of which would need weights of its own; a second loss of
+                the same batch; or a count of several elements.
         """
         trainer = self._module._trainer
         if trainer is None or not trainer.training:
             return loss
+        count = one_element(count)
         self._join(trainer)
-        self._take_one_loss()
-        loss = _unless_empty(loss, count)
+        self._take_one_loss(trainer)
+        weighed = unless_empty(loss, count)
         if self._is_alone(trainer):
-            self.loss = loss.detach().float()
-            return loss
-        tokens = _number(count, loss.device)
-        self._pending = self._totals(tokens, whole(loss.detach()).float().mean())
+            self.loss = weighed.detach().float()
+            present = count > 0
+            self._scale = present if self._scale is None else self._scale | present
+            return weighed
+        tokens = number(count, loss.device)
+        self._pending = self._totals(tokens, whole(weighed.detach()).float().mean())
         weight = self._weight(trainer, tokens)
-        if loss.requires_grad:
-            loss.register_hook(lambda gradient: (gradient * weight).to(gradient.dtype))
-        return loss
+        if _is_automatic(trainer):
+            self._scale = weight
+        else:
+            # There may be several losses, and backward passes that no hook tells of.
+            _scale_gradient(loss, weight)
+        return weighed
 
     def _join(self, trainer: pl.Trainer) -> None:
         # Also the callbacks that Lightning's tuner runs with, in place of all others.
@@ -121,14 +134,29 @@ class WeightedAccumulation(pl.Callback):
             )
         callbacks.append(self)
         self._forget()
+        self._follow(trainer)
 
-    def _is_alone(self, trainer: pl.Trainer) -> bool:
+    def _follow(self, trainer: pl.Trainer) -> None:
+        """Average before a step of the optimizer itself, too, of which Lightning does not tell."""
+        for optimizer in trainer.optimizers:
+            if isinstance(optimizer, torch.optim.Optimizer):
+                optimizer.register_step_pre_hook(self._before_step)
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        trainer = self._module._trainer
+        # Of a closure, in which there may be backward passes, Lightning tells.
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if trainer is not None and not _is_automatic(trainer) and closure is None:
+            self.average()
+
+    @staticmethod
+    def _is_alone(trainer: pl.Trainer) -> bool:
         """Whether every batch is a step by itself."""
-        return trainer.world_size == 1 and trainer.accumulate_grad_batches == 1 and self._module.automatic_optimization
+        return trainer.world_size == 1 and trainer.accumulate_grad_batches == 1 and _is_automatic(trainer)
 
-    def _take_one_loss(self) -> None:
+    def _take_one_loss(self, trainer: pl.Trainer) -> None:
         """Whether the loss before had its backward pass; by hand it may have had one that no hook tells of."""
-        if not self._module.automatic_optimization:
+        if not _is_automatic(trainer):
             self._take()
         elif self._pending is not None:
             raise ConfigError(
@@ -168,11 +196,14 @@ class WeightedAccumulation(pl.Callback):
 
         Collective where there are several processes. A second call before the next loss does nothing.
         """
-        self._take()
+        trainer = self._module._trainer
+        if trainer is None:
+            return
+        if not _is_automatic(trainer):
+            self._take()
         window, self._window = self._window, None
         if window is None:
             return
-        trainer = self._module.trainer
         count, total = _sum_over_processes(trainer, window).unbind()
         self.loss = _ratio(total, count)
         if self._reference is None or isinstance(trainer.strategy, DeepSpeedStrategy):
@@ -195,16 +226,27 @@ class WeightedAccumulation(pl.Callback):
             self._forget()
 
     @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Those of a second fit.
+        self._follow(trainer)
+
+    @override
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if not pl_module.automatic_optimization:
             return
         # Of a batch that failed, under Lightning's tuner say.
-        self._pending = None
+        self._pending = self._scale = None
         if batch_idx % trainer.accumulate_grad_batches == 0:
             # As Lightning discards the gradients.
             self._window = None
+
+    @override
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        scale, self._scale = self._scale, None
+        if scale is not None and scale is not True:
+            _scale_gradient(loss, scale)
 
     @override
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -232,23 +274,20 @@ class WeightedAccumulation(pl.Callback):
         self._window, self._reference = window["window"], window["reference"]
 
     def _forget(self) -> None:
-        self._window = self._pending = self._reference = self.loss = None
+        self._window = self._pending = self._scale = self._reference = self.loss = None
 
 
-def _unless_empty(loss: Tensor, count: int | Tensor) -> Tensor:
-    if not isinstance(count, Tensor):
-        if count > 0:
-            return loss
-        count = _number(count, loss.device)
-    # Not `torch.where`, which copies a number to a GPU and waits.
-    return loss.masked_fill(count <= 0, 0.0)
+def _is_automatic(trainer: pl.Trainer) -> bool:
+    return trainer.lightning_module.automatic_optimization
 
 
-def _number(count: int | Tensor, device: torch.device) -> Tensor:
-    if isinstance(count, Tensor):
-        return whole(count.detach()).to(device, torch.float32, non_blocking=True)
-    # Not a copy from the CPU, for which it would wait.
-    return torch.full((), count, dtype=torch.float32, device=device)
+def _scale_gradient(loss: Tensor, scale: Tensor | bool) -> None:
+    def scaled(gradient: Tensor) -> Tensor:
+        factor = scale.to(gradient.device, non_blocking=True) if isinstance(scale, Tensor) else scale
+        return (gradient * factor).to(gradient.dtype)
+
+    if loss.requires_grad:
+        loss.register_hook(scaled)
 
 
 def _sum_over_processes(trainer: pl.Trainer, values: Tensor) -> Tensor:
