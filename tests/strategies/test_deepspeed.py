@@ -41,7 +41,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("zero2")
     torch.manual_seed(0)
     save_pretrained(folder / "model")
-    rows = [{"instruction": f"say {letter}", "input": "", "output": 3 * letter} for letter in "abcdefghijkl"]
+    # Answers of unequal lengths.
+    rows = [
+        {"instruction": f"say {letter}", "input": "", "output": (1 + number * number % 7) * letter}
+        for number, letter in enumerate("abcdefghijkl")
+    ]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     environment = {name: value for name, value in os.environ.items() if name not in ("MASTER_PORT", "LOCAL_RANK")}
     done = subprocess.run(
