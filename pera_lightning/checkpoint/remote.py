@@ -153,10 +153,14 @@ Place = Path | RemotePath
 def place(path: str | os.PathLike[str] | RemotePath) -> Place:
     """What a user named: a local path (also as a `file://` URL), or a URL of another file system.
 
-    Also as `pathlib` and `os.path.normpath` write URLs, with one slash.
+    Also as `pathlib` and `os.path.normpath` write URLs, with one slash. `~` is the user's folder.
+
+    Raises:
+        ConfigError: It is no path.
     """
     if isinstance(path, RemotePath):
         return path
+    _refuse_other_things(path)
     text = str(path)
     if local := _LOCAL.match(text):
         return Path(text[local.end() :])
@@ -165,7 +169,8 @@ def place(path: str | os.PathLike[str] | RemotePath) -> Place:
     collapsed = _COLLAPSED.match(text)
     if collapsed and _is_known(collapsed[1]):
         return RemotePath(text.replace(":/", "://", 1))
-    return Path(path)
+    # As Lightning does: unlike a shell, files of options and Python leave it as it is.
+    return Path(os.path.expanduser(path))
 
 
 def local_path(path: str | os.PathLike[str] | RemotePath, option: str) -> Path:
@@ -241,6 +246,17 @@ def uploaded(folder: RemotePath) -> Iterator[Path]:
         yield Path(temporary)
         written = sorted(Path(temporary).iterdir(), key=lambda path: path.stat().st_mtime_ns)
         folder.write({path.name: path for path in written})
+
+
+def _refuse_other_things(path: object) -> None:
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str) or "\0" in text:
+        raise ConfigError(
+            "This is no path.",
+            got=f"{path!r} ({type(path).__name__})",
+            expected="a str or a pathlib.Path without zero bytes",
+            fix="name a file or folder, or a URL",
+        )
 
 
 def _is_known(scheme: str) -> bool:

@@ -48,8 +48,30 @@ class EarlierBests:
         return bool(callback.best_model_path) and self._known.get(id(callback)) == callback.best_model_path
 
 
+class StepsOfBests:
+    """At which steps of this fit the best checkpoints were written, which their files alone would not prove."""
+
+    def __init__(self) -> None:
+        self._steps: dict[tuple[int, str, float], int | None] = {}
+
+    def note(self, trainer: pl.Trainer, step: int | None) -> None:
+        """While any checkpoint is written: a new best one is known before its own file is."""
+        for callback in _monitoring(trainer):
+            # Files of weights only are written without a word to callbacks.
+            if callback.best_model_score is not None and not callback.save_weights_only:
+                self._steps.setdefault(_key(callback), step)
+
+    def of(self, callback: ModelCheckpoint) -> int | None:
+        """The step of its best checkpoint; None if that was not seen."""
+        return None if callback.best_model_score is None else self._steps.get(_key(callback))
+
+
+def _key(callback: ModelCheckpoint) -> tuple[int, str, float]:
+    return id(callback), callback.best_model_path, float(callback.best_model_score)  # type: ignore[arg-type]
+
+
 def best_weights(
-    trainer: pl.Trainer, prefix: str, present: dict[str, Tensor], earlier: EarlierBests
+    trainer: pl.Trainer, prefix: str, present: dict[str, Tensor], earlier: EarlierBests, steps: StepsOfBests
 ) -> WrittenWeights | None:
     """The adapter of the best checkpoint, of the first ModelCheckpoint that monitors a metric and has one.
 
@@ -62,6 +84,7 @@ def best_weights(
         prefix: What stands in the module's names before the adapter's.
         present: The present adapter, whose names and shapes a checkpoint must have.
         earlier: Best checkpoints of other runs.
+        steps: When those of this one were written.
 
     Returns:
         None without such a checkpoint.
@@ -71,7 +94,7 @@ def best_weights(
         if not path:
             continue
         try:
-            found = _unfit(trainer, callback, earlier) or _weights(callback, prefix, present)
+            found = _unfit(trainer, callback, earlier) or _weights(callback, prefix, present, steps)
         # Any: a remote file system has errors of its own, and the last step's adapter must not be lost by one.
         except Exception as error:
             found = str(error)
@@ -103,16 +126,20 @@ def _unfit(trainer: pl.Trainer, callback: ModelCheckpoint, earlier: EarlierBests
     return None if place(path).exists() else "it is not there any more"
 
 
-def _weights(callback: ModelCheckpoint, prefix: str, wanted: dict[str, Tensor]) -> WrittenWeights | str:
+def _weights(
+    callback: ModelCheckpoint, prefix: str, wanted: dict[str, Tensor], steps: StepsOfBests
+) -> WrittenWeights | str:
     """The adapter in the best checkpoint, or why it is not what is wanted."""
     path, held = callback.best_model_path, read_checkpoint(callback.best_model_path)
     if {key: held.shapes.get(prefix + key) for key in wanted} != shapes(wanted):
         return "it holds another adapter (is the ModelCheckpoint of an earlier run used again?)"
     state: Any = held.callbacks.get(callback.state_key)
-    scores = state.get("best_k_models") if isinstance(state, dict) else None
     # Without the states of callbacks (save_weights_only) there is nothing to compare.
+    scores = state.get("best_k_models") if isinstance(state, dict) else None
     if isinstance(scores, dict) and scores.get(path) != callback.best_model_score:
         return "another run has written over it"
+    if steps.of(callback) not in (None, held.step):
+        return f"step {held.step} has written over it, and the best was step {steps.of(callback)}"
     tensors = held.tensors()
     step = "" if held.step is None else f"step {held.step}, "
     score = float(callback.best_model_score)  # type: ignore[arg-type]

@@ -267,7 +267,7 @@ class PeraCallback(pl.Callback):
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._finite_run.on_fit_end(trainer)
-        self._trained_adapter.on_fit_end(trainer, pl_module, self.adapter_dir, self._describe(pl_module))
+        self._trained_adapter.on_fit_end(trainer, pl_module, self._describe(pl_module))
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -294,6 +294,7 @@ class PeraCallback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._finite_run.look()
+        self._trained_adapter.on_save_checkpoint(trainer)
         self._exact_resume.on_save_checkpoint(trainer, pl_module, checkpoint)
 
     @override

@@ -38,7 +38,7 @@ def chosen_options(
         adapter_dir: Where the trained adapter is going to be written.
 
     Raises:
-        ConfigError: Options were given twice, or others than the LoRA's.
+        ConfigError: Options were given twice, or others than the LoRA's; or a folder is no path.
         AdapterFileError: The LoRA cannot be read.
     """
     if config is not None and (options != PeraConfig() or init_from is not None):
@@ -49,9 +49,10 @@ def chosen_options(
             fix="put all options into the PeraConfig; with init_from give order, terms, dropout and coefficient_scale "
             "as single options",
         )
+    chosen = None if adapter_dir is None else _resolved(adapter_dir)
     if init_from is None:
         return config or options
-    if adapter_dir is not None and _resolved(adapter_dir) == _resolved(init_from):
+    if chosen == _resolved(init_from):
         raise ConfigError(
             "The trained adapter would take the place of the LoRA it started from.",
             got=f"adapter_dir and init_from are both {init_from}",

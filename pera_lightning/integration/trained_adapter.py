@@ -22,7 +22,7 @@ from pera_lightning.functional.distributed import whole
 from pera_lightning.injection import clean_name
 from pera_lightning.injection.saved_modules import kept_infinities
 from pera_lightning.integration.adapter_root import adapter_root, prefix_of
-from pera_lightning.integration.best_checkpoint import EarlierBests, WrittenWeights, best_weights
+from pera_lightning.integration.best_checkpoint import EarlierBests, StepsOfBests, WrittenWeights, best_weights
 from pera_lightning.integration.remote_places import refuse_remote_shards
 from pera_lightning.integration.run_summary import run_summary
 
@@ -35,8 +35,10 @@ class TrainedAdapter:
 
     def __init__(self) -> None:
         self._earlier = EarlierBests()
+        self._steps_of_bests = StepsOfBests()
         # Whether this fit has begun to train.
         self._trained = False
+        self._folder: Place | None = None
 
     def on_new_adapters(self, trainer: pl.Trainer) -> None:
         """When the module gets adapters that start anew, before a checkpoint is loaded into them."""
@@ -54,7 +56,9 @@ class TrainedAdapter:
             ConfigError: In every process, if nothing can be written there.
         """
         self._trained = False
-        folder = adapter_folder(trainer, chosen)
+        self._steps_of_bests = StepsOfBests()
+        # Once, so that it stays the same if the working directory changes.
+        folder = self._folder = adapter_folder(trainer, chosen)
         if getattr(trainer, "fast_dev_run", False):
             return
         refuse_remote_shards(trainer)
@@ -68,12 +72,16 @@ class TrainedAdapter:
     def on_train_start(self, trainer: pl.Trainer) -> None:
         """Called when there is something to train; only then is there something new to write."""
         self._trained = True
+        # Those of the run that goes on, whose steps were not seen.
+        self._steps_of_bests.note(trainer, None)
         if trainer.ckpt_path:
             self._earlier.forget()
 
-    def on_fit_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, chosen: str | None, manifest: Manifest
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer) -> None:
+        """While a checkpoint is written."""
+        self._steps_of_bests.note(trainer, trainer.global_step)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, manifest: Manifest) -> None:
         """Write the adapter of the best checkpoint where a ModelCheckpoint monitors a metric, else the present one.
 
         A fit that found nothing left to do leaves the folder of the run that did it alone. The first process writes;
@@ -82,15 +90,13 @@ class TrainedAdapter:
         Args:
             trainer: The Trainer at the end of its fit.
             pl_module: The module with the adapters.
-            chosen: `adapter_dir`.
             manifest: Of the adapter.
 
         Raises:
             AdapterFileError: In every process, if the folder cannot be written; the adapter is then at another place,
                 which the message names.
         """
-        folder = adapter_folder(trainer, chosen)
-        if not self._trained or getattr(trainer, "fast_dev_run", False):
+        if not self._trained or self._folder is None or getattr(trainer, "fast_dev_run", False):
             return
         root = adapter_root(pl_module)
         # In every process, whatever is written in the end: sharded tensors come from all of them.
@@ -99,10 +105,10 @@ class TrainedAdapter:
         if trainer.is_global_zero:
             prefix = clean_name(prefix_of(pl_module, root))
             last = WrittenWeights(present, f"step {trainer.global_step}, the last one")
-            weights = best_weights(trainer, prefix, present, self._earlier) or last
+            weights = best_weights(trainer, prefix, present, self._earlier, self._steps_of_bests) or last
             about = run_summary(trainer, weights.origin)
             write = partial(write_adapter, manifest=manifest, run=about, constants=kept_infinities(root))
-            problem = _write(folder, _other_places(trainer), weights, write)
+            problem = _write(self._folder, _other_places(trainer), weights, write)
         # All wait here until it is written.
         problem = trainer.strategy.broadcast(problem)
         if problem is not None:
@@ -111,7 +117,8 @@ class TrainedAdapter:
 
 def adapter_folder(trainer: pl.Trainer, chosen: str | None) -> Place:
     """Where the adapter goes at the end of the fit; collective, as the Trainer's `log_dir` is."""
-    return place(chosen) if chosen else place(trainer.log_dir or trainer.default_root_dir) / "adapter"
+    folder = place(chosen) if chosen else place(trainer.log_dir or trainer.default_root_dir) / "adapter"
+    return folder.absolute() if isinstance(folder, Path) else folder
 
 
 def _problem(folder: Place, size: int) -> ConfigError | None:

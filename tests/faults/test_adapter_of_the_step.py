@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -160,3 +161,24 @@ def test_of_several_metrics_the_first_decides(tmp_path: Path) -> None:
     first, second = (ModelCheckpoint(tmp_path / mode, monitor="worse", mode=mode) for mode in ("min", "max"))
     make_trainer(tmp_path, PeraCallback(2), first, second, max_epochs=2).fit(Rising())
     assert first.best_model_path in weights_row(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("monitored", [True, False])
+def test_a_later_step_in_the_file_of_the_best_is_named(tmp_path: Path, monitored: bool) -> None:
+    best = rising(tmp_path, filename="model", enable_version_counter=False, save_last=None)
+    other = rising(tmp_path, filename="model", enable_version_counter=False, save_last=None, monitor=None)
+    every: Any = other if monitored else OverTheBest()
+    module = Rising()
+    with pytest.warns(UserWarning, match=r"step \d+ has written over it, and the best was step 4"):
+        make_trainer(tmp_path, PeraCallback(2), best, every, max_epochs=2).fit(module)
+    assert is_of(tmp_path / "adapter", module)
+    assert "the last one" in weights_row(tmp_path / "adapter")
+
+
+class OverTheBest(pl.Callback):
+    """Puts every step where the best checkpoint is."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        best = trainer.checkpoint_callback
+        if isinstance(best, ModelCheckpoint) and best.best_model_path:
+            trainer.save_checkpoint(best.best_model_path)

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import fsspec
 import lightning.pytorch as pl
@@ -97,6 +97,27 @@ def test_a_place_where_nothing_can_be_written_is_refused_before_the_first_step(
     with pytest.raises(ConfigError, match=r"(?s)adapter_dir"):
         fit(tmp_path, module, place(tmp_path))
     assert module.steps == 0
+
+
+@pytest.mark.parametrize("place", ["a\0b", 5, b"folder", ["folder"]])
+def test_what_is_no_path_is_refused_when_the_callback_is_made(place: Any) -> None:
+    with pytest.raises(ConfigError, match="no path"):
+        PeraCallback(2, adapter_dir=place)
+
+
+def test_the_users_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    fit(tmp_path, Counting(), "~/mine")
+    assert (tmp_path / "mine" / "adapter_config.json").is_file()
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_fit_that_changes_its_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    fit(tmp_path, Counting(lambda: os.chdir(tmp_path / "elsewhere")), "mine")
+    assert (tmp_path / "mine" / "adapter_config.json").is_file()
 
 
 def test_so_is_the_default_place(tmp_path: Path) -> None:
