@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from pera_lightning.bases.base import Base
 from pera_lightning.errors import InjectionError
 
+TORCHS_OWN = ("torch.distributed.", "torch._subclasses.", "torch.nn.")
+"""Where torch has classes of tensors that compute as their values."""
+
 
 class DenseBase(Base):
     """`nn.Linear`: the weight is stored as (out, in)."""
@@ -85,4 +88,15 @@ def _is_plain(weight: Tensor) -> bool:
     """
     if type(weight).__module__.startswith(("torchao", "bitsandbytes")):
         return False
+    if weight.layout != torch.strided or not _computes_as_tensor(type(weight)):
+        return False
     return weight.is_floating_point() and weight.dtype.itemsize > 1
+
+
+def _computes_as_tensor(kind: type[Tensor]) -> bool:
+    """Whether no class but torch's own decides what becomes of it in an operation (`DTensor` is a class of torch's)."""
+    for name in ("__torch_function__", "__torch_dispatch__"):
+        owner = next(parent for parent in kind.__mro__ if name in vars(parent))
+        if owner not in (Tensor, nn.Parameter) and not owner.__module__.startswith(TORCHS_OWN):
+            return False
+    return True

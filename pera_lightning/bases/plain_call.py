@@ -12,8 +12,8 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Iterator
-from typing import Any
+from itertools import product
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +27,17 @@ LIBRARIES = ("torch.", "transformers.", "bitsandbytes.")
 
 SMALL = (3, 5)
 """(out, in) of the layer that a class is tried with first."""
-SCALES = (1.0, 100.0)
-"""Sizes of inputs: what is clamped or quantised shows on large ones."""
+LARGEST = 2**18
+"""Entries of a weight up to which a class is tried in the layer's own size too; larger ones are cut down."""
+INPUTS = (((7,), 1.0), ((2, 3), 100.0), ((40,), 10.0), ((2, 2, 3), 1e4))
+"""What comes before the features (few rows, a sequence, many rows, a dimension more), and the size of the numbers.
+
+What is clamped or quantised shows on large ones.
+"""
 TOLERANCE = 1e-4
 """Of products that are summed in another order, in single precision."""
+AUTOCAST_TOLERANCE = 0.05
+"""Of the same in bfloat16."""
 
 
 def beyond_multiplying(layer: nn.Module) -> str | None:
@@ -50,6 +57,9 @@ def beyond_multiplying(layer: nn.Module) -> str | None:
     if base is None or replaced is not None:
         return replaced
     kind: Any = type(layer)
+    stored = layer._parameters.get("weight")
+    if stored is not None and layer.weight is not stored:
+        return "hands out another weight than it holds"
     if kind.forward is base.plain_forward() and _is_librarys(kind.forward) and kind.__call__ is nn.Module.__call__:
         return None
     if not base.linear or base.quantization(layer) is not None:
@@ -110,42 +120,76 @@ def _only_places(hook: Any) -> bool:
 
 
 def _tried(layer: nn.Module, base: Base) -> str | None:
-    found: str | None = None
-    failure: Exception | None = None
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), without_autocast("cpu"), torch.device("cpu"):
-        # Small first: the layer may be large, or have no memory. Its other tensors may fit its own sizes only. In
-        # double precision a large branch drowns no difference; some code computes in single precision by itself.
-        for sizes in (SMALL, base.features(layer)[::-1]):
-            for dtype in (torch.float64, torch.float32):
-                try:
-                    found = _difference(_twin(layer, base, sizes, dtype), base, sizes, dtype)
-                except Exception as error:  # whatever the code of an unknown class raises
-                    failure = error
-                else:
-                    if found is None:
-                        return None
-            if found is not None:
-                return found
-    return f"cannot be called with features alone ({type(failure).__name__})"
+    own = base.features(layer)[::-1]
+    with torch.random.fork_rng(devices=[]), without_autocast("cpu"), torch.device("cpu"):
+        # Small first: the layer may be large, or have no memory. What depends on sizes shows on the second.
+        cut = own if own[0] * own[1] <= LARGEST else (_cut_down(own[0]), _cut_down(own[1]))
+        results = [_tried_in(layer, base, SMALL), _tried_in(layer, base, cut)]
+        if all(isinstance(result, Exception) for result in results) and cut != own:
+            # Its other tensors may fit its own sizes only.
+            results.append(_tried_in(layer, base, own))
+    found = [result for result in results if isinstance(result, str)]
+    if found or None in results:
+        return found[0] if found else None
+    return f"cannot be called with features alone ({type(results[-1]).__name__})"
+
+
+def _cut_down(size: int) -> int:
+    """A size that can be computed with, and divided by the same powers of two up to 64."""
+    return size if size <= 512 else 448 + size % 64
+
+
+def _tried_in(layer: nn.Module, base: Base, sizes: tuple[int, int]) -> str | Exception | None:
+    result: str | Exception | None = None
+    # In double precision a large branch drowns no difference; some code computes in single precision by itself.
+    for dtype in (torch.float64, torch.float32):
+        try:
+            found = _difference(_twin(layer, base, sizes, dtype), base, sizes, dtype)
+        except Exception as error:  # whatever the code of an unknown class raises
+            result = error if result is None else result
+        else:
+            if found is None:
+                return None
+            result = found
+    return result
 
 
 def _difference(twin: nn.Module, base: Base, sizes: tuple[int, int], dtype: torch.dtype) -> str | None:
     change = torch.randn(sizes, dtype=dtype)
-    weight = twin._parameters["weight"]
-    changed = nn.Parameter(base.stored(base.weight(twin) + change))
-    for training in (False, True):
+    weight = cast("nn.Parameter", twin._parameters["weight"])
+    with torch.no_grad():
+        changed = nn.Parameter(base.stored(base.weight(twin) + change))
+    for training, gradients in product((False, True), (None, False, True)):
         twin.train(training)
-        for x in _inputs(sizes[1], dtype):
-            before = _called(twin, x)
-            twin._parameters["weight"] = changed
-            after = _called(twin, x)
-            twin._parameters["weight"] = weight
-            if not isinstance(before, Tensor) or not isinstance(after, Tensor):
-                return f"returns a {type(before).__name__}"
+        for parameter in (weight, changed):
+            parameter.requires_grad_(bool(gradients))
+        for autocast in (False, True) if gradients is None else (False,):
+            with torch.set_grad_enabled(gradients is not None), torch.autocast("cpu", torch.bfloat16, autocast):
+                found = _changed_output(twin, (weight, changed), change, autocast)
+            if found is not None:
+                return found
+    return None
+
+
+def _changed_output(
+    twin: nn.Module, weights: tuple[nn.Parameter, nn.Parameter], change: Tensor, rounds: bool
+) -> str | None:
+    for shape, scale in INPUTS:
+        x = scale * torch.randn(*shape, change.shape[1], dtype=change.dtype)
+        before = _called(twin, x)
+        twin._parameters["weight"] = weights[1]
+        after = _called(twin, x)
+        twin._parameters["weight"] = weights[0]
+        if not isinstance(before, Tensor) or not isinstance(after, Tensor):
+            return f"returns a {type(before).__name__}"
+        with without_autocast("cpu"), torch.no_grad():
             expected = x @ change.T
             if before.shape != expected.shape:
                 return "returns another shape than the product with its weight has"
-            if not (after - before - expected).norm() <= TOLERANCE * expected.norm():
+            error = (after.to(x.dtype) - before.to(x.dtype) - expected).norm()
+            # Not in double precision, which autocast leaves alone, unless the code goes over to another.
+            rounding = AUTOCAST_TOLERANCE * (expected.norm() + before.norm()) if rounds else 0.0
+            if not error <= TOLERANCE * expected.norm() + rounding:
                 return "does more to what its weight gives than to add to it"
     return None
 
@@ -153,12 +197,6 @@ def _difference(twin: nn.Module, base: Base, sizes: tuple[int, int], dtype: torc
 def _called(twin: nn.Module, x: Tensor) -> Any:
     torch.manual_seed(0)
     return twin(x.clone())
-
-
-def _inputs(features: int, dtype: torch.dtype) -> Iterator[Tensor]:
-    for scale in SCALES:
-        yield scale * torch.randn(7, features, dtype=dtype)
-        yield scale * torch.randn(2, 3, features, dtype=dtype)
 
 
 def _twin(layer: nn.Module, base: Base, sizes: tuple[int, int], dtype: torch.dtype) -> nn.Module:

@@ -24,8 +24,9 @@ from pera_lightning.export.place import check_place, staged
 from pera_lightning.export.plain_lora import PeraTensors, PlainLora, plain_lora
 from pera_lightning.export.probe import token_probe
 from pera_lightning.export.servers import SERVERS, Server, refuse_losses, refuse_rank
-from pera_lightning.injection import adapter_layers, marked_modules, original_names
+from pera_lightning.injection import adapted_layers, adapter_layers, marked_modules, original_names
 from pera_lightning.layers import PeraLinear
+from pera_lightning.layers.merging import refuse_more
 
 GGUF_FILE = "adapter.gguf"
 Check = Callable[[nn.Module, Path, Reference], Certificate]
@@ -76,7 +77,8 @@ def export_lora(
             is too high there, it holds values that are not finite or do not fit the dtype, the model's names are not
             those of the model inside that would load it, PEFT leaves a part of it out, what was loaded back does not
             compute the same, or `out_dir` holds other files. Then nothing is written.
-        InjectionError: The model holds no adapter, or a merged or disabled one.
+        InjectionError: The model holds no adapter, or a merged or disabled one, or a layer of it has come to do
+            more than multiply.
         AdapterFileError: The folder is missing or damaged.
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -98,6 +100,8 @@ def export_lora(
     _check_inputs(inputs)
     if isinstance(model_or_dir, nn.Module):
         _refuse_inactive(model_or_dir)
+        for name, layer in adapted_layers(model_or_dir):
+            refuse_more(layer.base_layer, layer, name)
         _refuse_wrapped(model_or_dir, to)
     adapter = PeraTensors.of(model_or_dir)
     refuse_losses(to, adapter.manifest)

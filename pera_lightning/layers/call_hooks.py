@@ -6,15 +6,14 @@ good, because the dictionaries move that the handles point to.
 
 from __future__ import annotations
 
-import dis
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from itertools import pairwise
-from types import CodeType
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
+
+from pera_lightning.layers.hook_code import reads_weight
 
 KINDS = (
     ("_forward_pre_hooks", ("_forward_pre_hooks_with_kwargs",)),
@@ -26,10 +25,6 @@ KINDS = (
 
 PLACING = ("torch.distributed.", "accelerate.", "deepspeed.", "transformers.integrations.", "transformers.distributed.")
 """Packages whose hooks gather, split or move the tensors of the very module that they are set on."""
-
-
-ABOUT_TENSORS = ("dtype", "device", "shape", "ndim")
-"""What a weight is asked for that an adapter does not change."""
 
 
 class OnBase:
@@ -48,17 +43,20 @@ class OnBase:
 
 def lift_hooks(layer: nn.Module, base_layer: nn.Module) -> None:
     """Move the hooks of a base to the adapted layer around it."""
-    _move(base_layer, layer, OnBase)
+    _move(base_layer, layer, OnBase, _is_placing)
 
 
 def lower_hooks(layer: nn.Module, base_layer: nn.Module) -> None:
-    """Undo `lift_hooks`; hooks that were set on the adapted layer meanwhile stay with the base too."""
-    _move(layer, base_layer, lambda hook: hook.hook if isinstance(hook, OnBase) else hook)
+    """Undo `lift_hooks`; hooks that were set on the adapted layer meanwhile stay with the base too.
+
+    Not those by which torch computes a tensor of the adapted layer (pruning of a factor): its base has none such.
+    """
+    _move(layer, base_layer, lambda hook: hook.hook if isinstance(hook, OnBase) else hook, _stays_with_adapter)
 
 
 def carry_hooks(replaced: nn.Module, layer: nn.Module) -> None:
     """Move the hooks of a layer to the one that is put in its place."""
-    _move(replaced, layer, lambda hook: hook)
+    _move(replaced, layer, lambda hook: hook, _is_placing)
 
 
 def changes_output(layer: nn.Module) -> bool:
@@ -69,13 +67,13 @@ def changes_output(layer: nn.Module) -> bool:
 def hook_reads_weight(layer: nn.Module) -> bool:
     """Whether the code of a hook reads the weight of its module, which is the base's alone under an adapter."""
     hooks = [hook for name, _ in KINDS for hook in vars(layer)[name].values() if not _is_placing(hook)]
-    return any(_reads_weight(_function(hook)) for hook in hooks)
+    return any(reads_weight(hook.hook if isinstance(hook, OnBase) else hook, layer) for hook in hooks)
 
 
-def _move(source: nn.Module, target: nn.Module, convert: Callable[[Any], Any]) -> None:
+def _move(source: nn.Module, target: nn.Module, convert: Callable[[Any], Any], stays: Callable[[Any], bool]) -> None:
     for name, notes in KINDS:
         hooks, present = vars(source)[name], vars(target)[name]
-        staying = OrderedDict((key, hook) for key, hook in hooks.items() if _is_placing(hook))
+        staying = OrderedDict((key, hook) for key, hook in hooks.items() if stays(hook))
         if len(staying) == len(hooks):
             continue
         coming = [(key, convert(hook)) for key, hook in hooks.items() if key not in staying]
@@ -105,29 +103,11 @@ def _is_placing(hook: Any) -> bool:
     return f"{owner}.".startswith(PLACING)
 
 
+def _stays_with_adapter(hook: Any) -> bool:
+    return _is_placing(hook) or (not isinstance(hook, OnBase) and type(hook).__module__.startswith("torch.nn.utils."))
+
+
 def _function(hook: Any) -> Any:
     while isinstance(hook, functools.partial | OnBase):
         hook = hook.func if isinstance(hook, functools.partial) else hook.hook
     return hook
-
-
-def _reads_weight(function: Any) -> bool:
-    """Whether a function's code, or that of an object that is called, takes the numbers of a `.weight`."""
-    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
-    return code is not None and any(map(_takes_weight, _parts(code)))
-
-
-def _takes_weight(code: CodeType) -> bool:
-    steps = list(dis.get_instructions(code))
-    read = any(
-        step.opname in ("LOAD_ATTR", "LOAD_METHOD") and step.argval == "weight" and after.argval not in ABOUT_TENSORS
-        for step, after in pairwise(steps)
-    )
-    return read or ("getattr" in code.co_names and "weight" in code.co_consts)
-
-
-def _parts(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _parts(constant)

@@ -64,7 +64,10 @@ def can_be_compared(x: Tensor, A: Tensor, B: Tensor, h: Tensor | None) -> bool:
         return False
     if h is not None and not (h.is_cpu and h.is_contiguous()):
         return False
-    return not (is_transformed() or is_observed(x, A, B, h))
+    if is_transformed() or is_observed(x, A, B, h):
+        return False
+    # A negative view holds the same bits as its negation.
+    return not (A.is_neg() or B.is_neg() or (h is not None and h.is_neg()))
 
 
 def _are_equal(held: Factors, factors: Factors) -> bool:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pera_lightning import PeraConfig, export_lora, inject_adapter, save_adapter
+from pera_lightning.errors import InjectionError
 from pera_lightning.export.factors_format import read_factors
 from pera_lightning.export.peft_format import read_peft
 from pera_lightning.functional import expanded_rank
@@ -47,6 +48,15 @@ def test_peft_computes_the_same(make: Callable[..., nn.Module], options: dict[st
     # The adapter is left as it was.
     torch.testing.assert_close(logits(model, ids), expected, rtol=0, atol=0)
     torch.testing.assert_close(by_peft(model, tmp_path, ids), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_merge_would_refuse_is_not_exported(tmp_path: Path) -> None:
+    model = adapted()
+    name, layer = next(adapted_layers(model))
+    layer.base_layer.register_forward_hook(lambda module, args, output: 3 * output)
+    with pytest.raises(InjectionError, match=f"{name}.*forward hooks on its base_layer"):
+        export_lora(model, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_servers_read(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from pera_lightning.bases import beyond_multiplying
 from pera_lightning.errors import AdapterFileError, TargetError
 from pera_lightning.injection import adapted_layers
 from tests.support.adapted_network import NAMED, NO_HEAD, assert_refused, assert_right, changed, network
-from tests.support.layer_kinds import MORE, PLAIN, WIDTH, OfItsSize, Scaled
+from tests.support.layer_kinds import BY_SIZE, MORE, PLAIN, WIDTH, OfItsSize, Scaled
 from tests.support.models import randomise_adapter
 from tests.support.module_state import Before
 from tests.support.reference import reference_delta_weight
@@ -53,6 +53,28 @@ def test_all_linear_leaves_it_alone_and_names_it(kind: type[nn.Module]) -> None:
     assert list(report.not_plain) == ["0"]
     assert f"left alone: * (each {report.not_plain['0']})" in str(report)
     assert type(model[0]) is kind  # type: ignore[index]
+
+
+@pytest.mark.parametrize("kind", BY_SIZE)
+def test_a_class_that_does_more_in_its_own_size_is_refused(kind: type[nn.Module]) -> None:
+    assert_refused(network(kind), rf"'0' of kind {kind.__name__}, which", NAMED)
+
+
+class Doubled(Tensor):
+    """A tensor whose products are twice those of its values."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        return 2 * result if func is F.linear else result
+
+
+def test_a_weight_of_a_class_of_its_own_and_a_sparse_one_are_refused() -> None:
+    for weight in (torch.eye(WIDTH).as_subclass(Doubled), torch.eye(WIDTH).to_sparse()):
+        model = network()
+        model[0]._parameters["weight"] = nn.Parameter(weight, requires_grad=False)  # type: ignore[index]
+        with pytest.raises(TargetError, match="'0' of kind"):
+            inject_adapter(model, NAMED)
 
 
 def test_excluded_or_saved_whole_it_is_not_named() -> None:

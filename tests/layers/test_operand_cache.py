@@ -259,3 +259,17 @@ def test_eval_and_training_compute_the_same(rank: int, order: int, tokens: int) 
     with torch.no_grad():
         kept = layer(x)
     torch.testing.assert_close(kept, layer.train()(x), rtol=1e-9, atol=1e-9)
+
+
+def test_a_negative_view_is_not_its_negation() -> None:
+    torch.manual_seed(0)
+    layer = PeraLinear(nn.Linear(6, 5), PeraConfig(2)).eval()
+    nn.init.normal_(layer.pera_B)
+    x = torch.randn(3, 6)
+    with torch.no_grad():
+        layer(x)
+        negative = torch._neg_view(layer.pera_A.data.clone())
+        layer.pera_A.data = negative
+        y = layer(x)
+        layer.pera_A.data = negative.resolve_neg().clone()
+        torch.testing.assert_close(y, layer(x))

@@ -115,10 +115,75 @@ class CalledOtherwise(nn.Linear):
         return 0.5 * super().__call__(x)
 
 
+class ByGroups(nn.Linear):
+    """Rounds its input in groups where the width allows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.in_features % WIDTH:
+            return super().forward(x)
+        groups = x.unflatten(-1, (-1, WIDTH))
+        step = groups.abs().amax(-1, keepdim=True) / 7
+        return super().forward(((groups / step).round() * step).flatten(-2))
+
+
+class RoundsWeight(nn.Linear):
+    """In blocks of 32, if there are such."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.numel() % 32:
+            return super().forward(x)
+        blocks = self.weight.reshape(-1, 32)
+        step = blocks.abs().amax(-1, keepdim=True) / 7
+        return F.linear(x, ((blocks / step).round() * step).reshape(self.weight.shape), self.bias)
+
+
+class NoLastOutputs(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (torch.arange(self.out_features) < 6)
+
+
+class ManyRows(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (0.5 if x.shape[0] > 16 else 1.0)
+
+
+class FourDimensions(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (2.0 if x.dim() == 4 else 1.0)
+
+
+class ClampedHigh(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.clamp(-1e3, 1e3))
+
+
+class WithGradients(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (2.0 if torch.is_grad_enabled() else 1.0)
+
+
+class WithAutocast(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (2.0 if torch.is_autocast_enabled("cpu") else 1.0)
+
+
+class HandsOut(nn.Linear):
+    """The forward of its kind, with another weight than the stored one."""
+
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
+        value = super().__getattr__(name)
+        return 2 * value if name == "weight" else value  # type: ignore[return-value, operator]
+
+
 MORE = (
     Scaled, LearnedScale, Masked, Standardised, NormedInput, Clamped, DropsInput, Rounded, Routing, OtherArguments,
-    ScaledOnDemand, Wider, Grouped, ScaledConv1D, CalledOtherwise,
+    ScaledOnDemand, Wider, Grouped, ScaledConv1D, CalledOtherwise, ManyRows,
+    FourDimensions, ClampedHigh, WithGradients, WithAutocast, HandsOut,
 )  # fmt: skip
+
+
+BY_SIZE = (ByGroups, RoundsWeight, NoLastOutputs)
+"""Plain in other sizes than `WIDTH`."""
 
 
 class WrittenOut(nn.Linear):
