@@ -121,6 +121,8 @@ def _unfit(trainer: pl.Trainer, callback: ModelCheckpoint, earlier: EarlierBests
             f"{callback.monitor} was not computed in this fit, so nothing says that the last step is worse "
             f"(consolidate --checkpoint {path} --out FOLDER makes a folder of it)"
         )
+    if callback.best_model_score is not None and not callback.best_model_score.isfinite():
+        return f"{callback.monitor} was never a finite number, by which it could be the best"
     if path not in callback.best_k_models:
         return f"it is of another run, with another value of {callback.monitor} or none"
     return None if place(path).exists() else "it is not there any more"

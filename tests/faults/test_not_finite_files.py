@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
 from pera_lightning import PeraConfig, adapter_state_dict, inject_adapter, load_adapter, save_adapter
@@ -74,6 +75,46 @@ def test_averaged_weights_count_too(tmp_path: Path) -> None:
     kept = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=2)
     message = refused(tmp_path, Regressor(), exponential_average(), Ruined(3), kept)
     assert "'net.0.pera_B'" in message
+
+
+class Terminating(pl.Callback):
+    """The system asks the run to end, right after a step."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == 6:
+            raise SIGTERMException
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")
+def test_sigterm_writes_nothing_over_what_an_earlier_one_wrote(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    with pytest.raises(SIGTERMException):
+        fit(tmp_path, Regressor(), ModelCheckpoint(kept), Terminating())
+    path = kept / "last-sigterm.ckpt"
+    before = path.read_bytes()
+    words = r"SIGTERM; no checkpoint is written(.|\n)*2 values of 'net\.0\.pera_B'"
+    with pytest.warns(UserWarning, match=words), pytest.raises(SIGTERMException):
+        fit(tmp_path, Regressor(), ModelCheckpoint(kept), Ruined(6), Terminating())
+    assert path.read_bytes() == before
+
+
+class Unmeasured(Regressor):
+    """Its metric is no number."""
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.log("val_loss", torch.tensor(math.nan))
+
+
+def test_no_checkpoint_is_best_by_a_metric_that_is_no_number(tmp_path: Path) -> None:
+    best = ModelCheckpoint(tmp_path / "kept", monitor="val_loss")
+    module = Unmeasured()
+    with pytest.warns(UserWarning, match="val_loss was never a finite number"):
+        fit(tmp_path, module, best, limit_val_batches=1)
+    assert best.best_model_path
+    loaded = Regressor()
+    load_adapter(loaded, tmp_path / "adapter")
+    last = adapter_state_dict(module)
+    assert all(torch.equal(value, last[name]) for name, value in adapter_state_dict(loaded).items())
 
 
 def test_after_the_fit_too(tmp_path: Path) -> None:
