@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from pera_lightning.checkpoint.adapter_files import write_adapter
 from pera_lightning.checkpoint.manifest import Manifest
-from pera_lightning.checkpoint.training_checkpoint import read_checkpoint
+from pera_lightning.checkpoint.training_checkpoint import TrainingCheckpoint, read_checkpoint
 from pera_lightning.errors import AdapterFileError, CheckpointError
 from pera_lightning.functional import expanded_rank
 
@@ -37,7 +37,7 @@ def consolidate(checkpoint: str | Path, directory: str | Path) -> Path | str:
             expected="a checkpoint of a run with PeraCallback, and not of ModelCheckpoint(save_weights_only=True)",
             fix="take another checkpoint of the run, or the adapter folder that the run wrote at its end",
         )
-    prefix = _prefix(held.shapes, held.manifest)
+    prefix = _prefix(held, held.manifest)
     tensors = {key.removeprefix(prefix): value for key, value in held.tensors().items() if key.startswith(prefix)}
     lost = [*_missing(tensors, held.manifest), *_emptied(tensors)]
     if lost:
@@ -58,10 +58,14 @@ def consolidate(checkpoint: str | Path, directory: str | Path) -> Path | str:
         ) from error
 
 
-def _prefix(keys: Iterable[str], manifest: Manifest) -> str:
+def _prefix(held: TrainingCheckpoint, manifest: Manifest) -> str:
     """What stands in the LightningModule's names before those of the module that adapter files are relative to."""
+    for state in held.callbacks.values():
+        # Earlier versions did not write it.
+        if isinstance(state, dict) and "adapter" in state and isinstance(state.get("prefix"), str):
+            return str(state["prefix"])
     first = f"{next(iter(manifest.layers))}.pera_A"
-    return next((key.removesuffix(first) for key in keys if key == first or key.endswith(f".{first}")), "")
+    return next((key.removesuffix(first) for key in held.shapes if key == first or key.endswith(f".{first}")), "")
 
 
 def _missing(tensors: Mapping[str, Tensor], manifest: Manifest) -> Iterator[str]:

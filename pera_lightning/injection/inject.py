@@ -13,6 +13,14 @@ from torch import nn
 from pera_lightning.bases import base_of
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import ConfigError, InjectionError, TargetError
+from pera_lightning.injection.copies import (
+    exact_copies,
+    followers,
+    forget_copies,
+    frozen_copies,
+    note_copies,
+    note_identity,
+)
 from pera_lightning.injection.loftq import init_loftq
 from pera_lightning.injection.names import adapted_layers, adapter_layers, clean_name, near_names
 from pera_lightning.injection.plan import InjectionPlan, plan_injection, refuse_adapted
@@ -153,10 +161,13 @@ def inject_plan(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
         base = base_of(module)
         if base is not None:
             base.prepare(module)
+    copies = exact_copies(model)
+    frozen = frozen_copies(model, copies)
     put_in(model, adapters)
     freeze_base(model)
     for name in plan.saved:
         _mark(name, modules)
+    note_copies(model, copies, frozen)
     note_start(model)
     return _report(model, plan)
 
@@ -190,6 +201,8 @@ def freeze_base(model: nn.Module) -> None:
     model.requires_grad_(False)
     for parameter in adapter_parameters(model):
         parameter.requires_grad_(True)
+    for _, module in followers(model):
+        module.requires_grad_(False)
 
 
 def adapter_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
@@ -236,6 +249,7 @@ def put_in(model: nn.Module, layers: Mapping[int, PeraLinear | TokenRowsLayer]) 
     replace_modules(model, layers)
     for layer in layers.values():
         lift_hooks(layer, layer.base_layer)
+        note_identity(layer)
     setattr(model, _TRAINABLE_BEFORE, trainable_before)
 
 
@@ -252,6 +266,7 @@ def set_trainable(model: nn.Module, names: Collection[str]) -> None:
 
 def take_out(model: nn.Module) -> None:
     """Put the base layers back in the place of the adapted ones, whatever their weights hold now."""
+    forget_copies(model)
     for _, module in list(marked_modules(model)):
         forget_saved(module)
     layers = [part for part in model.modules() if isinstance(part, PeraLinear | TokenRowsLayer)]

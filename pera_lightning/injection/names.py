@@ -22,9 +22,23 @@ def clean_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
+APART = "_pera_apart"
+"""Attribute of a module inside another one that is none of its adapter's, whatever adapters it has."""
+
+
+def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """As `named_modules`, without what is set apart in the model."""
+    apart: list[str] = []
+    for name, module in model.named_modules():
+        if APART in vars(module) and module is not model:
+            apart.append(name)
+        elif not within_any(name, apart):
+            yield name, module
+
+
 def adapted_layers(model: nn.Module) -> Iterator[tuple[str, PeraLinear]]:
     """The adapted layers of a model with their clean names; a shared layer comes once."""
-    for name, module in model.named_modules():
+    for name, module in own_modules(model):
         if isinstance(module, PeraLinear):
             yield clean_name(name), module
 
@@ -32,7 +46,7 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, PeraLinear]]:
 def token_layers(model: nn.Module) -> Iterator[tuple[str, TokenRowsLayer]]:
     """The layers of a model with trained token rows; of those that share them the first one."""
     seen = set()
-    for name, module in model.named_modules():
+    for name, module in own_modules(model):
         if isinstance(module, TokenRowsLayer) and id(module.token_rows) not in seen:
             seen.add(id(module.token_rows))
             yield clean_name(name), module
@@ -47,7 +61,7 @@ def adapter_layers(model: nn.Module) -> Iterator[tuple[str, PeraLinear | TokenRo
 def original_names(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules of a model with the clean names of before the injection; a base has that of its adapted layer."""
     seen: dict[str, tuple[str, nn.Module]] = {}
-    for name, module in model.named_modules():
+    for name, module in own_modules(model):
         above, _, own = name.rpartition(".")
         original, parent = seen.get(above, ("", module))
         if own not in WRAPPERS and not (own == _BELOW and isinstance(parent, PeraLinear | TokenRowsLayer)):
@@ -59,6 +73,12 @@ def original_names(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def has_suffix(name: str, suffix: str) -> bool:
     """Whether `name` ends with `suffix` by whole components."""
     return name == suffix or name.endswith("." + suffix)
+
+
+def block_template(name: str) -> tuple[str, ...]:
+    """A name with its numbers left open: the same for all blocks of a row."""
+    *path, last = name.split(".")
+    return (*("*" if part.isdigit() else part for part in path), last)
 
 
 def within_any(name: str, containers: Iterable[str]) -> bool:

@@ -11,6 +11,7 @@ from torch import nn
 from pera_lightning.bases import base_of, describe_supported, is_linear_like
 from pera_lightning.config import ALL_LINEAR, Bias, PeraConfig
 from pera_lightning.errors import InjectionError, TargetError
+from pera_lightning.injection.copies import exact_copies, mirrored
 from pera_lightning.injection.names import adapted_layers, clean_name, has_suffix, matches, near_names, within_any
 from pera_lightning.injection.output_head import output_head
 from pera_lightning.injection.token_plan import TokenPlan, plan_tokens
@@ -70,6 +71,8 @@ def plan_injection(model: nn.Module, config: PeraConfig) -> InjectionPlan:
         targets = _matching("target_modules", config.target_modules, _candidates(modules, config), modules)
     excluded = _excluded(config.exclude_modules, modules)
     saved = _saved(config.modules_to_save, modules)
+    # What is trained of one network moves in its copy too.
+    saved += mirrored(saved, exact_copies(model) if saved else {}, modules)
     other = {name: what for name, what in other.items() if not within_any(name, [*excluded, *saved])}
     targets = [name for name in targets if not (name in excluded or name in other or within_any(name, saved))]
     refuse_unfit(targets, modules)

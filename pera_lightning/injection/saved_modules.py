@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pera_lightning.injection.names import clean_name, original_names
+from pera_lightning.injection.names import clean_name, original_names, own_modules
 
 # A plain attribute on the module: the values it had before training. It must not enter state dicts, and it is
 # what disabling and removing the adapter bring back.
@@ -66,7 +66,7 @@ def saved_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
 
 def saved_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Everything that belongs to the marks of a model, by its clean name in the model's state dict."""
-    for name, module in model.named_modules():
+    for name, module in own_modules(model):
         if not hasattr(module, _ORIGINAL):
             continue
         own = getattr(module, _ORIGINAL).only
@@ -83,7 +83,7 @@ def kept_infinities(model: nn.Module) -> set[str]:
         Their names, as in `saved_tensors`.
     """
     found = set()
-    for path, module in model.named_modules():
+    for path, module in own_modules(model):
         if not hasattr(module, _ORIGINAL):
             continue
         kept: Mark = getattr(module, _ORIGINAL)

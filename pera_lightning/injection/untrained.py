@@ -16,7 +16,13 @@ _START = "_pera_changes_at_start"
 def note_start(model: nn.Module) -> None:
     """Take the present values of a model's adapters for their start."""
     for _, layer in adapted_layers(model):
-        setattr(layer, _START, (id(layer.pera_B), layer.pera_B._version))
+        setattr(layer, _START, _changes(layer))
+
+
+def _changes(layer: PeraLinear) -> tuple[int, int]:
+    B = layer.pera_B
+    # Under inference_mode nothing is counted.
+    return id(B), 0 if B.is_inference() else B._version
 
 
 def forget_start(model: nn.Module) -> None:
@@ -43,7 +49,7 @@ def _zero_at_start(layer: PeraLinear) -> Tensor:
 
 
 def _is_at_start(layer: PeraLinear) -> bool:
-    if getattr(layer, _START, None) != (id(layer.pera_B), layer.pera_B._version):
+    if getattr(layer, _START, None) != _changes(layer):
         return False
     # Values can be exchanged without being counted. A LoftQ start is none that changes nothing.
     return layer.config.init == "loftq" or not own_part(_zero_at_start(layer)).any()

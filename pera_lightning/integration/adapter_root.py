@@ -8,14 +8,15 @@ from torch import nn
 
 from pera_lightning.config import PeraConfig
 from pera_lightning.injection import adapter_layers, marked_modules
+from pera_lightning.injection.copies import following
 
 
 def adapter_root(module: nn.Module) -> nn.Module:
     """The module that a saved adapter can be loaded into without Lightning.
 
     - what the module itself names by an attribute `adapter_root`;
-    - else the transformers model inside it that holds every adapted layer, so that the folder loads into the
-      plain model;
+    - else the transformers model inside it that holds every adapted layer (but those of copies that are not trained),
+      so that the folder loads into the plain model;
     - else the module itself.
     """
     own = getattr(module, "adapter_root", None)
@@ -48,4 +49,5 @@ def prefix_of(module: nn.Module, part: nn.Module) -> str:
 
 
 def _adapter_modules(module: nn.Module) -> set[int]:
-    return {id(part) for _, part in (*adapter_layers(module), *marked_modules(module))}
+    parts = {id(part) for _, part in (*adapter_layers(module), *marked_modules(module))}
+    return parts - following(module)

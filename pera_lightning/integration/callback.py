@@ -13,11 +13,12 @@ from typing_extensions import override
 from pera_lightning.checkpoint import Manifest, manifest_of
 from pera_lightning.config import ALL_LINEAR, Bias, Init, PeraConfig, Terms
 from pera_lightning.errors import ConfigError
-from pera_lightning.injection import InjectionReport, adapted_layers, freeze_base
+from pera_lightning.injection import InjectionReport, adapted_layers, clean_name, freeze_base
 from pera_lightning.injection.untrained import forget_start
 from pera_lightning.integration import fsdp
-from pera_lightning.integration.adapter_root import adapter_root, with_own_modules
+from pera_lightning.integration.adapter_root import adapter_root, prefix_of, with_own_modules
 from pera_lightning.integration.conflicting_callbacks import refuse_conflicting_callbacks
+from pera_lightning.integration.copied_networks import settle_copies
 from pera_lightning.integration.deepspeed import keep_adapter_alone
 from pera_lightning.integration.energy_log import EnergyLog
 from pera_lightning.integration.exact_resume import ExactResume
@@ -140,6 +141,8 @@ class PeraCallback(pl.Callback):
         self.polynomial_start_step = count("polynomial_start_step", polynomial_start_step, least=0)
         self.report: InjectionReport | None = None
         self._manifest: Manifest | None = None
+        # Of the adapter's names in the module.
+        self._prefix = ""
         self._origin = CheckpointOrigin()
         self._trained_adapter = TrainedAdapter()
         self._exact_resume = ExactResume()
@@ -180,7 +183,9 @@ class PeraCallback(pl.Callback):
     def _describe(self, pl_module: pl.LightningModule) -> Manifest:
         # What FSDP1 has taken apart was described before.
         if self._manifest is None or not fsdp.is_flattened(pl_module):
-            self._manifest = manifest_of(adapter_root(pl_module), getattr(pl_module, "base_model_name", None))
+            root = adapter_root(pl_module)
+            self._prefix = clean_name(prefix_of(pl_module, root))
+            self._manifest = manifest_of(root, getattr(pl_module, "base_model_name", None))
         return self._manifest
 
     def _take_over(self, pl_module: pl.LightningModule, present: PeraConfig) -> None:
@@ -207,6 +212,7 @@ class PeraCallback(pl.Callback):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not in on_fit_start: the module's own comes after it.
+        settle_copies(trainer, pl_module)
         self._preflight.on_train_start(trainer, pl_module)
         self._exact_resume.on_train_start(trainer, pl_module)
         # A run that goes on within an epoch does not begin one.
@@ -230,6 +236,7 @@ class PeraCallback(pl.Callback):
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         stop_running_statistics(pl_module)
+        settle_copies(trainer, pl_module)
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -287,7 +294,7 @@ class PeraCallback(pl.Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {} if self._manifest is None else {"adapter": self._manifest.to_dict()}
+        return {} if self._manifest is None else {"adapter": self._manifest.to_dict(), "prefix": self._prefix}
 
     @override
     def on_save_checkpoint(

@@ -15,6 +15,7 @@ from pera_lightning.integration.accumulated_gradients import (
     accumulated_weights,
     restore_gradients,
 )
+from pera_lightning.integration.copied_networks import averaged_counts, restore_averaged_counts
 from pera_lightning.integration.loop_progress import (
     begin_epoch,
     begin_next_epoch,
@@ -50,6 +51,7 @@ class ExactResume:
         # Where the checkpoint holds a finished epoch; empty without loaders that keep a state.
         self._loader_states: list[dict[str, Any]] | None = None
         self._owes_validation = False
+        self._averaged: dict[str, int] = {}
         self._fit_started = False
         self._iterates_early = False
 
@@ -62,6 +64,7 @@ class ExactResume:
             "gradients": accumulated_gradients(trainer, pl_module),
             "weights": accumulated_weights(pl_module),
             "sharded": is_parallel(trainer),
+            "averaged": averaged_counts(pl_module),
         }
         checkpoint[PROCESSES] = _gathered(mine)
         owe_validation(trainer, checkpoint["loops"]["fit_loop"])
@@ -72,6 +75,7 @@ class ExactResume:
         if trainer.state.fn != TrainerFn.FITTING or PROCESSES not in checkpoint:
             return
         self._resumes, self._process = True, _own(checkpoint[PROCESSES])
+        self._averaged = checkpoint[PROCESSES][0].get("averaged", {})
         fit_loop = checkpoint["loops"]["fit_loop"]
         self._owes_validation = owes_validation(fit_loop)
         if is_finished_epoch(fit_loop):
@@ -98,6 +102,7 @@ class ExactResume:
             go_on_within_epoch(trainer, self._restore_random_states, owed=self._owes_validation)
         if self._process is not None:
             restore_gradients(pl_module, self._process["gradients"], self._process.get("weights"))
+        restore_averaged_counts(pl_module, self._averaged)
         self.forget()
 
     def _restore_random_states(self) -> None:

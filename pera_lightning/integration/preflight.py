@@ -16,8 +16,10 @@ from pera_lightning.bases import base_of
 from pera_lightning.errors import ConfigError, TrainingError
 from pera_lightning.functional.distributed import is_distributed
 from pera_lightning.injection import adapted_layers, adapter_layers, adapter_parameters, saved_modules
+from pera_lightning.injection.copies import following
 from pera_lightning.injection.output_head import output_head
 from pera_lightning.injection.untrained import is_untrained
+from pera_lightning.integration.copied_networks import still_copies
 
 LEAST_LEARNING_RATE = 2e-5
 """Adam's rate below which adapters hardly move; they are trained with 1e-4 to 1e-3."""
@@ -88,8 +90,11 @@ class Preflight:
         if not self._awaits_backward:
             return
         self._awaits_backward = False
-        layers = dict(adapted_layers(pl_module))
+        copied = following(pl_module)
+        layers = {name: layer for name, layer in adapted_layers(pl_module) if id(layer) not in copied}
         without = [name for name, layer in layers.items() if layer.pera_B.grad is None]
+        still = still_copies(pl_module, without) if without else set()
+        without = [name for name in without if name not in still]
         # Without any gradient there would be no backward: DeepSpeed keeps them elsewhere.
         if 0 < len(without) < len(layers):
             rank_zero_warn(
@@ -136,9 +141,11 @@ def _base(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
 
 
 def _factors(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    copied = following(pl_module)
     wrong = [
         f"{layer}.{name}"
         for layer, module in adapter_layers(pl_module)
+        if id(module) not in copied
         for name, value in module.adapter().items()
         if not value.is_floating_point() or not value.requires_grad
     ]
@@ -169,7 +176,9 @@ def _epsilon(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
 
 
 def _mode(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-    idle = [name for name, layer in adapted_layers(pl_module) if layer.config.dropout > 0 and not layer.training]
+    copied = following(pl_module)
+    layers = [(name, layer) for name, layer in adapted_layers(pl_module) if id(layer) not in copied]
+    idle = [name for name, layer in layers if layer.config.dropout > 0 and not layer.training]
     if idle:
         rank_zero_warn(
             f"PERA: {len(idle)} adapted layers, for example {idle[0]!r}, are in eval mode, in which the adapter's "
