@@ -34,6 +34,8 @@ class PeraConfig:
         alpha: Numerator of the scaling `alpha / rank`. None means alpha = rank, the paper's scaling of 1.
         use_rslora: Scale by `alpha / sqrt(rank)` instead.
         dropout: Probability of zeroing an entry of the adapter's input while training, in [0, 1); met to 1 / 65536.
+            Where the model reads a layer's weight instead of calling it (`nn.MultiheadAttention`'s out_proj), there is
+            no such input, and no dropout.
         coefficient_scale: Constant factor on the coefficients h. 1.0 is the paper's form; "auto" gives each
             degree d the factor `sqrt(3 * in_features) ** (d - 1)`, with which the expanded rows of A start
             with the root mean square of the plain ones.
