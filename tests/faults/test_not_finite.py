@@ -19,7 +19,7 @@ from pera_lightning import load_adapter
 from pera_lightning.errors import TrainingError
 from tests.support.models import Regressor
 from tests.support.spoiled import Spoiled, fit, refused
-from tests.support.synchronisation import treat_as_asynchronous
+from tests.support.synchronisation import WithoutWaiting, treat_as_asynchronous
 
 LAST = 7
 """Of the eight batches of a run."""
@@ -104,6 +104,19 @@ def test_on_a_gpu_nothing_waits_and_the_message_is_true(
     held = torch.load(good[2], weights_only=True)
     assert held["global_step"] == int(good[1]) == {3: 2, LAST: 6}[at]
     assert all(value.isfinite().all() for value in held["state_dict"].values())
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [(torch.optim.AdamW, {"fused": True}), (torch.optim.SGD, {"momentum": 0.9})]
+)
+def test_no_step_waits_for_the_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, options: dict[str, Any]
+) -> None:
+    watch = WithoutWaiting()
+    treat_as_asynchronous(monkeypatch, watch.mode)
+    module = Spoiled([], optimizer=kind, **options)
+    fit(tmp_path, module, watch, gradient_clip_val=1.0, accumulate_grad_batches=2, enable_checkpointing=False)
+    assert watch.batches == 8
 
 
 class ByHand(Spoiled):

@@ -44,19 +44,27 @@ class CountWaits(pl.Callback):
             ]
 
 
+class Fused(Regressor):
+    """Whose optimizer is given the answer whether its gradients are finite on the device."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW((p for p in self.parameters() if p.requires_grad), lr=0.02, fused=True)
+
+
+@pytest.mark.parametrize("kind", [Regressor, Fused])
 @pytest.mark.parametrize(
     "options",
     [{}, {"dropout": 0.1}, {"coefficient_scale": "auto"}, {"energy_every_n_steps": 1}],
     ids=["plain", "dropout", "auto scale", "energy"],
 )
-def test_no_step_waits(cuda: torch.device, tmp_path: Path, options: dict[str, Any]) -> None:
+def test_no_step_waits(cuda: torch.device, tmp_path: Path, options: dict[str, Any], kind: type[Regressor]) -> None:
     found = []
     for callbacks in ([], [PeraCallback(rank=2, **options)]):
         waits = CountWaits()
         trainer = make_trainer(
             tmp_path, waits, *callbacks, accelerator="gpu", devices=1, max_epochs=3, enable_checkpointing=False
         )
-        trainer.fit(Regressor())
+        trainer.fit(kind())
         found.append(waits.found)
     plain, adapted = found
     assert len(adapted) <= len(plain), adapted
