@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pera_lightning.checkpoint.adapter_files import read_weights
+from pera_lightning.checkpoint.finite_values import describe_infinite, not_finite
 from pera_lightning.checkpoint.remote import local_path
 from pera_lightning.errors import AdapterFileError, ConfigError
 from pera_lightning.option_checks import check_flags
@@ -84,4 +86,13 @@ def _files(folder: Path) -> list[Path]:
             expected="a folder that a fit or `export` wrote",
             fix="check the path; a merged model is uploaded with `hf upload`",
         )
+    for path in found:
+        infinite = not_finite(read_weights(path)) if path.suffix == ".safetensors" else {}
+        if infinite:
+            raise AdapterFileError(
+                "The adapter to upload holds values that are not finite.",
+                got=f"{path}: {describe_infinite(infinite)}",
+                expected="finite values",
+                fix="training has diverged: take an earlier checkpoint, of which `consolidate` makes a folder",
+            )
     return found

@@ -11,11 +11,21 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pera_lightning import PeraConfig, adapter_state_dict, inject_adapter, load_adapter, save_adapter
+from pera_lightning import (
+    PeraConfig,
+    adapter_state_dict,
+    export_lora,
+    inject_adapter,
+    load_adapter,
+    merge_adapter,
+    save_adapter,
+)
 from pera_lightning.checkpoint.consolidate import consolidate
-from pera_lightning.errors import AdapterFileError, TrainingError
+from pera_lightning.cli.push import push
+from pera_lightning.errors import AdapterFileError, ExportError, InjectionError, TrainingError
 from tests.support.averaging import exponential_average
 from tests.support.models import Regressor
 from tests.support.spoiled import content, fit, refused
@@ -165,6 +175,24 @@ def test_consolidate_refuses_before_it_writes(tmp_path: Path) -> None:
     with pytest.raises(AdapterFileError, match=r"1 values of 'net\.0\.pera_A'"):
         consolidate(tmp_path / "bad.ckpt", tmp_path / "out")
     assert content(tmp_path / "out") == before
+
+
+def test_nothing_is_uploaded_or_exported(tmp_path: Path) -> None:
+    model = adapted()
+    folder = save_adapter(model, tmp_path / "adapter")
+    push(str(folder), "me/mine", dry_run=True)
+    tensors = adapter_state_dict(model)
+    tensors["0.pera_A"][0, 0] = math.inf
+    # As an earlier version may have written it.
+    save_file({name: value.clone() for name, value in tensors.items()}, folder / "adapter_model.safetensors")
+    with pytest.raises(AdapterFileError, match=r"to upload(.|\n)*1 values of '0\.pera_A'"):
+        push(str(folder), "me/mine", dry_run=True)
+    for source in (folder, model):
+        with pytest.raises(ExportError, match="not finite"):
+            export_lora(source, tmp_path / "lora", to="safetensors")
+    with pytest.raises(InjectionError, match="NaN or infinity"):
+        merge_adapter(model)
+    assert not (tmp_path / "lora").exists()
 
 
 class Masked(nn.Linear):
