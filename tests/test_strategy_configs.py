@@ -60,7 +60,8 @@ def imported(path: str) -> Any:
 
 
 def set_up(strategy: Strategy, module: pl.LightningModule, **options: Any) -> None:
-    trainer: Any = SimpleNamespace(strategy=strategy, callbacks=[])
+    places: dict[str, Any] = {"default_root_dir": ".", "checkpoint_callbacks": [], "loggers": []}
+    trainer: Any = SimpleNamespace(strategy=strategy, callbacks=[], **places)
     PeraCallback(**options).setup(trainer, module, "fit")
 
 

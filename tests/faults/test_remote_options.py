@@ -150,7 +150,7 @@ def test_a_path_of_the_user_becomes_a_path_in_one_place() -> None:
         ("export/room.py", "'/proc/meminfo'"),
         ("checkpoint/atomic.py", "name"),
         ("checkpoint/remote.py", "text[local.end():]"),
-        ("checkpoint/remote.py", "path"),
+        ("checkpoint/remote.py", "os.path.expanduser(path)"),
         ("checkpoint/remote.py", "text"),
         ("checkpoint/remote.py", "temporary"),
         ("integration/trained_adapter.py", "tempfile.gettempdir()"),
