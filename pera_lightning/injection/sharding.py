@@ -12,15 +12,11 @@ from pera_lightning.errors import InjectionError
 from pera_lightning.functional.distributed import is_distributed, own_part
 from pera_lightning.injection.inject import adapter_parameters
 from pera_lightning.injection.names import adapter_layers
-from pera_lightning.requirements import require
+from pera_lightning.requirements import SHARDS_INTEGERS, require
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import Shard
-
-
-SHARDS_INTEGERS = "2.12.0"
-"""The torch whose `fully_shard` takes parameters that are no floating numbers."""
 
 
 def sharding_function(packed: bool = False) -> Callable[..., Any]:
@@ -35,7 +31,7 @@ def sharding_function(packed: bool = False) -> Callable[..., Any]:
     require("FSDP2", "torch")
     if packed:
         instead = "; or use int8, or strategy ddp, under which each process holds the whole base"
-        require("FSDP2 of a base in 4 bits", "torch", oldest={"torch": SHARDS_INTEGERS}, instead=instead)
+        require("FSDP2 of a base in 4 bits", "torch", oldest=SHARDS_INTEGERS, instead=instead)
     from torch.distributed.fsdp import fully_shard
 
     return fully_shard

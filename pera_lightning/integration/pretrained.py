@@ -14,7 +14,7 @@ from pera_lightning.checkpoint.remote import local_name
 from pera_lightning.errors import ConfigError
 from pera_lightning.injection import quantize_model
 from pera_lightning.integration.narrow_weights import widen_activations
-from pera_lightning.requirements import require
+from pera_lightning.requirements import READS_GGUF, require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -48,7 +48,7 @@ class PretrainedSource:
         """Find out what can be known without loading anything.
 
         Raises:
-            ConfigError: The folder or the GGUF file does not exist, or a package that reads GGUF is missing.
+            ConfigError: The folder or the GGUF file does not exist, or a package that reads GGUF is missing or too old.
         """
         folder = Path(self.pretrained)
         if folder.is_dir():
@@ -70,6 +70,7 @@ class PretrainedSource:
         if self.gguf_file is not None:
             # accelerate is no dependency of the gguf package, but transformers loads no GGUF file without it.
             require("Loading GGUF files", "gguf", "accelerate", extra="gguf")
+            require("Loading GGUF files", "transformers", oldest=READS_GGUF)
 
     def options(self) -> dict[str, Any]:
         """The keyword arguments that every `from_pretrained` of this source gets."""
@@ -272,7 +273,8 @@ def loading_errors() -> tuple[type[Exception], ...]:
     """What `from_pretrained` raises for a source that is missing, damaged or of another kind."""
     from safetensors import SafetensorError
 
-    return OSError, ValueError, ImportError, SafetensorError
+    # RuntimeError: huggingface_hub before 1.33, asked for what is not there, without a network.
+    return OSError, ValueError, ImportError, RuntimeError, SafetensorError
 
 
 def cannot_load(what: str, source: PretrainedSource, error: Exception) -> ConfigError:

@@ -27,7 +27,7 @@ from pera_lightning.injection.sharding import sharding_function
 from pera_lightning.integration.evaluation import lm_eval_model
 from pera_lightning.integration.optimization import make_optimizer
 from pera_lightning.integration.parallel_causal_lm import ParallelBuild
-from pera_lightning.integration.pretrained import PretrainedSource, load_causal_lm, load_tokenizer
+from pera_lightning.integration.pretrained import PretrainedSource, load_causal_lm, load_config, load_tokenizer
 from tests.conftest import ROOT
 from tests.support.models import tiny_llama
 from tests.support.pretrained import save_pretrained
@@ -204,6 +204,7 @@ FEATURES: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "8-bit optimizer": ("bitsandbytes", "0.45.5", lambda _: make_optimizer("adamw_8bit", [], 0.1)),
     "GGUF model": ("accelerate", "0.34.2", lambda folder: load_causal_lm(gguf_source(folder))),
     "GGUF tokenizer": ("gguf", "0.10.0", lambda folder: load_tokenizer(gguf_source(folder))),
+    "GGUF of any kind": ("transformers", "5.5.4", lambda folder: load_config(gguf_source(folder))),
     "GGUF export": ("gguf", "0.17.1", lambda _: gguf_package()),
     "lm-eval": ("lm-eval", "0.4.9.2", lambda _: lm_eval_model(tiny_llama(), None)),  # type: ignore[arg-type]
     "FSDP2": ("torch", "2.5.1+cu124", lambda _: sharding_function()),
@@ -224,8 +225,9 @@ def _spec(version: str | None) -> object:
     return None if version is None else "found"
 
 
-# Without torch there is nothing.
-MISSING = [(name, missing) for name, case in FEATURES.items() for missing in (False, True)[: 1 + (case[0] != "torch")]]
+NEWER = {"FSDP2 in 4 bits": requirements.SHARDS_INTEGERS, "GGUF of any kind": requirements.READS_GGUF}
+CORE = ("torch", "transformers")  # is never missing
+MISSING = [(name, missing) for name, case in FEATURES.items() for missing in (False, True)[: 1 + (case[0] not in CORE)]]
 
 
 @pytest.mark.parametrize(("feature", "missing"), MISSING)
@@ -238,9 +240,11 @@ def test_a_feature_says_what_it_needs(
         use(tmp_path)
     text = str(caught.value)
     assert f"got:      {package} {'is not installed' if missing else version}" in text
-    newest = "2.12.0" if feature == "FSDP2 in 4 bits" else requirements.OLDEST[package]
+    newest = NEWER.get(feature, requirements.OLDEST).get(package)
     assert f"expected: {package} {newest} or newer" in text
-    assert re.search(r'fix:      pip install "(pera-lightning\[(quant|gguf|eval)\]|torch>=2\.\d+\.0)"', text)
+    assert re.search(
+        r'fix:      pip install "(pera-lightning\[(quant|gguf|eval)\]|(torch|transformers)>=\d\.\d+\.0)"', text
+    )
 
 
 def test_8_bit_bases_and_floating_ones_need_no_newer_torch_to_be_sharded(monkeypatch: pytest.MonkeyPatch) -> None:

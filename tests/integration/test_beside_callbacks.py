@@ -128,6 +128,7 @@ def test_tuner(tmp_path: Path, build_in: str) -> None:
     for each, by in ((module, tuner), (plain, plain_tuner)):
         by.scale_batch_size(each, mode="power", steps_per_trial=1, max_trials=2)
     assert module.batch_size == plain.batch_size > 2
+    module.batch_size = 4  # enough batches for what follows
     finder = tuner.lr_find(module, num_training=20)
     assert finder is not None
     assert module.lr == finder.suggestion()

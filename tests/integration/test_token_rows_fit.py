@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from pera_lightning import PeraCallback, PeraConfig, inject_adapter, load_adapter, merge_adapter, quantize_model
 from pera_lightning.errors import CheckpointError
 from pera_lightning.injection import adapter_layers
+from pera_lightning.integration.gradient_checkpointing import enable_gradient_checkpointing
 from pera_lightning.integration.narrow_weights import widen_activations
 from tests.support.averaging import exponential_average
 from tests.support.models import tiny_gpt2, tiny_llama
@@ -134,7 +135,7 @@ def test_with_activation_checkpointing() -> None:
         for checkpointing in (False, True):
             module = Speaker(make)
             if checkpointing:
-                module.lm.activation_checkpointing_enable()
+                enable_gradient_checkpointing(module.lm)
             _inject(module)
             torch.manual_seed(1)
             module.training_step(next(iter(module.train_dataloader())), 0).backward()

@@ -5,9 +5,14 @@ from __future__ import annotations
 import string
 from pathlib import Path
 
+import pytest
 from torch import nn
 
+from pera_lightning.requirements import READS_GGUF, is_outdated
+from tests.conftest import OLD_TRANSFORMERS
 from tests.support.pretrained import SPECIAL_TOKENS
+
+reads_gguf = pytest.mark.skipif(is_outdated("transformers", READS_GGUF), reason=OLD_TRANSFORMERS)
 
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -30,6 +35,8 @@ def save_gguf(model: nn.Module, path: Path) -> None:
     """Write a tiny Llama in float32 with a tokenizer of letters."""
     from gguf import GGUFWriter
 
+    if is_outdated("transformers", READS_GGUF):
+        pytest.skip(OLD_TRANSFORMERS)
     config = model.config
     writer = GGUFWriter(path, "llama")
     writer.add_context_length(128)

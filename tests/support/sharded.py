@@ -33,9 +33,8 @@ from pera_lightning import (
 )
 from pera_lightning.errors import PeraError
 from pera_lightning.functional.distributed import is_distributed, own_part, whole
-from pera_lightning.injection.sharding import SHARDS_INTEGERS
 from pera_lightning.integration import causal_lm
-from pera_lightning.requirements import is_outdated
+from pera_lightning.requirements import SHARDS_INTEGERS, is_outdated
 from tests.support.noisy import Noisy, SaveAfter, seed_everything
 from tests.support.trainers import cpu_trainer
 
@@ -132,7 +131,7 @@ def language_model_part(folder: Path) -> dict[str, Any]:
     fit("fsdp resumed", sizes=(2, 1), ckpt_path=folder / "fsdp/checkpoints/epoch=0.ckpt")
     fit("tensor", sizes=(1, 2))
     fit("tensor resumed", sizes=(1, 2), ckpt_path=folder / "tensor/checkpoints/epoch=0.ckpt")
-    if not is_outdated("torch", {"torch": SHARDS_INTEGERS}):
+    if not is_outdated("torch", SHARDS_INTEGERS):
         fit("nf4", sizes=(2, 1), quantization="nf4-dq")
     fit("tokens", sizes=(2, 1), trainable_tokens=[5, 6, 30])
     fit("int8", sizes=(2, 1), quantization="int8")
