@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def sharding_function(packed: bool = False) -> Callable[..., Any]:
-    """The `fully_shard` of torch, with `ignored_params` and `shard_placement_fn`.
+    """The `fully_shard` of torch, with `ignored_params` and `shard_placement_fn`, which averages gradients on CPUs too.
 
     Args:
         packed: Whether weights in 4 bits, which are no floating numbers, are to be sharded.
@@ -32,9 +32,16 @@ def sharding_function(packed: bool = False) -> Callable[..., Any]:
     if packed:
         instead = "; or use int8, or strategy ddp, under which each process holds the whole base"
         require("FSDP2 of a base in 4 bits", "torch", oldest=SHARDS_INTEGERS, instead=instead)
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import FSDPModule, fully_shard
 
-    return fully_shard
+    def shard(module: nn.Module | list[nn.Module], *, mesh: DeviceMesh, **options: Any) -> None:
+        fully_shard(module, mesh=mesh, **options)
+        group = module[0] if isinstance(module, list) else module
+        if mesh.device_type == "cpu" and isinstance(group, FSDPModule):
+            # gloo has sums alone; torch before 2.11 asks it for averages and takes what it gets for them.
+            group.set_force_sum_reduction_for_comms(True)
+
+    return shard
 
 
 def shard_placement(ranks: int) -> Callable[[nn.Parameter], Shard | None]:
