@@ -26,9 +26,11 @@ from pera_lightning.checkpoint.consolidate import consolidate
 from pera_lightning.checkpoint.training_checkpoint import read_checkpoint
 from pera_lightning.checkpoint.without_objects import load_without_objects
 from pera_lightning.errors import CheckpointError
+from tests.conftest import OLD_LOADING
 from tests.support.callback_fits import make_trainer
 from tests.support.models import Regressor
 from tests.support.rising import Rising, factors, is_of, rising, weights_row
+from tests.support.trainers import SAFE_LOADING
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")
 
@@ -140,6 +142,8 @@ def test_files_that_are_no_checkpoint_are_refused(tmp_path: Path) -> None:
 
 
 def test_going_on_from_a_checkpoint_with_objects_names_the_cure(tmp_path: Path) -> None:
+    if not SAFE_LOADING:
+        pytest.skip(OLD_LOADING)
     best = rising(tmp_path)
     make_trainer(tmp_path, PeraCallback(2), best, max_epochs=1).fit(Rising(thing=Path("x")))
     for run in (pl.Trainer.fit, pl.Trainer.validate):

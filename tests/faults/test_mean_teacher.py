@@ -18,6 +18,7 @@ from pera_lightning.injection import adapted_layers
 from pera_lightning.injection.copies import exact_copies
 from tests.support.callback_fits import make_trainer
 from tests.support.models import Regressor, tiny_llama, token_ids
+from tests.support.trainers import SAFE_LOADING
 
 # A run that goes on does so in a folder of its own.
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed from:UserWarning")
@@ -89,7 +90,7 @@ def fit(folder: Path, module: pl.LightningModule, *, pera: Any = None, **options
     callback = PeraCallback(rank=2, adapter_dir=str(folder / "adapter"), **(pera or {}))
     path = options.pop("ckpt_path", None)
     trainer = make_trainer(folder, callback, **{"limit_val_batches": 0, **options})
-    trainer.fit(module, ckpt_path=path, weights_only=True)
+    trainer.fit(module, ckpt_path=path, **SAFE_LOADING)
     return trainer
 
 

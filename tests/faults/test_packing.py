@@ -16,6 +16,7 @@ from pera_lightning.integration.causal_lm import PeraCausalLM
 from pera_lightning.integration.data import InstructionDataModule
 from tests.support.causal_fits import loader, make_trainer
 from tests.support.pretrained import save_pretrained
+from tests.support.transformers_models import class_of_transformers
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:You defined a `validation_step` but have no:UserWarning",
@@ -50,11 +51,10 @@ MIXING: dict[str, dict[str, Any]] = {
 
 
 def mixing(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    import transformers
 
     torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(**MIXING[name])
-    return getattr(transformers, f"{name}ForCausalLM")(config).to(dtype)
+    config = class_of_transformers(f"{name}Config")(**MIXING[name])
+    return class_of_transformers(f"{name}ForCausalLM")(config).to(dtype)
 
 
 def packed(*rows: list[int]) -> dict[str, Tensor]:

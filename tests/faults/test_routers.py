@@ -6,7 +6,6 @@ import importlib.util
 
 import pytest
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers.models.esm.modeling_esmfold import EsmFoldLinear
 from transformers.models.falcon.modeling_falcon import FalconLinear
@@ -17,6 +16,7 @@ from pera_lightning.bases import beyond_multiplying
 from pera_lightning.errors import TargetError
 from pera_lightning.injection import adapted_layers
 from tests.support.models import randomise_adapter
+from tests.support.transformers_models import class_of_transformers
 
 VOCABULARY = 32
 COMMON = {
@@ -77,7 +77,7 @@ RETURNING_TUPLES = {
 
 
 def tiny(name: str) -> nn.Module:
-    kind, options = getattr(transformers, name), MODELS[name]
+    kind, options = class_of_transformers(name), MODELS[name]
     config = kind.config_class(**{**({} if "vocab_size" in options else COMMON), **options})
     # Grouped products are not in all versions of torch for the CPU.
     config._experts_implementation = "eager"

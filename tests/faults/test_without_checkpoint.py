@@ -22,6 +22,7 @@ from pera_lightning.integration.adapted_model import load_adapted_model
 from tests.support.callback_fits import make_trainer
 from tests.support.models import Regressor, randomise_adapter, tiny_llama
 from tests.support.pretrained import save_pretrained
+from tests.support.trainers import SAFE_LOADING
 
 COMMANDS = ["validate", "test", "predict"]
 
@@ -66,9 +67,9 @@ def test_trained_or_loaded_ones_are_not(tmp_path: Path, command: str) -> None:
         # Its validations, and the sanity check before the first step, are none of this.
         trainer.fit(module)
         getattr(trainer, command)(module)
-        getattr(trainer, command)(module, ckpt_path="best", weights_only=True)
+        getattr(trainer, command)(module, ckpt_path="best", **SAFE_LOADING)
         run(command, tmp_path, module)
-        run(command, tmp_path, Regressor(), ckpt_path=best.best_model_path, weights_only=True)
+        run(command, tmp_path, Regressor(), ckpt_path=best.best_model_path, **SAFE_LOADING)
         loaded = Regressor()
         load_adapter(loaded, tmp_path / "adapter")
         run(command, tmp_path, loaded)
@@ -96,7 +97,7 @@ def test_a_checkpoint_without_the_adapter_is_refused(tmp_path: Path) -> None:
     plain = ModelCheckpoint(tmp_path)
     make_trainer(tmp_path, plain).fit(Regressor())
     with pytest.raises(CheckpointError, match="no tensor of this adapter"):
-        run("test", tmp_path, Regressor(), ckpt_path=plain.best_model_path, weights_only=True)
+        run("test", tmp_path, Regressor(), ckpt_path=plain.best_model_path, **SAFE_LOADING)
 
 
 def test_a_loftq_start_is_untrained_too() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.support.transformers_models import TOKENS, VOCABULARY
+from tests.support.transformers_models import TOKENS, VOCABULARY, class_of_transformers
 
 BODY: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -60,9 +60,7 @@ MIXTURES: dict[str, dict[str, Any]] = {
 
 def mixture(name: str, **options: Any) -> nn.Module:
     """The tiny model of a class in `MIXTURES`."""
-    import transformers
-
-    kind = getattr(transformers, name)
+    kind = class_of_transformers(name)
     settings = {**BODY, **MIXTURES[name], **options}
     if "qk_rope_head_dim" in settings:
         del settings["head_dim"]
