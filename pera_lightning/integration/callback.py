@@ -244,6 +244,7 @@ class PeraCallback(pl.Callback):
 
     @override
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
+        self._preflight.on_before_backward(loss)
         self._finite_run.on_before_backward(trainer, loss)
 
     @override

@@ -41,7 +41,8 @@ class Preflight:
     | mode | adapters in eval mode, so that their dropout does nothing | warning |
     | head | a frozen output head that looks freshly initialised over a trained model | warning |
     | learning_rate | an Adam whose rate is far below what adapters need | warning |
-    | gradients | adapters that the first backward does not reach | warning |
+    | gradients | a loss that depends on nothing that is trained | error |
+    | | adapters that the first backward does not reach | warning |
     | untrained | a test, validation or prediction with adapters that nobody has trained or loaded | warning |
 
     Args:
@@ -83,6 +84,22 @@ class Preflight:
                 f"PERA: {command.value} runs the base: nobody has trained the adapters or loaded any. Name a "
                 "checkpoint of the fit, ckpt_path=..., or call load_adapter(model, folder) before. If the base's own "
                 "results are wanted, say so. (Check 'untrained'; PeraCallback(skip_checks=...).)"
+            )
+
+    def on_before_backward(self, loss: torch.Tensor) -> None:
+        """Look at the first loss.
+
+        Raises:
+            TrainingError: No gradient can come of it.
+        """
+        if self._awaits_backward and not loss.requires_grad:
+            raise TrainingError(
+                "The loss depends on nothing that is trained.",
+                got="a loss that carries no gradient",
+                expected="a loss that is computed through the adapters",
+                fix="compute it outside of torch.no_grad() and without detach(); some models pass gradients on only to "
+                "inputs that require them (reversible layers, reentrant checkpointing): call "
+                "model.enable_input_require_grads(), which transformers models have, before the fit",
             )
 
     def on_after_backward(self, pl_module: pl.LightningModule) -> None:

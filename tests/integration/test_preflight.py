@@ -185,6 +185,22 @@ def test_new_heads_look_fresh() -> None:
     assert looks_fresh(model[0])
 
 
+class Detached(Regressor):
+    """Whose loss carries no gradient, as with reversible layers over a frozen embedding."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).detach()
+
+
+def test_a_loss_that_depends_on_nothing_trained_is_refused(tmp_path: Path) -> None:
+    module = Detached()
+    with pytest.raises(TrainingError, match="depends on nothing that is trained"):
+        make_trainer(tmp_path, PeraCallback(rank=2)).fit(module)
+    assert module.global_step == 0
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        make_trainer(tmp_path, PeraCallback(rank=2, skip_checks=["gradients"])).fit(Detached())
+
+
 def test_trained_heads_do_not_look_fresh() -> None:
     torch.manual_seed(0)
     head = nn.Linear(128, 3)
