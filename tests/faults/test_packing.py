@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ from pera_lightning import PeraCallback
 from pera_lightning.errors import ConfigError
 from pera_lightning.integration.causal_lm import PeraCausalLM
 from pera_lightning.integration.data import InstructionDataModule
+from tests.conftest import ROOT
 from tests.support.causal_fits import loader, make_trainer
 from tests.support.pretrained import save_pretrained
 from tests.support.transformers_models import class_of_transformers
@@ -126,3 +131,21 @@ def test_data_that_lays_rows_end_to_end(how: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"Qwen3NextForCausalLM(.*\n)+.*{how}: false"):
         make_trainer(tmp_path).fit(module, data)
     assert module.global_step == 0
+
+
+def test_strategies_that_shard_the_model(tmp_path: Path) -> None:
+    """Every process asks the same, in parts of the model: all of them go on, or all of them refuse."""
+    save_pretrained(tmp_path / "keeping")
+    save_pretrained(tmp_path / "mixing", mixing("OPT"))
+    rows = [{"instruction": f"say {letter}", "input": "", "output": letter * 5} for letter in "abcdefgh"]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if name not in ("MASTER_PORT", "LOCAL_RANK")}
+    command = [sys.executable, "-m", "tests.support.packed_processes", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    for rank in range(2):
+        for name, found in torch.load(tmp_path / f"{rank}.pt", weights_only=True).items():
+            torch.testing.assert_close(found["packed"], found["padded"], rtol=1e-5, atol=1e-5, msg=name)
+            if found["mixing"]:
+                assert "mixes rows that stand end to end" in found["mixing"]["refusal"], name
+                assert found["mixing"]["steps"] == 0

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pera_lightning import quantize_model
+from pera_lightning.bases import Quantization
 from pera_lightning.errors import ConfigError
 from pera_lightning.integration import causal_lm
 from pera_lightning.integration.causal_lm import PeraCausalLM
@@ -34,11 +36,11 @@ def tiny_qwen3() -> nn.Module:
     return Qwen3ForCausalLM(Qwen3Config(**SIZES, **HEADS, num_key_value_heads=2, head_dim=16, intermediate_size=48))
 
 
-def tiny_opt() -> nn.Module:
+def tiny_opt(hidden_size: int = 32) -> nn.Module:
     from transformers import OPTConfig, OPTForCausalLM
 
-    width = {"ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 64}
-    return OPTForCausalLM(OPTConfig(**SIZES, **HEADS, **width))
+    width = {"hidden_size": hidden_size, "ffn_dim": 2 * hidden_size, "word_embed_proj_dim": hidden_size}
+    return OPTForCausalLM(OPTConfig(**{**SIZES, **width}, **HEADS, max_position_embeddings=64))
 
 
 def tiny_falcon() -> nn.Module:
@@ -83,6 +85,18 @@ def test_models_that_mix_rows(model_of: Any, dtype: torch.dtype) -> None:
     model = model_of().to(dtype)
     with pytest.raises(ConfigError, match=f"{type(model).__name__} with attn_implementation"):
         check_packs(model, CPU)
+
+
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt")
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_quantised_models(quantization: Quantization) -> None:
+    keeping, mixing = tiny_llama(hidden_size=64, intermediate_size=128), tiny_opt(64)
+    for model in (keeping, mixing):
+        quantize_model(model, quantization)
+    assert measure_separation(keeping, CPU).leak == 0  # type: ignore[arg-type]
+    check_packs(keeping, CPU)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError):
+        check_packs(mixing, CPU)  # type: ignore[arg-type]
 
 
 def test_the_refusal_names_the_difference() -> None:
