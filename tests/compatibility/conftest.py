@@ -1,4 +1,4 @@
-"""Collects what the tests of the compatibility table found and compares docs/compatibility.md with it."""
+"""Collects what the tests of the compatibility tables found and compares docs/compatibility.md with it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.compatibility.table import compare
+from tests.support.model_types import model_types
 from tests.support.zoo import ZOO
 
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
@@ -29,7 +30,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    complaint = compare(ZOO, _outcomes, PAGE, write=WRITE)
+    complaint = compare(ZOO, model_types(), _outcomes, PAGE, write=WRITE)
     if complaint:
         _complaints.append(complaint)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
