@@ -79,10 +79,9 @@ class PeraCallback(pl.Callback):
             folder of the run (in `default_root_dir` without a logger). Not written in `fast_dev_run`.
         energy_every_n_steps: How often `pera_energy` is logged: the norm of the polynomial part over that of
             the linear part, mean over layers. None: as often as the Trainer logs; 0: never.
-        polynomial_start_step: Optimizer step from which the polynomial terms take part; before it the adapter is of
-            order 1.
+        polynomial_start_step: Optimizer step from which the polynomial terms take part; before it the order is 1.
         skip_checks: Checks before the first step to leave out: "base", "optimizer", "factors", "epsilon" (errors);
-            "mode", "head", "learning_rate", "gradients", "untrained" (warnings).
+            "mode", "head", "learning_rate", "untrained" (warnings); "gradients" (either).
 
     Raises:
         ConfigError: An option is out of range, `config` and single options are both given, or options are others than

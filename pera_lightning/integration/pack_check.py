@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 LENGTH = 8
 """Tokens of each row: more than convolutions and states of linear attention look back at once."""
+REACHES = ("attention_chunk_size", "keep_window_size")
+"""Sizes in tokens, of configs and layers, from which on attention counts the tokens of the whole row."""
+SHORT_REACH = 5
+"""What they are while the model is asked, so that what comes of them shows: no divisor of LENGTH."""
 TIMES_NOISE = 8
 """How much more than where nothing can come of it the logits may differ where a leak would show."""
 
@@ -82,7 +87,8 @@ def measure_separation(model: PreTrainedModel, device: torch.device) -> Separati
     """How well a causal language model keeps rows apart: see `Separation`."""
     before, row, after = _random_rows(model).to(device)
     # Compiled models run as they are written: nothing is compiled for these lengths, and no graph keeps them.
-    with evaluation_mode(model), torch.random.fork_rng([device] if device.type == "cuda" else []), _as_written():
+    unmoved = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with evaluation_mode(model), unmoved, _as_written(), _short_reaches(model):
         batch = _padded(model, row, before, after)[0]
         alone = _padded(model, row)[0]
         between, swapped = _packed(model, before, row, after)[1], _packed(model, after, row, before)[1]
@@ -100,6 +106,19 @@ def measure_separation(model: PreTrainedModel, device: torch.device) -> Separati
 
 def _as_written() -> Any:
     return torch.compiler.set_stance("force_eager")
+
+
+@contextmanager
+def _short_reaches(model: PreTrainedModel) -> Iterator[None]:
+    owners: list[Any] = [model.config.get_text_config(decoder=True), *model.modules()]
+    found = [(owner, name, vars(owner)[name]) for owner in owners for name in REACHES if vars(owner).get(name)]
+    for owner, name, _ in found:
+        setattr(owner, name, SHORT_REACH)
+    try:
+        yield
+    finally:
+        for owner, name, size in found:
+            setattr(owner, name, size)
 
 
 def _padded(model: PreTrainedModel, *rows: Tensor) -> Tensor:

@@ -166,9 +166,9 @@ class Attempt:
 
     def _adapted(self) -> Any:
         model = self.entry.build()
-        inject_adapter(model, CONFIG)
         with torch.random.fork_rng():
             torch.manual_seed(4)
+            inject_adapter(model, CONFIG)
             randomise_adapter(model, 0.1)
         return model
 
@@ -196,7 +196,9 @@ def run_steps(entry: ModelType, folder: Path, report: Callable[[str, str], None]
     """
     try:
         with torch.no_grad():
-            plain = entry.call(entry.build().requires_grad_(False))
+            model = entry.build().requires_grad_(False)
+            plain = entry.call(model)
+            entry.call(model.train())
     except Exception as error:  # the rule of tiny configs does not fit this type, or it needs another library
         report(UNTRIED, f"{type(error).__name__}: {' '.join(str(error).split())[:120]}")
         return

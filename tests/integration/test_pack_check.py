@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import masking_utils
 
 from pera_lightning import quantize_model
 from pera_lightning.bases import Quantization
@@ -17,6 +18,7 @@ from pera_lightning.integration.causal_lm import PeraCausalLM
 from pera_lightning.integration.data.collate import lay_end_to_end
 from pera_lightning.integration.pack_check import LENGTH, _random_rows, check_packs, measure_separation
 from tests.support.causal_fits import loader, make_trainer
+from tests.support.model_types import model_types
 from tests.support.models import tiny_gpt2, tiny_llama
 from tests.support.pretrained import save_pretrained
 
@@ -128,6 +130,17 @@ def test_positions_that_do_not_restart_are_seen() -> None:
     assert found.leak == found.noise == 0
     assert found.difference > 0.1
     assert not found.holds
+
+
+def test_chunks_of_the_whole_row_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention in chunks longer than any row that is asked about, counted from the start of the pack."""
+    model = next(entry for entry in model_types() if entry.name == "llama4_text").build()
+    model.config.attention_chunk_size = 8192
+    # As transformers did at first.
+    monkeypatch.setattr(masking_utils, "remap_positions_for_packed_sequence", lambda mask, _: mask, raising=False)
+    with pytest.raises(ConfigError, match="Llama4ForCausalLM with attn_implementation"):
+        check_packs(model, CPU)
+    assert model.config.attention_chunk_size == 8192
 
 
 def test_models_that_take_no_positions() -> None:

@@ -119,9 +119,9 @@ class ModelType:
 @torch.no_grad()
 def _leave_no_zeros(model: nn.Module) -> None:
     """Move what starts at zero (gates, last layers), so that every layer takes part as in a trained model."""
-    for parameter in model.parameters():
-        if parameter.is_floating_point() and not parameter.any():
-            parameter.normal_(std=0.02)
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not parameter.any() and not name.endswith("bias"):
+            parameter.normal_(std=0.2)
 
 
 def first_output(output: Any) -> Tensor:

@@ -26,15 +26,16 @@ TINY: dict[int, str] = {
     "qk_nope_head_dim qk_rope_head_dim state_size time_step_rank mamba_dt_rank rotary_dim patch_size "
     "chunk_size mamba_chunk_size num_latents dim_head num_landmarks segment_means_seq_len sliding_window "
     "attention_chunk_size attention_window_size block_size mamba_n_heads mamba_num_heads",
-    4: "index_topk num_attention_heads n_head n_heads num_heads attention_heads encoder_attention_heads "
-    "decoder_attention_heads num_encoder_attention_heads num_decoder_attention_heads swa_num_attention_heads "
-    "num_sliding_attention_heads cross_num_attention_heads num_experts num_local_experts n_routed_experts "
-    "moe_num_experts linear_num_value_heads linear_num_heads num_conv_pos_embeddings "
-    "num_conv_pos_embedding_groups conv_depthwise_kernel_size",
-    2: "num_key_value_heads num_kv_heads swa_num_key_value_heads num_global_key_value_heads linear_num_key_heads "
-    "num_experts_per_tok num_experts_per_token moe_topk moe_k top_k_experts num_hidden_layers n_layer "
-    "n_layers num_layers num_blocks depth encoder_layers decoder_layers num_encoder_layers num_decoder_layers "
-    "layers speech_encoder_layers t2u_encoder_layers t2u_decoder_layers",
+    4: "index_topk index_block_size keep_window_size num_attention_heads n_head n_heads num_heads "
+    "attention_heads encoder_attention_heads decoder_attention_heads num_encoder_attention_heads "
+    "num_decoder_attention_heads swa_num_attention_heads num_sliding_attention_heads "
+    "cross_num_attention_heads num_experts num_local_experts n_routed_experts moe_num_experts "
+    "linear_num_value_heads linear_num_heads num_conv_pos_embeddings num_conv_pos_embedding_groups "
+    "conv_depthwise_kernel_size",
+    2: "index_topk_blocks num_key_value_heads num_kv_heads swa_num_key_value_heads num_global_key_value_heads "
+    "linear_num_key_heads num_experts_per_tok num_experts_per_token moe_topk moe_k top_k_experts "
+    "num_hidden_layers n_layer n_layers num_layers num_blocks depth encoder_layers decoder_layers "
+    "num_encoder_layers num_decoder_layers layers speech_encoder_layers t2u_encoder_layers t2u_decoder_layers",
     1: "first_k_dense_replace n_group topk_group num_nextn_predict_layers n_groups mamba_n_groups mamba_ngroups "
     "num_self_attends_per_block decoder_sparse_step encoder_sparse_step",
 }
