@@ -59,3 +59,10 @@ class TrainingError(PeraError, RuntimeError):
 
 class ExportError(PeraError, ValueError):
     """The form asked for cannot hold the adapter; nothing was written."""
+
+
+class FolderError(ConfigError, AdapterFileError, ExportError):
+    """A folder to write to is somebody else's, or cannot be written to; what is in it is as it was.
+
+    It is an error of each of the classes that were raised for this before.
+    """

@@ -19,6 +19,13 @@ CLASSES = {name for name, value in vars(errors).items() if isinstance(value, typ
 OTHER_RAISES = {
     ("__init__.py", "raise AttributeError(f'module {__name__!r} has no attribute {name!r}')"),
     ("checkpoint/manifest.py", "raise KeyError('no layers')"),
+    # Caught in whole_folder.py, which makes FolderErrors of what the system says.
+    ("checkpoint/exchange.py", "raise OSError(code, os.strerror(code), str(one), None, str(other))"),
+    ("checkpoint/exchange.py", "raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))"),
+    ("checkpoint/whole_folder.py", "raise OSError(errno.EBUSY, _TOO_MANY)"),
+    ("checkpoint/whole_folder.py", "raise IsADirectoryError(errno.EISDIR, f'{path.name!r} is a folder there')"),
+    # A mistake of our own.
+    ("checkpoint/whole_folder.py", "raise ValueError(f'{path.name!r} is no file of {kind.name}')"),
     # The error of the first process, in the others; Lightning's way to end a run.
     ("integration/parallel_causal_lm.py", "raise failure"),
     ("integration/trained_adapter.py", "raise problem"),

@@ -111,6 +111,12 @@ class RemotePath:
         """All of a file; raises what `open` does."""
         return self.read_bytes().decode(encoding)
 
+    def names(self) -> list[str]:
+        """Names of what is in this folder; none if there is no folder."""
+        file_system, path = self._opened()
+        found = file_system.ls(path, detail=False) if file_system.isdir(path) else []
+        return [name.rstrip("/").rpartition("/")[2] for name in found]
+
     def write(self, files: dict[str, Path]) -> None:
         """Put local files into this folder, all of them or none where the file system has transactions.
 

@@ -1,0 +1,78 @@
+"""Names of temporary files and folders that tell who writes them, so that those of dead processes can be removed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import re
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+_LONGEST = 150
+"""Bytes of a name that are kept in that of its temporary; file systems take 255."""
+_TEMPORARY = re.compile(r"\..*\.pera-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}", re.DOTALL)
+
+
+def temporary_name(name: str) -> str:
+    """A new name for what is to take the place of `name`, hidden, of this machine and process."""
+    return f"{_beginning(name)}{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a name is one of `temporary_name`, of any process."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def is_stale(name: str) -> bool:
+    """Whether a name is one of `temporary_name`, of a process of this machine that has died."""
+    found = _TEMPORARY.fullmatch(name)
+    return found is not None and found[1] == _machine() and not _is_alive(int(found[2]))
+
+
+def stale(parent: Path, name: str) -> Iterator[Path]:
+    """What processes of this machine that have died were about to put in the place of `name`."""
+    beginning = _beginning(name)
+    for found in os.listdir(parent):
+        if found.startswith(beginning) and is_stale(found):
+            yield parent / found
+
+
+def remove(path: Path) -> None:
+    """Delete a file or folder; that another process deletes it too does not matter, nor that it cannot be."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def _beginning(name: str) -> str:
+    return f".{os.fsencode(name)[:_LONGEST].decode(errors='ignore')}.pera-"
+
+
+def _machine() -> str:
+    """Of this machine; of containers too, whose processes have numbers of their own, beside each other."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        space = ""
+    return hashlib.sha256(f"{platform.node()} {space}".encode()).hexdigest()[:8]
+
+
+def _is_alive(process: int) -> bool:
+    if sys.platform == "win32":
+        # There `os.kill` ends the process whatever the signal is.
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        # It is another user's.
+        return True
+    return True

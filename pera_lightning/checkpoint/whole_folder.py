@@ -1,0 +1,281 @@
+"""Folders that are written as a whole: whoever reads sees the old state or the new one, whenever the writer is killed.
+
+Where nothing but ours is in a folder, a new one is written beside it and takes its place in one step. Else the files
+take their places one by one: first the new ones come into the folder together, in one step, within a hidden folder
+(`COMMIT`); from there `settle` moves them, and finishes what was interrupted when somebody reads or writes next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pera_lightning.checkpoint.exchange import exchange
+from pera_lightning.checkpoint.folder_kind import COMMIT, FolderKind, check_ours, entries, is_ours, marker_last, writing
+from pera_lightning.checkpoint.remote import Place, RemotePath
+from pera_lightning.checkpoint.temporaries import is_stale, is_temporary, remove, stale, temporary_name
+from pera_lightning.errors import FolderError, PeraError
+
+_NEW = "new"
+"""Within a temporary folder: what is to take the place of the target; afterwards what was there before."""
+_COMPLETE = "complete"
+"""Within a temporary folder: a file that says that the new state is complete, and may be in its place already."""
+_TRIES = 100
+_TOO_MANY = "other processes write to the same folder all the time"
+_IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST)
+
+
+@contextmanager
+def whole_folder(folder: Place, kind: FolderKind, *, overwrite: bool = False, bytes_needed: int = 0) -> Iterator[Path]:
+    """A temporary folder to write to; what is in it takes the place of what is in `folder` when all went well.
+
+    Files of others in `folder` stay. After an exception, and whenever the process is killed, the old state is there or
+    the new one, as a whole; at a URL, where its file system has transactions. What killed processes of this machine
+    have left behind is removed.
+
+    Args:
+        folder: New, empty, or of the kind and written by us; here or at a URL. It is made if needed.
+        kind: What is written; all its files and folders have names of the kind.
+        overwrite: Whether the folder may be another one: files of the same names are then replaced.
+        bytes_needed: How much room it takes, for the message.
+
+    Yields:
+        The temporary folder.
+
+    Raises:
+        FolderError: The folder is somebody else's, or cannot be written to.
+    """
+    check_ours(folder, kind, overwrite=overwrite)
+    if isinstance(folder, RemotePath):
+        with _uploaded(folder, kind) as new:
+            yield new
+        return
+    target = folder.resolve()
+    with writing(folder, kind, bytes_needed):
+        outer, beside = _begin(target, kind)
+        try:
+            yield outer / _NEW
+            # Others may have written there meanwhile.
+            check_ours(folder, kind, overwrite=overwrite)
+            _refuse_other_names(outer / _NEW, target, kind)
+            (outer / _COMPLETE).touch()
+            _commit(outer / _NEW, target, kind, beside)
+        finally:
+            _clean(outer, target, kind)
+
+
+def settle(folder: Place, kind: FolderKind) -> None:
+    """Finish what was interrupted while files took their places in a folder; call it before reading one.
+
+    Several processes may do so at once, and beside one that writes.
+
+    Raises:
+        OSError: There is something to finish, and this process may not write.
+    """
+    if isinstance(folder, RemotePath):
+        return
+    try:
+        names = os.listdir(folder / COMMIT)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name in marker_last(kind, names):
+        # Another process may be faster.
+        with contextlib.suppress(FileNotFoundError):
+            _move(folder / COMMIT / name, folder / name)
+    with contextlib.suppress(OSError):
+        (folder / COMMIT).rmdir()
+
+
+def _move(source: Path, place: Path) -> None:
+    if source.is_dir():
+        remove(place)
+    source.replace(place)
+
+
+def _begin(target: Path, kind: FolderKind) -> tuple[Path, bool]:
+    """Make the temporary folder, and decide whether it is to change places with the target as a whole."""
+    if target.is_dir():
+        settle(target, kind)
+        _clean_all(target, target.name, target, kind)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    _clean_all(target.parent, target.name, target, kind)
+    if _only_ours(target, kind):
+        try:
+            outer = _temporary(target.parent, target.name)
+        except OSError:
+            if not target.exists():
+                raise
+        else:
+            if not target.exists() or _has_same_rights(outer / _NEW, target):
+                return outer, True
+            remove(outer)
+    return _temporary(target, target.name), False
+
+
+def _temporary(parent: Path, name: str) -> Path:
+    outer = parent / temporary_name(name)
+    outer.mkdir(mode=0o700)
+    (outer / _NEW).mkdir()
+    return outer
+
+
+def _only_ours(target: Path, kind: FolderKind) -> bool:
+    """Whether a folder may be replaced as a whole: nobody else's file is in it, and nobody stands in it."""
+    if not target.exists():
+        return True
+    if target.is_mount() or _stands_in(target):
+        return False
+    found = os.listdir(target)
+    return not found or (is_ours(target, kind) and all(kind.owns(name) and not is_temporary(name) for name in found))
+
+
+def _stands_in(target: Path) -> bool:
+    try:
+        return Path.cwd().is_relative_to(target)
+    except FileNotFoundError:
+        return False
+
+
+def _has_same_rights(new: Path, target: Path) -> bool:
+    """Give a new folder owner and permissions of the target; whether that was possible."""
+    wanted = target.stat()
+    try:
+        if hasattr(os, "listxattr") and set(os.listxattr(target)) - set(os.listxattr(new)):
+            return False
+        if hasattr(os, "chown") and (wanted.st_uid, wanted.st_gid) != (new.stat().st_uid, new.stat().st_gid):
+            os.chown(new, wanted.st_uid, wanted.st_gid)
+        new.chmod(stat.S_IMODE(wanted.st_mode))
+    except OSError:
+        return False
+    return True
+
+
+def _refuse_other_names(new: Path, target: Path, kind: FolderKind) -> None:
+    for path in new.iterdir():
+        if not kind.owns(path.name):
+            raise ValueError(f"{path.name!r} is no file of {kind.name}")
+        place = target / path.name
+        if place.is_dir() and not path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, f"{path.name!r} is a folder there")
+
+
+def _commit(new: Path, target: Path, kind: FolderKind, beside: bool) -> None:
+    for _ in range(_TRIES):
+        try:
+            if not beside:
+                _place(new, target, kind)
+            elif not _took_empty_place(new, target):
+                exchange(new, target)
+            return
+        except OSError as error:
+            if error.errno == errno.ENOENT and beside:
+                # Another process has just moved the target away.
+                continue
+            if not beside:
+                raise
+        # It cannot be done here, as on network file systems, or with mount points.
+        beside = False
+    raise OSError(errno.EBUSY, _TOO_MANY)
+
+
+def _took_empty_place(new: Path, target: Path) -> bool:
+    """Put a folder where there is none or an empty one; whether that was so."""
+    try:
+        new.rename(target)
+    except OSError as error:
+        if error.errno in _IN_THE_WAY:
+            return False
+        raise
+    return True
+
+
+def _place(new: Path, target: Path, kind: FolderKind) -> None:
+    """Put files into a folder that stays: together, in one step, into `COMMIT`, and from there one by one."""
+    target.mkdir(exist_ok=True)
+    names = set(os.listdir(new))
+    left = {name: _identity(target / name) for name in entries(target) if kind.owns(name) and name not in names}
+    ours = is_ours(target, kind)
+    for _ in range(_TRIES):
+        settle(target, kind)
+        try:
+            if _took_empty_place(new, target / COMMIT):
+                break
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            # The target is a mount point.
+            new = Path(shutil.copytree(new, target / temporary_name(target.name)))
+    else:
+        raise OSError(errno.EBUSY, _TOO_MANY)
+    settle(target, kind)
+    for name, before in left.items() if ours else ():
+        if _identity(target / name) == before:
+            remove(target / name)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _clean_all(parent: Path, name: str, target: Path, kind: FolderKind) -> None:
+    for path in stale(parent, name):
+        _clean(path, target, kind)
+
+
+def _clean(outer: Path, target: Path, kind: FolderKind) -> None:
+    """Remove a temporary folder with what it holds, but for files of others that came into the old state late."""
+    if (outer / _COMPLETE).exists() and target.is_dir():
+        for _ in range(3):
+            _retire(outer / _NEW, target, kind)
+        with contextlib.suppress(OSError):
+            (outer / _COMPLETE).unlink()
+        with contextlib.suppress(OSError):
+            outer.rmdir()
+        return
+    remove(outer)
+
+
+def _retire(old: Path, target: Path, kind: FolderKind) -> None:
+    try:
+        names = os.listdir(old)
+    except OSError:
+        return
+    for name in names:
+        ours = is_stale(name) if is_temporary(name) else name == COMMIT or kind.owns(name)
+        if ours:
+            remove(old / name)
+        elif not os.path.lexists(target / name):
+            with contextlib.suppress(OSError):
+                (old / name).rename(target / name)
+    with contextlib.suppress(OSError):
+        old.rmdir()
+
+
+@contextmanager
+def _uploaded(folder: RemotePath, kind: FolderKind) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="pera-") as temporary:
+        yield Path(temporary)
+        try:
+            folder.write({name: Path(temporary, name) for name in marker_last(kind, os.listdir(temporary))})
+        except PeraError:
+            raise
+        # Any: each file system has errors of its own.
+        except Exception as error:
+            raise FolderError(
+                "The URL cannot be written to.",
+                got=f"{folder}, for {kind.name}: {type(error).__name__}: {error}",
+                expected="a place that can be written to from here, with the credentials that it needs",
+                fix="give the credentials, or name another folder",
+            ) from error
