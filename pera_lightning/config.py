@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pera_lightning.errors import ConfigError
+from pera_lightning.patterns import LinearMatcher, check_count, check_expression, check_pattern, is_plain, typed_match
 from pera_lightning.token_ids import TokenIds, normalised
 
 Terms = Literal["full", "square", "cross"]
@@ -79,6 +79,8 @@ class PeraConfig:
     alpha_pattern: Mapping[str, float] | None = None
     init: Init = "default"
     loftq_steps: int = 1
+    _stored: ClassVar[bool] = False
+    """Whether the options come out of a file: nothing is asked of their patterns until they are matched."""
 
     def __post_init__(self) -> None:
         check_rank(self.rank)
@@ -144,7 +146,7 @@ class PeraConfig:
         for field in ("target_modules", "exclude_modules"):
             value = getattr(self, field)
             if isinstance(value, str):
-                _check_expression(field, value)
+                self._check_expression(field, value)
             else:
                 object.__setattr__(self, field, _names(field, value))
         object.__setattr__(self, "modules_to_save", _names("modules_to_save", self.modules_to_save))
@@ -169,12 +171,23 @@ class PeraConfig:
                     fix="write it as a mapping",
                 )
             for pattern, entry in value.items():
-                _check_expression(field, pattern)
+                self._check_expression(field, pattern)
                 if field == "rank_pattern":
                     check_rank(entry, f"rank_pattern[{pattern!r}]")
                 else:
                     _check_alpha(f"alpha_pattern[{pattern!r}]", entry)
+            check_count(field, value)
             object.__setattr__(self, field, dict(value))
+
+    def _check_expression(self, field: str, pattern: str) -> None:
+        check_pattern(field, pattern)
+        if not (self._stored or is_plain(pattern)):
+            check_expression(field, pattern)
+
+    @property
+    def full_match(self) -> Callable[[str, str], bool]:
+        """What says whether an expression of this config matches the whole of a name, given in this order."""
+        return LinearMatcher().full_match if self._stored else typed_match
 
     def scaling(self, rank: int | None = None, alpha: float | None = None) -> float:
         """Factor on the adapter's output.
@@ -199,6 +212,9 @@ class PeraConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> PeraConfig:
         """The config whose `to_dict` gave `values`.
 
+        They may come out of anybody's file. Their patterns are matched in bounded time, which leaves out a few features
+        of regular expressions, see `LinearMatcher`; loading an adapter needs none of them.
+
         Raises:
             ConfigError: A key is no option, or a value is wrong.
         """
@@ -212,7 +228,10 @@ class PeraConfig:
                     expected=", ".join(known),
                     fix=f"did you mean {near[0]!r}?" if near else "remove it",
                 )
-        return cls(**values)
+        config = cls.__new__(cls)
+        object.__setattr__(config, "_stored", True)
+        config.__init__(**values)  # type: ignore[misc]
+        return config
 
 
 def check_rank(rank: object, name: str = "rank", fix: str = "use 8 for a start") -> None:
@@ -264,22 +283,6 @@ def _check_alpha(name: str, alpha: object) -> None:
         )
 
 
-def _check_expression(field: str, pattern: object) -> None:
-    if not isinstance(pattern, str) or not pattern:
-        raise ConfigError(
-            f"{field} names modules.", got=repr(pattern), expected="a non-empty string", fix="name a layer"
-        )
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(
-            f"{field} holds a pattern that is no regular expression.",
-            got=f"{pattern!r} ({error})",
-            expected="a regular expression matched against whole module names",
-            fix="escape special signs with a backslash, or give a list of name suffixes",
-        ) from None
-
-
 def _names(field: str, value: object) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise ConfigError(
@@ -296,6 +299,7 @@ def _names(field: str, value: object) -> tuple[str, ...]:
                 expected="non-empty strings",
                 fix="name modules as in model.named_modules()",
             )
+        check_pattern(field, name)
     return tuple(value)
 
 

@@ -13,11 +13,14 @@ OLDEST = {
     "accelerate": "1.10.0",
     "bitsandbytes": "0.50.0",
     "gguf": "0.18.0",
+    "google-re2": "1.1.20250722",
     "lm-eval": "0.4.13",
     "peft": "0.18.0",
     "torch": "2.8.0",
 }
 """The oldest versions that the tests run against; pyproject.toml says the same."""
+MODULES = {"google-re2": "re2"}
+"""What packages are imported as, where that is not their name."""
 READS_GGUF = {"transformers": "5.6.0"}
 """Reads the tokenizers of GGUF files rightly: older ones make other ids of a text, without a word."""
 SHARDS_INTEGERS = {"torch": "2.12.0"}
@@ -62,7 +65,7 @@ def own_extra(extra: str) -> str:
 def is_installed(package: str) -> bool:
     """Whether a package can be imported, however old it is."""
     try:
-        return util.find_spec(package.replace("-", "_")) is not None
+        return util.find_spec(MODULES.get(package, package.replace("-", "_"))) is not None
     except ValueError:  # imported, and without a spec
         return True
 

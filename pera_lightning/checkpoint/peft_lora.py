@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,11 +15,14 @@ from pera_lightning.checkpoint.remote import Place, place
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import AdapterFileError, ConfigError
 from pera_lightning.injection import LayerPlan
-from pera_lightning.injection.names import has_suffix, within_any
+from pera_lightning.injection.names import within_any
+from pera_lightning.patterns import LONGEST_PATTERN, FirstMatch, LinearMatcher, literal
 
 PREFIX = "base_model.model."
 """What PEFT puts before the names of the model."""
 _EMBEDDING = (".lora_embedding_A", ".lora_embedding_B")
+_DEEPEST = 100
+"""Parts of a tensor's name."""
 _ENDS = ((".lora_A.weight", ".lora_B.weight"), _EMBEDDING)
 # Fields of PEFT's LoraConfig that make more of an adapter than `base(x) + scaling * B A x`.
 _OTHER_FORMS = (
@@ -86,6 +88,7 @@ def read_peft_lora(directory: str | Place) -> PeftLora:
     _refuse_other_forms(values, folder)
     _refuse_pickle(folder)
     tensors = {key.removeprefix(PREFIX): value for key, value in read_weights(folder / WEIGHTS_FILE).items()}
+    _refuse_long_names(tensors, folder)
     factors = dict(_factors(tensors, folder))
     if not factors:
         raise AdapterFileError(
@@ -103,7 +106,7 @@ def read_peft_lora(directory: str | Place) -> PeftLora:
     modules = _saved_modules(rest, patterns)
     try:
         config, layers = _config(values, factors, modules)
-    except (ConfigError, TypeError, AttributeError, re.error) as error:
+    except (ConfigError, TypeError, AttributeError) as error:
         raise AdapterFileError(
             "The LoRA's config is damaged.",
             got=f"{folder / CONFIG_FILE}: {error}",
@@ -111,14 +114,15 @@ def read_peft_lora(directory: str | Place) -> PeftLora:
             fix="copy or save the LoRA again",
         ) from error
     _check_ranks(factors, layers, folder)
+    saved = {key: value for key, value in rest.items() if within_any(key, modules)}
     return PeftLora(
         folder=folder,
         config=config,
         layers=layers,
         factors=factors,
         embeddings=frozenset(name for name in factors if name + _EMBEDDING[0] in tensors),
-        saved={key: value for key, value in rest.items() if within_any(key, modules)},
-        base={key: value for key, value in rest.items() if not within_any(key, modules)},
+        saved=saved,
+        base={key: value for key, value in rest.items() if key not in saved},
         keeps_ties=bool(values.get("ensure_weight_tying")),
     )
 
@@ -212,6 +216,17 @@ def _factors(tensors: Mapping[str, Tensor], folder: Place) -> Iterator[tuple[str
         yield name, LayerFactors(A, B)
 
 
+def _refuse_long_names(names: Iterable[str], folder: Place) -> None:
+    long = next((name for name in names if len(name) > LONGEST_PATTERN or name.count(".") > _DEEPEST), None)
+    if long is not None:
+        raise AdapterFileError(
+            "The LoRA names a tensor as no model does.",
+            got=f"{folder}: {len(long):,} characters in {long.count('.') + 1:,} parts, which begin {long[:40]!r}",
+            expected=f"at most {LONGEST_PATTERN:,} characters in at most {_DEEPEST} parts",
+            fix="copy or save the LoRA again",
+        )
+
+
 def _refuse_unknown(rest: Mapping[str, Tensor], folder: Place) -> None:
     unknown = [key for key in rest if ".lora_" in key or "trainable_tokens_" in key]
     if unknown:
@@ -225,13 +240,15 @@ def _refuse_unknown(rest: Mapping[str, Tensor], folder: Place) -> None:
 
 def _saved_modules(keys: Iterable[str], patterns: Iterable[str]) -> list[str]:
     """The outermost modules that hold the tensors and end in a pattern: PEFT names them by their last components."""
+    wanted = {tuple(pattern.split(".")) for pattern in patterns}
+    depths = {len(pattern) for pattern in wanted}
     found: dict[str, None] = {}
     for key in keys:
-        parts = key.split(".")
-        owners = (".".join(parts[:count]) for count in range(1, len(parts)))
-        owner = next((owner for owner in owners if any(has_suffix(owner, pattern) for pattern in patterns)), None)
+        parts = tuple(key.split("."))
+        owners = (parts[:count] for count in range(1, len(parts)))
+        owner = next((owner for owner in owners if any(owner[-depth:] in wanted for depth in depths)), None)
         if owner is not None:
-            found[owner] = None
+            found[".".join(owner)] = None
     return list(found)
 
 
@@ -241,8 +258,11 @@ def _config(
     rank, alpha = values.get("r", 8), values.get("lora_alpha", 8)
     if alpha is None:
         raise ConfigError("A LoRA needs its alpha.", got="lora_alpha null", expected="a number", fix="set lora_alpha")
-    ranks = {name: _by_pattern(name, values.get("rank_pattern"), rank) for name in factors}
-    alphas = {name: _by_pattern(name, values.get("alpha_pattern"), alpha) for name in factors}
+    matcher = LinearMatcher()
+    own_ranks = FirstMatch(values.get("rank_pattern") or {}, matcher)
+    own_alphas = FirstMatch(values.get("alpha_pattern") or {}, matcher)
+    ranks = {name: own_ranks.value(name, rank) for name in factors}
+    alphas = {name: own_alphas.value(name, alpha) for name in factors}
     config = PeraConfig(
         rank,
         1,
@@ -250,16 +270,10 @@ def _config(
         use_rslora=values.get("use_rslora", False),
         target_modules=tuple(ranks),
         modules_to_save=modules,
-        rank_pattern={name: own for name, own in ranks.items() if own != rank} or None,
-        alpha_pattern={name: own for name, own in alphas.items() if own != alpha} or None,
+        rank_pattern={literal(name): own for name, own in ranks.items() if own != rank} or None,
+        alpha_pattern={literal(name): own for name, own in alphas.items() if own != alpha} or None,
     )
     return config, {name: LayerPlan(ranks[name], alphas[name]) for name in ranks}
-
-
-def _by_pattern(name: str, patterns: Mapping[str, Any] | None, default: Any) -> Any:
-    """PEFT's rule: the first expression that matches the end of the name."""
-    found = (value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", name))
-    return next(found, default)
 
 
 def _check_ranks(factors: Mapping[str, LayerFactors], layers: Mapping[str, LayerPlan], folder: Place) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Iterator
 
 from torch import nn
@@ -84,11 +83,6 @@ def block_template(name: str) -> tuple[str, ...]:
 def within_any(name: str, containers: Iterable[str]) -> bool:
     """Whether `name` is one of the containers or inside one."""
     return any(name == container or name.startswith(container + ".") for container in containers)
-
-
-def matches(name: str, pattern: str) -> bool:
-    """Whether `pattern` is a suffix of `name` or a regular expression for the whole of it."""
-    return has_suffix(name, pattern) or re.fullmatch(pattern, name) is not None
 
 
 def near_names(wanted: str, names: Iterable[str], limit: int = 5) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -12,10 +11,13 @@ from pera_lightning.bases import base_of, describe_supported, is_linear_like
 from pera_lightning.config import ALL_LINEAR, Bias, PeraConfig
 from pera_lightning.errors import InjectionError, TargetError
 from pera_lightning.injection.copies import exact_copies, mirrored
-from pera_lightning.injection.names import adapted_layers, clean_name, has_suffix, matches, near_names, within_any
+from pera_lightning.injection.names import adapted_layers, clean_name, has_suffix, near_names, within_any
 from pera_lightning.injection.output_head import output_head
 from pera_lightning.injection.token_plan import TokenPlan, plan_tokens
 from pera_lightning.injection.unfit_layers import not_plain, refuse_unfit, refuse_wrapped
+
+Matches = Callable[[str, str], bool]
+"""Whether an expression, given first, matches the whole of a name."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ def plan_injection(model: nn.Module, config: PeraConfig) -> InjectionPlan:
     refuse_adapted(model)
     refuse_wrapped(model)
     modules = {clean_name(name): module for name, module in model.named_modules() if clean_name(name)}
+    matches = config.full_match
     head: set[str] = set()
     unreached: list[str] = []
     other: dict[str, str] = {}
@@ -68,9 +71,9 @@ def plan_injection(model: nn.Module, config: PeraConfig) -> InjectionPlan:
         unreached = _unreached(modules)
         other = not_plain(targets, modules)
     else:
-        targets = _matching("target_modules", config.target_modules, _candidates(modules, config), modules)
-    excluded = _excluded(config.exclude_modules, modules)
-    saved = _saved(config.modules_to_save, modules)
+        targets = _matching("target_modules", config.target_modules, _candidates(modules, config), modules, matches)
+    excluded = _excluded(config.exclude_modules, modules, matches)
+    saved = _saved(config.modules_to_save, modules, matches)
     # What is trained of one network moves in its copy too.
     saved += mirrored(saved, exact_copies(model) if saved else {}, modules)
     other = {name: what for name, what in other.items() if not within_any(name, [*excluded, *saved])}
@@ -78,8 +81,8 @@ def plan_injection(model: nn.Module, config: PeraConfig) -> InjectionPlan:
     refuse_unfit(targets, modules)
     _refuse_no_target(targets, head, other)
     tokens = plan_tokens(model, modules, config, [*targets, *saved])
-    ranks = _by_pattern("rank_pattern", config.rank_pattern, targets)
-    alphas = _by_pattern("alpha_pattern", config.alpha_pattern, targets)
+    ranks = _by_pattern("rank_pattern", config.rank_pattern, targets, matches)
+    alphas = _by_pattern("alpha_pattern", config.alpha_pattern, targets, matches)
     layers = {n: LayerPlan(int(ranks.get(n, config.rank)), alphas.get(n, config.alpha)) for n in targets}
     unreached = [name for name in unreached if not within_any(name, [*excluded, *saved])]
     saved += _biases(modules, config.bias, targets, [*excluded, *saved])
@@ -140,13 +143,17 @@ def _unreached(modules: dict[str, nn.Module]) -> list[str]:
 
 
 def _matching(
-    field: str, patterns: str | Sequence[str], candidates: dict[str, nn.Module], modules: dict[str, nn.Module]
+    field: str,
+    patterns: str | Sequence[str],
+    candidates: dict[str, nn.Module],
+    modules: dict[str, nn.Module],
+    matches: Matches,
 ) -> list[str]:
     """Candidates that match; every pattern must match at least one."""
     if isinstance(patterns, str):
-        found = [name for name in candidates if re.fullmatch(patterns, name)]
+        found = [name for name in candidates if matches(patterns, name)]
         if not found:
-            other = [name for name in modules if re.fullmatch(patterns, name)]
+            other = [name for name in modules if matches(patterns, name)]
             _raise_no_match(field, patterns, candidates, modules, other)
         return found
     for pattern in patterns:
@@ -177,17 +184,17 @@ def _raise_no_match(
     )
 
 
-def _excluded(patterns: str | Sequence[str], modules: dict[str, nn.Module]) -> set[str]:
+def _excluded(patterns: str | Sequence[str], modules: dict[str, nn.Module], matches: Matches) -> set[str]:
     if not patterns:
         return set()
-    named = _matching("exclude_modules", patterns, modules, modules)
+    named = _matching("exclude_modules", patterns, modules, modules, matches)
     return {name for name in modules if within_any(name, named)}
 
 
-def _saved(patterns: Sequence[str], modules: dict[str, nn.Module]) -> list[str]:
+def _saved(patterns: Sequence[str], modules: dict[str, nn.Module], matches: Matches) -> list[str]:
     if not patterns:
         return []
-    named = _matching("modules_to_save", patterns, modules, modules)
+    named = _matching("modules_to_save", patterns, modules, modules, matches)
     for name in named:
         if not list(modules[name].parameters()):
             raise TargetError(
@@ -237,10 +244,10 @@ def _refuse_no_target(targets: list[str], head: set[str], other: dict[str, str])
         )
 
 
-def _by_pattern(field: str, patterns: object, targets: list[str]) -> dict[str, float]:
+def _by_pattern(field: str, patterns: object, targets: list[str], matches: Matches) -> dict[str, float]:
     chosen: dict[str, float] = {}
     for pattern, value in dict(patterns or {}).items():  # type: ignore[call-overload]
-        found = [name for name in targets if matches(name, pattern)]
+        found = [name for name in targets if has_suffix(name, pattern) or matches(pattern, name)]
         if not found:
             raise TargetError(
                 f"{field} holds a pattern that matches no adapted layer.",

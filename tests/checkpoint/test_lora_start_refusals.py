@@ -68,6 +68,10 @@ def changed(plain: Path, folder: Path, **values: Any) -> Path:
         ({"lora_alpha": None}, "(?s)config is damaged.*needs its alpha"),
         ({"rank_pattern": {"(": 2}}, "config is damaged"),
         ({"rank_pattern": {"q_proj": 3}}, "do not belong together"),
+        ({"rank_pattern": {r"(([a-z_0-9]+\.?)+)+!": 3, "q_proj": 3}}, "do not belong together"),
+        ({"alpha_pattern": {"(?=q)q_proj": 3}}, "(?s)config is damaged.*bounded time"),
+        ({"alpha_pattern": {"q" * 1_001: 3}}, "(?s)config is damaged.*too long"),
+        ({"alpha_pattern": [3]}, "config is damaged"),
     ],
 )
 def test_configs_that_are_refused(values: dict[str, Any], words: str, plain: Path, tmp_path: Path) -> None:
