@@ -302,7 +302,7 @@ def _sort_key(what: str) -> tuple[str, str]:
 
 def _escape(text: str) -> str:
     """Keeps Markdown from reading signs of a message as its own, outside code."""
-    parts = re.split(r"(`[^`]*`)", text)
+    parts = re.split(r"(``.+?``|`[^`]*`)", text)
     parts[::2] = [re.sub(r"([*<\\]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", part) for part in parts[::2]]
     return "".join(parts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,8 +27,10 @@ from pera_lightning.export.probe import token_probe
 from pera_lightning.export.servers import SERVERS, Server, refuse_losses, refuse_rank
 from pera_lightning.injection import adapted_layers, adapter_layers, marked_modules, original_names
 from pera_lightning.layers import PeraLinear
+from pera_lightning.layers.call_hooks import changes_output
 from pera_lightning.layers.merging import refuse_more
 
+logger = logging.getLogger(__name__)
 GGUF_FILE = "adapter.gguf"
 Check = Callable[[nn.Module, Path, Reference], Certificate]
 """How an export is loaded back: from the adapted model, the folder and what the model computes."""
@@ -103,6 +106,7 @@ def export_lora(
         for name, layer in adapted_layers(model_or_dir):
             refuse_more(layer.base_layer, layer, name)
         _refuse_wrapped(model_or_dir, to)
+        _name_hooks(model_or_dir)
     adapter = PeraTensors.of(model_or_dir)
     refuse_losses(to, adapter.manifest)
     lora = plain_lora(adapter, rank, max_error=max_error, dtype=dtype)
@@ -224,4 +228,14 @@ def _refuse_wrapped(model: nn.Module, to: Server) -> None:
             got=f"a {type(model).__name__} with the model in its {around!r}",
             expected="the model itself",
             fix=f"export_lora(module.{around}, ...), or name the adapter's folder",
+        )
+
+
+def _name_hooks(model: nn.Module) -> None:
+    hooked = [name for name, layer in original_names(model) if changes_output(layer)]
+    if hooked:
+        logger.warning(
+            "The export holds no hooks: those of %s act in this model on what base and adapter give together. A model "
+            "that loads the export computes the same if they do no more than look.",
+            ", ".join(map(repr, hooked[:5])) + (f" and {len(hooked) - 5} more layers" if len(hooked) > 5 else ""),
         )

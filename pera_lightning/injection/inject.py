@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import cast
@@ -90,9 +89,11 @@ class InjectionReport:
 
 
 def _grouped(names: Iterable[str]) -> str:
-    """Names with their numbers as `*`, each once with how many there are."""
-    kinds = Counter(re.sub(r"\b\d+\b", "*", name) for name in names)
-    return ", ".join(f"{name} ({count})" if count > 1 else name for name, count in kinds.items())
+    """Names, and of those that differ by numbers one with `*` for these and how many there are."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(re.sub(r"\b\d+\b", "*", name), []).append(name)
+    return ", ".join(f"{kind} ({len(alike)})" if len(alike) > 1 else alike[0] for kind, alike in kinds.items())
 
 
 def inject_adapter(model: nn.Module, config: PeraConfig, *, float_model: nn.Module | None = None) -> InjectionReport:

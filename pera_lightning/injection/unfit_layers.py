@@ -52,13 +52,20 @@ def refuse_wrapped(model: nn.Module) -> None:
 def _refuse_unsupported(name: str, layer: nn.Module) -> None:
     if base_of(layer) is None:
         kind = type(layer)
-        computed = ", whose weight is computed at each call" if "weight" not in layer._parameters else ""
+        if isinstance(layer, nn.Linear) and "weight" not in layer._parameters:
+            raise TargetError(
+                "A target computes its weight at each call: nothing could be merged into it.",
+                got=f"{name!r} of kind {kind.__qualname__}, whose weight is no parameter",
+                expected="a weight that is a parameter",
+                fix="leave it out with exclude_modules; or fix its weight first: remove_parametrizations (weight, "
+                "spectral or orthogonal norm), remove_weight_norm or prune.remove, all in torch.nn.utils",
+            )
         raise TargetError(
             "A target is a linear layer of a kind that is not supported.",
-            got=f"{name!r} of kind {kind.__module__}.{kind.__qualname__}{computed}",
+            got=f"{name!r} of kind {kind.__module__}.{kind.__qualname__}",
             expected=f"layers of kind {describe_supported()}",
-            fix="leave it out with exclude_modules; or load the model without that quantisation, take weight "
-            "normalisation or pruning off (remove_parametrizations), run one batch through lazy layers",
+            fix="leave it out with exclude_modules; or load the model without that quantisation, or run one batch "
+            "through lazy layers",
         )
 
 

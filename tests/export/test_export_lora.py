@@ -50,6 +50,18 @@ def test_peft_computes_the_same(make: Callable[..., nn.Module], options: dict[st
     torch.testing.assert_close(by_peft(model, tmp_path, ids), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_hooks_of_the_model_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_llama()
+    model.model.layers[1].mlp.up_proj.register_forward_hook(lambda module, args, output: 3 * output)
+    inject_adapter(model, PeraConfig(2))
+    randomise_adapter(model)
+    export_lora(model, tmp_path / "hooked")
+    assert "holds no hooks: those of 'model.layers.1.mlp.up_proj' act" in caplog.text
+    caplog.clear()
+    export_lora(adapted(), tmp_path / "plain")
+    assert "hooks" not in caplog.text
+
+
 def test_what_merge_would_refuse_is_not_exported(tmp_path: Path) -> None:
     model = adapted()
     name, layer = next(adapted_layers(model))

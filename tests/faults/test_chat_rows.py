@@ -90,6 +90,12 @@ DROPPED = [
 ]
 
 
+@pytest.mark.parametrize("fields", ["reasoning_content", ["content"], ["reasoning_content", "messages"]])
+def test_what_cannot_be_ignored_is_refused(fields: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="ignore_fields cannot have this value"):
+        data(tmp_path, answered(), ignore_fields=fields)
+
+
 @pytest.mark.parametrize(("row", "field", "index"), DROPPED)
 def test_what_the_template_does_not_write_is_refused_by_name(
     row: dict[str, Any], field: str, index: int, tmp_path: Path

@@ -31,6 +31,7 @@ TEMPLATE_FIELDS = ("tools", "documents")
 """Fields of a row, beside those of its format, that chat templates write."""
 _OPTIONS_FIELD = "chat_template_kwargs"
 _ROWS_TO_DETECT = 20
+_ROWS_TO_NAME = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +55,27 @@ class BadRows:
     def __init__(self, on_bad_row: OnBadRow) -> None:
         self._on_bad_row = on_bad_row
         self.count = 0
-        self.first: DataError | None = None
+        self.first: list[DataError] = []
 
     def handle(self, error: DataError) -> None:
         """Raises the error of a bad row, or counts it."""
         if self._on_bad_row == "error":
             raise error
-        self.first = self.first or error
+        if self.count < _ROWS_TO_NAME:
+            self.first.append(error)
         self.count += 1
+
+    def describe(self) -> str:
+        """How many rows are bad, and what is wrong with the first of them."""
+        what = [str(error).splitlines()[0] for error in self.first]
+        more = f"; and {self.count - len(what)} more" if self.count > len(what) else ""
+        return f"{self.count} bad {'row' if self.count == 1 else 'rows'}: {' '.join(what)}{more}"
 
     @rank_zero_only
     def report(self, split: str) -> None:
-        """Logs how many rows of the split were skipped, with the first of them."""
+        """Logs how many rows of the split were skipped, with what is wrong with the first of them."""
         if self.count:
-            log.warning("%s: %d bad rows were skipped. The first: %s", split, self.count, self.first)
+            log.warning("%s: skipped %s", split, self.describe())
 
 
 def read_conversations(

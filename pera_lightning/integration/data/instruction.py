@@ -119,7 +119,7 @@ class InstructionDataModule(LightningDataModule):
             val_split=val_split,
             row_format=format,
             on_bad_row=on_bad_row,
-            ignore_fields=tuple(ignore_fields or ()),
+            ignore_fields=ignore_fields or (),
             limits={"train": max_train_rows, "val": max_val_rows, "test": max_test_rows},
             seed=seed,
         )

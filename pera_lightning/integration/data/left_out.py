@@ -94,7 +94,7 @@ class LeftOut:
         elif name not in self._read:
             others = [not value] if isinstance(value, bool) else [_PROBE, None]
             if not any(map(changes, others)):
-                raise _left_out(conversation.where, f"chat_template_kwargs.{name}", value)
+                raise _left_out(f"{conversation.where}, chat_template_kwargs", name, value)
             self._read.add(name)
 
 
@@ -142,10 +142,11 @@ def _with_member(value: Any, key: Any, put: Callable[[str], object], text: str) 
 
 
 def _left_out(where: str, field: str, value: object) -> DataError:
+    ignored = "" if field == "content" else f"; or leave it out on purpose: ignore_fields: [{field}]"
     return DataError(
         f"{where}, field {field!r}: the chat template leaves it out.",
         got=f"{shorten(repr(value))}, which is not in the rendered text",
         expected="a template that writes it",
-        fix="give the tokenizer a chat template that does; or take it out of the row, move a text to where the "
-        "template writes it, or name the field in ignore_fields",
+        fix="give the tokenizer a chat template that does; or take it out of the row, or move a text to where the "
+        f"template writes it{ignored}",
     )

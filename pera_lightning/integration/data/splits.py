@@ -75,8 +75,19 @@ class SplitSources(RowSources):
                 expected="a number above 0 and up to 1",
                 fix="fraction: 0.1 trains on one row in ten",
             )
+        self._check_ignored()
         if self.val_split and self.files["val"]:
             raise contradiction("val_files and val_split", "one of the two")
+
+    def _check_ignored(self) -> None:
+        needed = {"messages", "conversations", "role", "content", "from", "value"} & set(self.ignore_fields)
+        if isinstance(self.ignore_fields, str) or needed:
+            raise ConfigError(
+                "ignore_fields cannot have this value.",
+                got=repr(self.ignore_fields),
+                expected="a list of names of fields, without those that a conversation is made of",
+                fix='ignore_fields=["reasoning_content"] leaves out what the models thought',
+            )
 
     def has(self, split: Split) -> bool:
         """Says whether there is anything to read for the split."""

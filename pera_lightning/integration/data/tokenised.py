@@ -61,7 +61,7 @@ def tokenise_split(split: Split, rows: SplitRows, encoder: ChatEncoder) -> Token
     if summary.rows == 0:
         raise DataError(
             f"The {split} split has no usable row.",
-            got=f"{rows.bad_rows.count} bad rows, the first: {rows.bad_rows.first}",
+            got=rows.bad_rows.describe(),
             expected="at least one good row",
             fix="correct the rows",
         )

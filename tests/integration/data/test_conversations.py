@@ -102,7 +102,7 @@ def test_skipped_rows_are_counted_and_the_first_is_reported(caplog: pytest.LogCa
     assert len(list(read_conversations("file", given, "auto", bad_rows))) == 1
     bad_rows.report("train")
     assert bad_rows.count == 2
-    assert "train: 2 bad rows were skipped. The first: file, line 2, field 'completion'" in caplog.text
+    assert "train: skipped 2 bad rows: file, line 2, field 'completion'" in caplog.text
 
 
 def test_a_row_that_cannot_be_parsed_stops_unless_skipped() -> None:

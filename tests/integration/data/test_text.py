@@ -270,7 +270,7 @@ def test_bad_rows_are_skipped_on_request(tmp_path: Path, caplog: pytest.LogCaptu
     rows = write_rows(tmp_path / "a.jsonl", {"text": "one"}, {"text": ""}, {"body": ""}, {"text": "two"})
     data = module("test", test_files=rows, on_bad_row="skip")
     assert stream(data, "test") == [*ids("one"), EOS, *ids("two")]
-    assert "test: 2 bad rows were skipped" in caplog.text
+    assert "test: skipped 2 bad rows: " in caplog.text
 
 
 def test_too_little_text(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_rows_that_the_template_rejects_are_bad_rows(make_tokenizer: Any, caplog
     conversations = [exchange("never", "a"), exchange("q", "a")]
     split = tokenise_split("val", SplitRows(conversations, BadRows("skip")), encoder)
     assert (split.summary.rows, split.summary.rows_skipped, len(split.examples)) == (1, 1, 1)
-    assert "val: 1 bad rows were skipped. The first: file, line 5: the chat template" in caplog.text
+    assert "val: skipped 1 bad row: file, line 5: the chat template" in caplog.text
     with pytest.raises(DataError, match="file, line 5: the chat template does not accept"):
         tokenise_split("val", SplitRows(conversations, BadRows("error")), encoder)
 
@@ -49,7 +49,7 @@ def test_rows_that_the_template_rejects_are_bad_rows(make_tokenizer: Any, caplog
 def test_a_split_without_usable_rows_is_an_error(chat_tokenizer: Any) -> None:
     bad_rows = BadRows("skip")
     bad_rows.handle(DataError("file, line 1: broken", got="", expected="", fix=""))
-    with pytest.raises(DataError, match=r"no usable row[\s\S]*1 bad rows, the first: file, line 1: broken"):
+    with pytest.raises(DataError, match=r"no usable row[\s\S]*1 bad row: file, line 1: broken"):
         tokenise_split("test", SplitRows([], bad_rows), ChatEncoder(chat_tokenizer, max_length=100))
 
 
