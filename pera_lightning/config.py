@@ -9,12 +9,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, Literal
 
-from pera_lightning.errors import ConfigError
+from pera_lightning.errors import ConfigError, shown
+from pera_lightning.form_bounds import (
+    MAX_NAME,
+    Terms,
+    check_alpha,
+    check_coefficient_scale,
+    check_dropout,
+    check_order,
+    check_rank,
+    check_terms,
+)
 from pera_lightning.patterns import LinearMatcher, check_count, check_expression, check_pattern, is_plain, typed_match
 from pera_lightning.token_ids import TokenIds, normalised
 
-Terms = Literal["full", "square", "cross"]
-TERMS: tuple[Terms, ...] = ("full", "square", "cross")
 Bias = Literal["none", "adapted", "all"]
 BIASES: tuple[Bias, ...] = ("none", "adapted", "all")
 Init = Literal["default", "loftq"]
@@ -87,21 +95,21 @@ class PeraConfig:
         check_order(self.order)
         check_terms(self.terms)
         if self.alpha is not None:
-            _check_alpha("alpha", self.alpha)
+            check_alpha("alpha", self.alpha)
         if not isinstance(self.use_rslora, bool):
             raise ConfigError(
                 "use_rslora is a switch.",
-                got=repr(self.use_rslora),
+                got=shown(self.use_rslora),
                 expected="True or False",
                 fix="use a bool",
             )
         check_dropout(self.dropout)
-        self._check_coefficient_scale()
+        check_coefficient_scale(self.coefficient_scale)
         self._check_init()
         if self.bias not in BIASES:
             raise ConfigError(
                 "bias says which biases are trained.",
-                got=repr(self.bias),
+                got=shown(self.bias),
                 expected=" or ".join(map(repr, BIASES)),
                 fix="use 'none', or 'adapted' for those of the adapted layers",
             )
@@ -117,21 +125,11 @@ class PeraConfig:
                 fix="raise the rank, or use terms='square'",
             )
 
-    def _check_coefficient_scale(self) -> None:
-        scale = self.coefficient_scale
-        if scale != "auto" and not (_is_number(scale) and math.isfinite(scale) and scale > 0):
-            raise ConfigError(
-                "coefficient_scale multiplies the polynomial coefficients.",
-                got=repr(scale),
-                expected='a finite number > 0, or "auto"',
-                fix="use 1.0 for the paper's form",
-            )
-
     def _check_init(self) -> None:
         if self.init not in INITS:
             raise ConfigError(
                 "init says how the factors start.",
-                got=repr(self.init),
+                got=shown(self.init),
                 expected=" or ".join(map(repr, INITS)),
                 fix="use 'default', or 'loftq' on a quantised base",
             )
@@ -153,7 +151,7 @@ class PeraConfig:
         if not self.target_modules:
             raise ConfigError(
                 "No target modules are named.",
-                got=repr(self.target_modules),
+                got=shown(self.target_modules),
                 expected='"all-linear", a list of name suffixes or a regular expression',
                 fix='leave target_modules out to adapt every linear layer ("all-linear")',
             )
@@ -166,16 +164,16 @@ class PeraConfig:
             if not isinstance(value, Mapping):
                 raise ConfigError(
                     f"{field} maps layer names to values.",
-                    got=repr(value),
+                    got=shown(value),
                     expected="a mapping such as {'down_proj': 16}",
                     fix="write it as a mapping",
                 )
             for pattern, entry in value.items():
                 self._check_expression(field, pattern)
                 if field == "rank_pattern":
-                    check_rank(entry, f"rank_pattern[{pattern!r}]")
+                    check_rank(entry, f"rank_pattern[{shown(pattern)}]")
                 else:
-                    _check_alpha(f"alpha_pattern[{pattern!r}]", entry)
+                    check_alpha(f"alpha_pattern[{shown(pattern)}]", entry)
             check_count(field, value)
             object.__setattr__(self, field, dict(value))
 
@@ -218,13 +216,17 @@ class PeraConfig:
         Raises:
             ConfigError: A key is no option, or a value is wrong.
         """
+        if not isinstance(values, Mapping):
+            raise ConfigError(
+                "Options are a mapping.", got=shown(values), expected="what to_dict() gives", fix="name each option"
+            )
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
+                near = difflib.get_close_matches(str(name)[:MAX_NAME], known, n=1)
                 raise ConfigError(
                     "Unknown option of PeraConfig.",
-                    got=repr(name),
+                    got=shown(name),
                     expected=", ".join(known),
                     fix=f"did you mean {near[0]!r}?" if near else "remove it",
                 )
@@ -234,69 +236,20 @@ class PeraConfig:
         return config
 
 
-def check_rank(rank: object, name: str = "rank", fix: str = "use 8 for a start") -> None:
-    """Raise ConfigError unless `rank` is a whole number >= 1."""
-    if not _is_whole(rank) or rank < 1:  # type: ignore[operator]
-        raise ConfigError(f"{name} must be positive.", got=repr(rank), expected="a whole number >= 1", fix=fix)
-
-
-def check_order(order: object) -> None:
-    """Raise ConfigError unless `order` is a whole number >= 1."""
-    if not _is_whole(order) or order < 1:  # type: ignore[operator]
-        raise ConfigError(
-            "order is the highest degree of the expansion.",
-            got=repr(order),
-            expected="a whole number >= 1",
-            fix="use 2 for PERA, 1 for plain LoRA",
-        )
-
-
-def check_terms(terms: object) -> None:
-    """Raise ConfigError unless `terms` is one of "full", "square", "cross"."""
-    if terms not in TERMS:
-        raise ConfigError(
-            "terms says which monomials take part.",
-            got=repr(terms),
-            expected=" or ".join(repr(term) for term in TERMS),
-            fix="use 'full' for the paper's main form",
-        )
-
-
-def check_dropout(dropout: object) -> None:
-    """Raise ConfigError unless `dropout` is a probability in [0, 1)."""
-    if not _is_number(dropout) or not 0 <= dropout < 1:  # type: ignore[operator]
-        raise ConfigError(
-            "dropout is the probability of zeroing an input of the adapter.",
-            got=repr(dropout),
-            expected="a number in [0, 1)",
-            fix="use 0.05, or 0 for none (1 would leave nothing to train)",
-        )
-
-
-def _check_alpha(name: str, alpha: object) -> None:
-    if not _is_number(alpha) or not (math.isfinite(alpha) and alpha > 0):  # type: ignore[arg-type, operator]
-        raise ConfigError(
-            f"{name} scales the adapter.",
-            got=repr(alpha),
-            expected="a finite number > 0, or None for alpha = rank",
-            fix="leave alpha out for the paper's setting",
-        )
-
-
 def _names(field: str, value: object) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise ConfigError(
             f"{field} is a list of name suffixes.",
-            got=repr(value),
+            got=shown(value),
             expected="e.g. ['score']",
             fix="write a list",
         )
     for name in value:
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
             raise ConfigError(
                 f"{field} holds something that is no name.",
-                got=repr(name),
-                expected="non-empty strings",
+                got=shown(name),
+                expected=f"non-empty strings of at most {MAX_NAME:,} characters",
                 fix="name modules as in model.named_modules()",
             )
         check_pattern(field, name)
@@ -307,11 +260,3 @@ def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return {name: _plain(entry) for name, entry in value.items()}
     return list(value) if isinstance(value, tuple) else value
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

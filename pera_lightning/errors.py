@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
+
+_LONGEST = 4000
+"""Characters of a part of a message: what was given may be a file of any size."""
 
 
 class PeraError(Exception):
@@ -16,13 +20,19 @@ class PeraError(Exception):
     """
 
     def __init__(self, what: str, *, got: object, expected: object, fix: object) -> None:
-        super().__init__(f"{what}\n  got:      {got}\n  expected: {expected}\n  fix:      {fix}")
-        self._arguments = {"what": what, "got": str(got), "expected": str(expected), "fix": str(fix)}
+        parts = {"what": what, "got": _cut(got), "expected": _cut(expected), "fix": _cut(fix)}
+        super().__init__("{what}\n  got:      {got}\n  expected: {expected}\n  fix:      {fix}".format(**parts))
+        self._arguments = parts
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions with keyword-only arguments do not unpickle by themselves, and errors
         # raised in a worker process or a DDP rank travel by pickle.
         return _rebuild, (type(self), self._arguments)
+
+
+def _cut(part: object) -> str:
+    text = str(part)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ... ({len(text):,} characters)"
 
 
 def _rebuild(cls: type[PeraError], arguments: dict[str, str]) -> PeraError:
@@ -66,3 +76,19 @@ class FolderError(ConfigError, AdapterFileError, ExportError):
 
     It is an error of each of the classes that were raised for this before.
     """
+
+
+class _Shown(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to write down whole numbers of thousands of digits.
+        return repr(x) if x.bit_length() <= 256 else f"a whole number of {x.bit_length():,} bits"
+
+
+_shown = _Shown()
+_shown.maxlevel, _shown.maxstring, _shown.maxother = 4, 160, 160
+_shown.maxlist = _shown.maxtuple = _shown.maxset = _shown.maxdict = 12
+
+
+def shown(value: object) -> str:
+    """`repr` for messages, of values that may be of any size and depth: long ones are shortened."""
+    return _shown.repr(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pera_lightning.errors import ConfigError
+from pera_lightning.errors import ConfigError, shown
 
 
 def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
@@ -39,5 +39,5 @@ def check_flags(**values: object) -> None:
 
 def _checked(name: str, value: Any, valid: bool, expected: str) -> Any:
     if not valid:
-        raise ConfigError(f"{name} cannot have this value.", got=repr(value), expected=expected, fix=f"change {name}")
+        raise ConfigError(f"{name} cannot have this value.", got=shown(value), expected=expected, fix=f"change {name}")
     return value

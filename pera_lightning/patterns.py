@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
-from pera_lightning.errors import ConfigError
+from pera_lightning.errors import ConfigError, shown
 from pera_lightning.requirements import require
 
 LONGEST_PATTERN = 1_000
@@ -41,7 +41,7 @@ def check_pattern(field: str, pattern: object) -> None:
     """Raise ConfigError unless `pattern` is a text that a pattern can be."""
     if not isinstance(pattern, str) or not pattern:
         raise ConfigError(
-            f"{field} names modules.", got=repr(pattern), expected="a non-empty string", fix="name a layer"
+            f"{field} names modules.", got=shown(pattern), expected="a non-empty string", fix="name a layer"
         )
     if len(pattern) > LONGEST_PATTERN:
         raise ConfigError(

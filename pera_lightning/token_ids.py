@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from pera_lightning.errors import ConfigError
+from pera_lightning.errors import ConfigError, shown
+from pera_lightning.form_bounds import MAX_NAME, MAX_TOKEN, is_whole
 
 TokenIds = Mapping[str, Sequence[int]] | Sequence[int]
 """Module name suffix -> token ids, or ids alone, which mean the model's input embedding."""
@@ -21,11 +22,11 @@ def normalised(tokens: object) -> dict[str, tuple[int, ...]] | tuple[int, ...] |
         return None
     if not isinstance(tokens, Mapping):
         return _rising("trainable_tokens", tokens)
-    names = [name for name in tokens if not isinstance(name, str) or not name]
+    names = [name for name in tokens if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME]
     if names or not tokens:
         raise ConfigError(
             "trainable_tokens maps names of embeddings to token ids.",
-            got=repr(names[0]) if names else "an empty mapping",
+            got=shown(names[0]) if names else "an empty mapping",
             expected="a mapping such as {'embed_tokens': [32000, 32001]}",
             fix="name an embedding, or give a list of ids for the input embedding; None trains no rows",
         )
@@ -36,16 +37,16 @@ def _rising(field: str, ids: object) -> tuple[int, ...]:
     if isinstance(ids, str) or not isinstance(ids, Sequence) or not ids:
         raise ConfigError(
             f"{field} is a list of token ids.",
-            got=repr(ids),
+            got=shown(ids),
             expected="e.g. [32000, 32001]",
             fix="tokenizer.convert_tokens_to_ids([...]) gives them; None trains no rows",
         )
     for token in ids:
-        if not isinstance(token, int) or isinstance(token, bool) or token < 0:
+        if not is_whole(token) or not 0 <= token <= MAX_TOKEN:
             raise ConfigError(
                 f"{field} holds something that is no token id.",
-                got=repr(token),
-                expected="whole numbers >= 0",
+                got=shown(token),
+                expected=f"whole numbers >= 0, at most {MAX_TOKEN:,}",
                 fix="tokenizer.convert_tokens_to_ids([...]) gives them",
             )
     rising = tuple(sorted(ids))

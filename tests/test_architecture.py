@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "pera_lightning"
 ROWS = [
     {"errors"},
-    {"config", "option_checks", "patterns", "requirements", "token_ids"},
+    {"config", "form_bounds", "option_checks", "patterns", "requirements", "token_ids"},
     {"functional"},
     {"bases"},
     {"layers"},

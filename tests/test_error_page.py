@@ -14,11 +14,12 @@ from pera_lightning import errors
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "errors.md"
 GENERATOR = runpy.run_path(str(ROOT / "docs" / "generate_errors.py"))
+# What a value from a file is refused with; who reads the file makes a PeraError of it.
+OF_VALUES = {"JsonError", "SchemaError"}
 CLASSES = {name for name, value in vars(errors).items() if isinstance(value, type) and name.endswith("Error")}
 # What else is raised: Python's protocol of modules, a value that is caught in its own file, errors made elsewhere.
 OTHER_RAISES = {
     ("__init__.py", "raise AttributeError(f'module {__name__!r} has no attribute {name!r}')"),
-    ("checkpoint/manifest.py", "raise KeyError('no layers')"),
     # Caught in whole_folder.py, which makes FolderErrors of what the system says.
     ("checkpoint/exchange.py", "raise OSError(code, os.strerror(code), str(one), None, str(other))"),
     ("checkpoint/exchange.py", "raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))"),
@@ -26,6 +27,12 @@ OTHER_RAISES = {
     ("checkpoint/whole_folder.py", "raise IsADirectoryError(errno.EISDIR, f'{path.name!r} is a folder there')"),
     # A mistake of our own.
     ("checkpoint/whole_folder.py", "raise ValueError(f'{path.name!r} is no file of {kind.name}')"),
+    # As the system says it: its callers make an error of it as they do of the system's own.
+    ("checkpoint/regular_file.py", "raise IsADirectoryError(errno.EISDIR, 'a folder, not a file', str(path))"),
+    (
+        "checkpoint/regular_file.py",
+        "raise OSError(errno.EINVAL, f\"{_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a file\", str(path))",
+    ),
     # The error of the first process, in the others; Lightning's way to end a run.
     ("integration/parallel_causal_lm.py", "raise failure"),
     ("integration/trained_adapter.py", "raise problem"),
@@ -76,7 +83,7 @@ def test_every_raise_is_a_pera_error(nodes: list[tuple[str, ast.AST]]) -> None:
         if isinstance(node, ast.Raise) and node.exc is not None:
             raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
             parameter = file == "checkpoint/adapter_state.py" and ast.unparse(raised) == "error"
-            if ast.unparse(raised) not in CLASSES | helpers and not parameter:
+            if ast.unparse(raised) not in CLASSES | OF_VALUES | helpers and not parameter:
                 others.add((file, ast.unparse(ast.Raise(node.exc))))
     assert others == OTHER_RAISES
 

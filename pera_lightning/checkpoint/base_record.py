@@ -81,7 +81,8 @@ def _written(values: Iterable[float], digits: int) -> str:
 
 def _read(text: str) -> tuple[float, ...]:
     # To float32 again, which nine digits tell apart.
-    return tuple(torch.tensor([float(value) for value in text.split()]).tolist())
+    values = torch.tensor([float(value) for value in text.split()], dtype=torch.float32)
+    return tuple(values.tolist())
 
 
 def _half_step(value: float, form: str) -> float:

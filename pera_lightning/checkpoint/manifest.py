@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from torch import nn
 
-from pera_lightning.checkpoint.base_record import LayerRecord, base_record
+from pera_lightning.checkpoint.base_record import base_record
 from pera_lightning.checkpoint.base_sample import base_sample
+from pera_lightning.checkpoint.bounded_json import read_json
 from pera_lightning.checkpoint.layer_traits import layer_traits
+from pera_lightning.checkpoint.manifest_schema import FORMAT_VERSION, checked_manifest
 from pera_lightning.checkpoint.remote import Place
+from pera_lightning.checkpoint.schema import SchemaError
 from pera_lightning.config import PeraConfig
-from pera_lightning.errors import AdapterFileError, InjectionError, PeraError
+from pera_lightning.errors import AdapterFileError, InjectionError, shown
+from pera_lightning.form_bounds import is_whole
 from pera_lightning.injection import (
     InjectionPlan,
     LayerPlan,
@@ -26,7 +29,6 @@ from pera_lightning.injection import (
 )
 from pera_lightning.layers import PeraLinear
 
-FORMAT_VERSION = 1
 PEFT_TYPE = "PERA"
 FLOATING = "none"
 """The quantisation of a base that is not quantised."""
@@ -97,74 +99,49 @@ class Manifest:
         """
         _check_format(values)
         try:
-            return cls(
-                config=PeraConfig.from_dict(values["config"]),
-                layers=_layers(values["layers"]),
-                saved=tuple(values["saved_modules"]),
-                base_model=values.get("base_model_name_or_path"),
-                versions=dict(values.get("versions", {})),
-                # Adapters were written before quantised bases were supported.
-                quantization=tuple(values.get("base_quantization", (FLOATING,))),
-                # Or before rows of tokens were trained.
-                tokens=_tokens(values.get("token_rows", {})),
-                base_sample=_sample(values.get("base_sample", {})),
-                base_record=_record(values.get("base_record", {})),
-                traits={name: tuple(map(str, traits)) for name, traits in values.get("layer_traits", {}).items()},
-                architecture=values.get("architecture"),
-            )
-        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, PeraError) as error:
+            found = checked_manifest(values)
+        except (ValueError, RecursionError) as error:
             raise AdapterFileError(
                 "The adapter's config is incomplete or damaged.",
-                got=f"{type(error).__name__}: {error}",
-                expected="config, layers and saved_modules as save_adapter writes them",
+                got=error if isinstance(error, SchemaError) else f"{type(error).__name__}: {error}",
+                expected=getattr(error, "expected", "config, layers and saved_modules as save_adapter writes them"),
                 fix="save the adapter again",
             ) from error
+        return cls(
+            config=found["config"],
+            layers={name: LayerPlan(**plan) for name, plan in found["layers"].items()},
+            saved=found["saved_modules"],
+            base_model=found.get("base_model_name_or_path"),
+            versions=found.get("versions", {}),
+            # Adapters were written before quantised bases were supported.
+            quantization=found.get("base_quantization", (FLOATING,)),
+            # Or before rows of tokens were trained.
+            tokens={name: TokenPlan(**plan) for name, plan in found.get("token_rows", {}).items()},
+            base_sample={name: list(weights) for name, weights in found.get("base_sample", {}).items()},
+            base_record=found.get("base_record", {}),
+            traits=found.get("layer_traits", {}),
+            architecture=found.get("architecture"),
+        )
 
 
 def _check_format(values: object) -> None:
-    fields = values if isinstance(values, dict) else {}
+    fields: dict[str, Any] = values if isinstance(values, dict) else {}
     kind = fields.get("peft_type")
     if kind != PEFT_TYPE:
         raise AdapterFileError(
             "This is no PERA adapter.",
-            got=f"peft_type {kind!r}",
+            got=f"peft_type {shown(kind)}",
             expected=f"peft_type {PEFT_TYPE!r}",
             fix="load other adapters with the library that wrote them",
         )
-    written = fields.get("format_version")
-    if not isinstance(written, int) or written > FORMAT_VERSION:
+    written: Any = fields.get("format_version")
+    if is_whole(written) and written > FORMAT_VERSION:
         raise AdapterFileError(
             "The adapter's format is newer than this library.",
-            got=f"format_version {written!r}",
+            got=f"format_version {shown(written)}",
             expected=f"at most {FORMAT_VERSION}",
             fix="upgrade pera-lightning",
         )
-
-
-def _layers(values: dict[str, dict[str, Any]]) -> dict[str, LayerPlan]:
-    if not values:
-        raise KeyError("no layers")
-    plans = {name: LayerPlan(**plan) for name, plan in values.items()}
-    for plan in plans.values():
-        # Constructing the options checks the numbers.
-        PeraConfig(plan.rank, alpha=plan.alpha)
-    return plans
-
-
-def _tokens(values: dict[str, dict[str, Any]]) -> dict[str, TokenPlan]:
-    plans = {name: TokenPlan(tuple(plan["ids"]), tuple(plan["tied"])) for name, plan in values.items()}
-    for plan in plans.values():
-        # Constructing the options checks the ids.
-        PeraConfig(trainable_tokens=plan.ids)
-    return plans
-
-
-def _sample(values: dict[str, list[float]]) -> dict[str, list[float]]:
-    return {name: [float(value) for value in weights] for name, weights in values.items()}
-
-
-def _record(values: dict[str, str]) -> dict[str, str]:
-    return {name: LayerRecord.decode(text).encode() for name, text in values.items()}
 
 
 def manifest_of(model: nn.Module, base_model: str | None = None) -> Manifest:
@@ -209,7 +186,7 @@ def read_manifest(path: Place) -> Manifest:
         AdapterFileError: The file is missing, no JSON, no PERA adapter or of a newer format.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         # A fit writes its adapter into a folder of this name beside its checkpoints.
         inside = path.parent / "adapter"
@@ -219,11 +196,18 @@ def read_manifest(path: Place) -> Manifest:
             expected="a folder written by save_adapter",
             fix=f"name {inside}" if (inside / path.name).is_file() else "check the path, or save the adapter again",
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise AdapterFileError(
-            "The adapter's config is no JSON.",
+            "The adapter's config cannot be read.",
+            got=f"{path}: {error.strerror or error}",
+            expected="a file that you may read, in a folder written by save_adapter",
+            fix="check the path and its permissions, or save the adapter again",
+        ) from None
+    except ValueError as error:
+        raise AdapterFileError(
+            "The adapter's config is no JSON that save_adapter writes.",
             got=f"{path}: {error}",
-            expected="JSON",
+            expected="JSON in UTF-8: an object with each name once and finite numbers",
             fix="save the adapter again",
         ) from None
     return Manifest.from_dict(values)

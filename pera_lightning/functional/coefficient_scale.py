@@ -8,8 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pera_lightning.config import Terms
-from pera_lightning.functional.monomials import count_of_degree
+from pera_lightning.form_bounds import Terms, count_of_degree
 
 
 def degree_factors(scale: float | Literal["auto"], order: int, in_features: int) -> tuple[float, ...]:

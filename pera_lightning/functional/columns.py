@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pera_lightning.config import Terms
+from pera_lightning.form_bounds import Terms, count_of_degree
 from pera_lightning.functional.form import Form
-from pera_lightning.functional.monomials import count_of_degree, kept_tables
+from pera_lightning.functional.monomials import kept_tables
 
 
 def float16_magnitude(A: Tensor, form: Form, dtype: torch.dtype) -> Tensor | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pera_lightning.config import Terms, check_order, check_terms
-from pera_lightning.functional.monomials import count_of_degree, degree_indices
+from pera_lightning.form_bounds import Terms, check_order, check_terms, count_of_degree
+from pera_lightning.functional.monomials import degree_indices
 
 
 def expand(factor: Tensor, rank_dim: int, order: int = 2, terms: Terms = "full") -> Tensor:

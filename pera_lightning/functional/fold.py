@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from pera_lightning.config import Terms
+from pera_lightning.form_bounds import Terms, column_count, count_of_degree
 from pera_lightning.functional.columns import weighted
-from pera_lightning.functional.monomials import Products, column_count, count_of_degree, product_tables
+from pera_lightning.functional.monomials import Products, product_tables
 from pera_lightning.functional.precision import in_dtype
 
 # From this many expanded entries on, a CPU is faster component by component: everything is written once and nothing

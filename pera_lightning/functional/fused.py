@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pera_lightning.form_bounds import column_count
 from pera_lightning.functional.call import Call, Options, call_of
 from pera_lightning.functional.dropout_mask import LEVELS
 from pera_lightning.functional.form import Form
@@ -17,7 +18,6 @@ from pera_lightning.functional.gradients import Gradients, Wanted
 from pera_lightning.functional.kernels.availability import SWITCH, unavailable_reason
 from pera_lightning.functional.kernels.operators import OperatorKernels
 from pera_lightning.functional.kernels.tables import MOST_COLUMNS
-from pera_lightning.functional.monomials import column_count
 from pera_lightning.functional.operands import prepare
 from pera_lightning.functional.precision import as_matrix, autocast_enabled, in_dtype, unflattened
 

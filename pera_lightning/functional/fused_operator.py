@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from pera_lightning.errors import ConfigError
+from pera_lightning.form_bounds import column_count
 from pera_lightning.functional.call import Call, Options, cheapest_paths
 from pera_lightning.functional.dropout_mask import met_dropout
 from pera_lightning.functional.form import Form
 from pera_lightning.functional.fused import FusedCall, Kept, fused_backward, fused_form, fused_forward
 from pera_lightning.functional.gradients import Wanted
 from pera_lightning.functional.kernels.tables import MOST_COLUMNS
-from pera_lightning.functional.monomials import column_count
 from pera_lightning.functional.precision import without_autocast
 
 _CALL = (

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pera_lightning.config import Terms, check_dropout
 from pera_lightning.errors import ConfigError
+from pera_lightning.form_bounds import Terms, check_dropout
 from pera_lightning.functional.autograd import PeraFunction
 from pera_lightning.functional.call import Options, Path, call_of, chosen_path
 from pera_lightning.functional.fused import FusedFunction, fused_call, uses_kernels

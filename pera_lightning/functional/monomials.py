@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from functools import lru_cache
 from itertools import combinations_with_replacement
-from math import comb
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from pera_lightning.config import Terms, check_order, check_rank, check_terms
+from pera_lightning.errors import ConfigError
+from pera_lightning.form_bounds import (
+    LISTED,
+    Terms,
+    check_order,
+    check_rank,
+    check_terms,
+    column_count,
+    count_of_degree,
+)
 from pera_lightning.functional.observation import is_faked
 
 
@@ -29,11 +37,16 @@ def monomials(rank: int, order: int = 2, terms: Terms = "full") -> list[tuple[in
         degree 2 first, then 3, and so on. Empty when order is 1.
 
     Raises:
-        ConfigError: rank, order or terms is out of range.
+        ConfigError: rank, order or terms is out of range, or there are more than a million.
     """
-    check_rank(rank)
-    check_order(order)
-    check_terms(terms)
+    count = expanded_rank(rank, order, terms) - rank
+    if count > LISTED:
+        raise ConfigError(
+            "There are too many monomials for a list.",
+            got=f"{count:,} of rank {rank:,}, order {order} and terms {terms!r}",
+            expected=f"at most {LISTED:,}",
+            fix="lower the rank or the order; expanded_rank counts them",
+        )
     return [indices for degree in range(2, order + 1) for indices in monomials_of_degree(rank, degree, terms)]
 
 
@@ -49,19 +62,6 @@ def expanded_rank(rank: int, order: int = 2, terms: Terms = "full") -> int:
     check_order(order)
     check_terms(terms)
     return column_count(rank, order, terms)
-
-
-def column_count(rank: int, order: int, terms: Terms) -> int:
-    """`expanded_rank` without checks."""
-    return rank + sum(count_of_degree(rank, degree, terms) for degree in range(2, order + 1))
-
-
-def count_of_degree(rank: int, degree: int, terms: Terms) -> int:
-    """Number of monomials of one degree >= 2, in closed form."""
-    if terms == "square":
-        return rank
-    total = comb(rank + degree - 1, degree)
-    return total if terms == "full" else total - rank
 
 
 @lru_cache(maxsize=256)

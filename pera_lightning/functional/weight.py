@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pera_lightning.config import Terms
 from pera_lightning.errors import ConfigError
+from pera_lightning.form_bounds import Terms
 from pera_lightning.functional.expansion import expand
 from pera_lightning.functional.monomials import expanded_rank
 

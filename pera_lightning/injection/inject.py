@@ -9,9 +9,10 @@ from typing import cast
 
 from torch import nn
 
-from pera_lightning.bases import base_of
+from pera_lightning.bases import base_of, expect_base
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import ConfigError, InjectionError, TargetError
+from pera_lightning.form_bounds import check_columns
 from pera_lightning.injection.copies import (
     exact_copies,
     followers,
@@ -138,6 +139,7 @@ def inject_plan(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
     """Carry out a plan; `inject_adapter` makes one from patterns, `load_adapter` from a file.
 
     Raises:
+        ConfigError: A layer would get more expanded columns than it can make use of.
         InjectionError: The model holds adapters already.
         TargetError: A layer of the plan is not in the model or of no supported kind.
     """
@@ -150,6 +152,7 @@ def inject_plan(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
     refuse_unfit(plan.layers, modules)
     for name, tokens in plan.tokens.items():
         check_plan(name, tokens, modules)
+    _check_columns(plan, modules)
     # Every new module is built before the first one is put in place: running out of memory here leaves the
     # model as it was.
     adapters: dict[int, PeraLinear | TokenRowsLayer] = {
@@ -171,6 +174,12 @@ def inject_plan(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
     note_copies(model, copies, frozen)
     note_start(model)
     return _report(model, plan)
+
+
+def _check_columns(plan: InjectionPlan, modules: Mapping[str, nn.Module]) -> None:
+    for name, layer in plan.layers.items():
+        features = expect_base(modules[name]).features(modules[name])
+        check_columns(repr(name), layer.rank, plan.config.order, plan.config.terms, features)
 
 
 def no_such_module(name: str, modules: Mapping[str, nn.Module]) -> TargetError:

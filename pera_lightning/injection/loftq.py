@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pera_lightning.bases import base_of, expect_base
-from pera_lightning.config import check_rank
 from pera_lightning.errors import ConfigError, InjectionError
+from pera_lightning.form_bounds import check_rank
 from pera_lightning.injection.names import adapted_layers
 from pera_lightning.injection.untrained import note_start
 from pera_lightning.layers import PeraLinear

@@ -80,6 +80,14 @@ def block_template(name: str) -> tuple[str, ...]:
     return (*("*" if part.isdigit() else part for part in path), last)
 
 
+def parents(name: str) -> Iterator[str]:
+    """The names of what contains a module, from the outermost one; not its own."""
+    end = name.find(".")
+    while end >= 0:
+        yield name[:end]
+        end = name.find(".", end + 1)
+
+
 def within_any(name: str, containers: Iterable[str]) -> bool:
     """Whether `name` is one of the containers or inside one."""
     return any(name == container or name.startswith(container + ".") for container in containers)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pera_lightning.bases import Base, adaptable_base, expect_base
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import InjectionError
+from pera_lightning.form_bounds import check_columns
 from pera_lightning.functional import delta_weight, expanded_rank
 from pera_lightning.functional.call import Options, chosen_path, options_of
 from pera_lightning.functional.coefficient_scale import scaled_coefficients
@@ -44,7 +45,7 @@ class PeraLinear(nn.Module):
         pera_h: Shape (number of monomials,), the dtype of A; None at order 1, where no coefficients exist.
 
     Raises:
-        TargetError: `base_layer` is of no supported kind, or does more than multiply.
+        ConfigError, TargetError: Too many expanded columns; a layer of no supported kind, or that does more.
     """
 
     ADAPTER_PARAMETERS = ("pera_A", "pera_B", "pera_h")
@@ -72,6 +73,7 @@ class PeraLinear(nn.Module):
         self.alpha = config.alpha if alpha is None else alpha
         self.scaling = config.scaling(self.rank, self.alpha)
         self.in_features, self.out_features = base.features(base_layer)
+        check_columns("a layer", self.rank, config.order, config.terms, base.features(base_layer))
         self.enabled = True
         # Hides its layer from the module tree: it must neither be saved nor follow the base to another dtype.
         self._unmerged: Unmerged | None = None
@@ -306,10 +308,9 @@ class PeraLinear(nn.Module):
             raise InjectionError(
                 "The adapter is not merged.", got="unmerge()", expected="merge() before", fix="leave the call out"
             )
-        stood_in = self._unmerged.stand_in
+        if self._unmerged.stand_in:
+            self._unmerged.layer.train(self.training)
         self.base_layer, self._unmerged = self._unmerged.restore(), None
-        if stood_in:
-            self.base_layer.train(self.training)
 
     def extra_repr(self) -> str:
         """Shape and form of the adapter."""

@@ -168,7 +168,10 @@ DAMAGES = {
     "future": (lambda folder: rewrite_config(folder, format_version=99), "newer"),
     "bad option": (lambda folder: rewrite_config(folder, config={"rank": 0}), "rank must be positive"),
     "empty layers": (lambda folder: rewrite_config(folder, layers={}), "incomplete or damaged"),
-    "bad rank": (lambda folder: rewrite_config(folder, layers={"x": {"rank": 0, "alpha": None}}), "rank must be"),
+    "bad rank": (
+        lambda folder: rewrite_config(folder, layers={"x": {"rank": 0, "alpha": None}}),
+        "rank is 0",
+    ),
     "no layers": (lambda folder: rewrite_config(folder, layers=None), "incomplete or damaged"),
     "missing tensor": (drop_a_tensor, "q_proj.pera_B"),
     "not finite": (put_nan, "not finite"),

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pera_lightning.errors import ConfigError
+from pera_lightning.form_bounds import column_count
 from pera_lightning.functional.form import Form
 from pera_lightning.functional.kernels import drop as drop_module
 from pera_lightning.functional.kernels import expand as expand_module
@@ -16,7 +17,6 @@ from pera_lightning.functional.kernels import fold as fold_module
 from pera_lightning.functional.kernels.availability import interpreted, unavailable_reason
 from pera_lightning.functional.kernels.launch import Launcher, number_key
 from pera_lightning.functional.kernels.tables import compute_dtype, padded_width, tables_of
-from pera_lightning.functional.monomials import column_count
 from pera_lightning.functional.precision import in_dtype
 
 _expand = Launcher(expand_module.expand_kernel)

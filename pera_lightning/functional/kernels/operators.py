@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pera_lightning.form_bounds import column_count
 from pera_lightning.functional.form import Form
 from pera_lightning.functional.kernels.tables import compute_dtype, padded_width
-from pera_lightning.functional.monomials import column_count
 
 ROWS = 128
 """Rows of B that one sum for the gradient of h goes over; `fold.BLOCK`, known without Triton."""
