@@ -85,18 +85,13 @@ NO_DEEPSPEED = "needs deepspeed"
 NO_LLAMA_CPP = "needs llama-cpp-python"
 NO_LM_EVAL = "needs lm-eval"
 OLD_LIGHTNING = "needs lightning 2.6, which has WeightAveraging"
-OLD_LOADING = "needs lightning 2.6, which can load checkpoints without unpickling objects"
 OLD_MODELS = "needs transformers 5.23, which has all models that are tried"
 OLD_TRANSFORMERS = "needs transformers 5.6, which reads the tokenizers of GGUF files rightly"
 OLD_TORCH = "needs torch 2.12, whose fully_shard takes weights in 4 bits"
 ALLOWED_SKIPS: frozenset[str] = frozenset(
     {NO_GPU, NO_HOSTS, NO_DEEPSPEED, NO_LLAMA_CPP, NO_LM_EVAL}
     # `make test-lowest` sets this: the oldest versions do not have all that some tests are about.
-    | (
-        {OLD_LIGHTNING, OLD_LOADING, OLD_MODELS, OLD_TORCH, OLD_TRANSFORMERS}
-        if os.environ.get("PERA_TEST_LOWEST") == "1"
-        else set()
-    )
+    | ({OLD_LIGHTNING, OLD_MODELS, OLD_TORCH, OLD_TRANSFORMERS} if os.environ.get("PERA_TEST_LOWEST") == "1" else set())
 )
 """Reasons for which a test may be skipped under `make test`. What was skipped is listed at the end of every run."""
 

@@ -57,16 +57,18 @@ class TrainingCheckpoint:
         if single is not None:
             file, model = single
             return {key: value for key, value in _load(file)[model].items() if isinstance(value, Tensor)}
-        from torch.distributed.checkpoint import CheckpointException, FileSystemReader, load
+        from torch.distributed.checkpoint import CheckpointException, load
+
+        from pera_lightning.checkpoint.distributed_metadata import PlainReader
 
         assert isinstance(self.path, Path)
         sizes = _stored(self.path)
-        found = {key: torch.empty(entry.size, dtype=entry.properties.dtype) for key, entry in sizes.items()}
+        found = {key: torch.zeros(entry.size, dtype=entry.properties.dtype) for key, entry in sizes.items()}
         with warnings.catch_warnings():
             # It says that it reads alone, which is what it was asked for.
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             try:
-                load(found, storage_reader=FileSystemReader(self.path), no_dist=True)
+                load(found, storage_reader=PlainReader(self.path), no_dist=True)
             except (CheckpointException, OSError) as error:
                 raise CheckpointError(
                     "The checkpoint cannot be read.",
@@ -81,8 +83,7 @@ class TrainingCheckpoint:
 def read_checkpoint(path: str | Place) -> TrainingCheckpoint:
     """Look into a checkpoint; tensors are read later.
 
-    Of files only tensors and plain values are read, whatever objects are in them; of a folder torch unpickles
-    `.metadata`, so open only your own.
+    Only tensors and plain values are read, whatever objects are in it; nothing that it names is called.
 
     Args:
         path: A `.ckpt` file, here or at a URL, or the folder that DeepSpeed or a strategy with
@@ -168,18 +169,11 @@ def _line(error: BaseException, which: int) -> str:
 
 def _stored(folder: Path) -> dict[str, Any]:
     """Key -> metadata of the model's tensors in a folder."""
-    from torch.distributed.checkpoint import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    try:
-        held = FileSystemReader(folder).read_metadata().state_dict_metadata
-    except (OSError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            "The checkpoint's list of tensors is missing or damaged.",
-            got=f"{folder / '.metadata'}: {_line(error, 0)}",
-            expected="the file as it was written",
-            fix="copy the whole folder, hidden files too, or go on from an earlier checkpoint",
-        ) from error
+    from pera_lightning.checkpoint.distributed_metadata import read_metadata
+
+    held = read_metadata(folder).state_dict_metadata
     return {
         key: entry
         for key, entry in held.items()

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 
 from pera_lightning.checkpoint import install_state_hooks
 from pera_lightning.integration.checkpoint_contents import keep_base_out
-from pera_lightning.integration.checkpoint_objects import objects_explained
+from pera_lightning.integration.checkpoint_objects import plain_values_alone
 from pera_lightning.integration.model_parallel import stop_checking
 
 
@@ -35,7 +35,7 @@ def keep_adapter_alone(trainer: pl.Trainer, pl_module: pl.LightningModule) -> No
     def load_checkpoint(checkpoint_path: str | Path, **options: Any) -> dict[str, Any]:
         stop_checking(trainer)
         install_state_hooks(pl_module)
-        with objects_explained(checkpoint_path):
+        with plain_values_alone(checkpoint_path, options):
             return strategy.load_checkpoint(checkpoint_path, **options)
 
     strategy.__dict__["load_checkpoint"] = load_checkpoint

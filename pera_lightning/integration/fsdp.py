@@ -25,7 +25,7 @@ from pera_lightning.checkpoint.adapter_state import copy_into
 from pera_lightning.checkpoint.remote import place
 from pera_lightning.errors import InjectionError
 from pera_lightning.injection import adapter_layers, adapter_parameters, saved_modules
-from pera_lightning.integration.checkpoint_objects import objects_explained
+from pera_lightning.integration.checkpoint_objects import plain_values_alone
 from pera_lightning.integration.model_parallel import fitting_checkpoint, refuse_folder, stop_checking
 from pera_lightning.integration.parallel_causal_lm import blocks
 from pera_lightning.integration.strategy_limits import refuse_quantized
@@ -198,7 +198,7 @@ def _save_and_load_as_one_process(trainer: pl.Trainer, pl_module: pl.LightningMo
         path = strategy.broadcast(checkpoint_path)
         refuse_folder(place(path))
         fitting_checkpoint(path, pl_module, present)
-        with objects_explained(path):
+        with plain_values_alone(path, options):
             checkpoint = Strategy.load_checkpoint(strategy, path, **options)
         copy_into(pl_module, checkpoint["state_dict"])
         if trainer.state.fn == TrainerFn.FITTING and "optimizer_states" in checkpoint:

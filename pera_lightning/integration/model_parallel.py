@@ -17,7 +17,7 @@ from pera_lightning.checkpoint.training_checkpoint import TrainingCheckpoint, re
 from pera_lightning.errors import CheckpointError, InjectionError
 from pera_lightning.functional.distributed import is_distributed
 from pera_lightning.injection.sharding import shard_adapters, unsharded
-from pera_lightning.integration.checkpoint_objects import objects_explained
+from pera_lightning.integration.checkpoint_objects import plain_values_alone
 from pera_lightning.integration.guards import refuse_other_form
 
 
@@ -97,7 +97,7 @@ def check_before_loading(trainer: pl.Trainer, pl_module: pl.LightningModule, pre
         stop_checking(trainer)
         if not parallel:
             refuse_folder(place(checkpoint_path))
-            with objects_explained(checkpoint_path):
+            with plain_values_alone(checkpoint_path, options):
                 return strategy.load_checkpoint(checkpoint_path, **options)
         held = fitting_checkpoint(strategy.broadcast(checkpoint_path), pl_module, present)
         if trainer.state.fn == TrainerFn.FITTING:
@@ -106,7 +106,7 @@ def check_before_loading(trainer: pl.Trainer, pl_module: pl.LightningModule, pre
         # In a single file Lightning would look for every weight of the base.
         pl_module.strict_loading = strict and held.distributed
         try:
-            with objects_explained(checkpoint_path):
+            with plain_values_alone(checkpoint_path, options):
                 return strategy.load_checkpoint(checkpoint_path, **options)
         finally:
             pl_module.strict_loading = strict

@@ -19,6 +19,7 @@ from pera_lightning.checkpoint.consolidate import consolidate
 from pera_lightning.checkpoint.training_checkpoint import read_checkpoint
 from pera_lightning.errors import CheckpointError
 from tests.conftest import OLD_TORCH, ROOT
+from tests.support.hostile_checkpoints import HOSTILE
 from tests.support.models import tiny_llama
 from tests.support.noisy import Noisy
 from tests.support.pretrained import save_pretrained
@@ -65,7 +66,11 @@ def language_models(folder: Path) -> list[Found]:
 def own_modules(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
     folder = tmp_path_factory.mktemp("own")
     fit_in_one_process(folder)
-    return run(folder, "own_module", 2)
+    found = run(folder, "own_module", 2)
+    # Each of the hostile checkpoints would make a file.
+    assert len(list((folder / "late").glob("hostile-*"))) == len(HOSTILE)
+    assert not list(folder.rglob("*-called"))
+    return found
 
 
 def fit_in_one_process(folder: Path) -> None:
@@ -256,6 +261,9 @@ def test_a_folder_is_no_checkpoint_of_a_single_process(language_models: list[Fou
 
 
 REFUSALS = {
+    "list": "it names pathlib.Path.touch",
+    "entry": "holds objects beside tensors",
+    "rest": "holds objects beside tensors",
     "rank": "the rank of 'net.0' is 3 there and 2 here",
     "targets": "layer 'net.2' is adapted there only",
     "no checkpoint": "a folder without meta.pt",

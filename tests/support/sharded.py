@@ -35,6 +35,7 @@ from pera_lightning.errors import PeraError
 from pera_lightning.functional.distributed import is_distributed, own_part, whole
 from pera_lightning.integration import causal_lm
 from pera_lightning.requirements import SHARDS_INTEGERS, is_outdated
+from tests.support.hostile_checkpoints import HOSTILE, make_hostile
 from tests.support.noisy import Noisy, SaveAfter, seed_everything
 from tests.support.trainers import cpu_trainer
 
@@ -279,7 +280,9 @@ def own_module_part(folder: Path) -> dict[str, Any]:
     start = folder / "late/epoch=0.ckpt"
     other = PeraCallback(2, dropout=0.1, coefficient_scale="auto", modules_to_save=["net.3"], bias="adapted")
     fewer = PeraCallback(3, target_modules=["net.0"], coefficient_scale="auto", modules_to_save=["net.3"])
+    hostile = {name: make_hostile(start, name) if RANK == 0 else start for name in HOSTILE}
     found["refusals"] = {
+        **{name: refusal(folder / "x", ShardsItself(), ckpt_path=path) for name, path in hostile.items()},
         "rank": refusal(folder / "x", ShardsItself(), callback=other, ckpt_path=start),
         "targets": refusal(folder / "x", ShardsItself(), callback=fewer, ckpt_path=start),
         "no checkpoint": refusal(folder / "x", ShardsItself(), ckpt_path=folder),
