@@ -5,8 +5,7 @@ from __future__ import annotations
 import reprlib
 from typing import Any
 
-_LONGEST = 4000
-"""Characters of a part of a message: what was given may be a file of any size."""
+from pera_lightning.visible_text import visible
 
 
 class PeraError(Exception):
@@ -20,19 +19,15 @@ class PeraError(Exception):
     """
 
     def __init__(self, what: str, *, got: object, expected: object, fix: object) -> None:
-        parts = {"what": what, "got": _cut(got), "expected": _cut(expected), "fix": _cut(fix)}
-        super().__init__("{what}\n  got:      {got}\n  expected: {expected}\n  fix:      {fix}".format(**parts))
-        self._arguments = parts
+        parts = {"what": what, "got": got, "expected": expected, "fix": fix}
+        # Names and values in it come from files: they must neither steer a terminal nor look like a further line.
+        self._arguments = shown = {name: visible(part) for name, part in parts.items()}
+        super().__init__("{what}\n  got:      {got}\n  expected: {expected}\n  fix:      {fix}".format_map(shown))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions with keyword-only arguments do not unpickle by themselves, and errors
         # raised in a worker process or a DDP rank travel by pickle.
         return _rebuild, (type(self), self._arguments)
-
-
-def _cut(part: object) -> str:
-    text = str(part)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ... ({len(text):,} characters)"
 
 
 def _rebuild(cls: type[PeraError], arguments: dict[str, str]) -> PeraError:

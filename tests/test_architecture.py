@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "pera_lightning"
 ROWS = [
-    {"errors"},
+    {"errors", "visible_text"},
     {"config", "form_bounds", "option_checks", "patterns", "requirements", "token_ids"},
     {"functional"},
     {"bases"},

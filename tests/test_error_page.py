@@ -25,6 +25,18 @@ OTHER_RAISES = {
     ("checkpoint/exchange.py", "raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))"),
     ("checkpoint/whole_folder.py", "raise OSError(errno.EBUSY, _TOO_MANY)"),
     ("checkpoint/whole_folder.py", "raise IsADirectoryError(errno.EISDIR, f'{path.name!r} is a folder there')"),
+    # Caught where the list is read, which makes a CheckpointError of them.
+    ("checkpoint/distributed_metadata.py", "raise FileNotFoundError('there is no such file')"),
+    ("checkpoint/distributed_metadata.py", "raise ValueError(f'it has {path.stat().st_size:,} bytes')"),
+    ("checkpoint/distributed_metadata.py", "raise ValueError(f'it has {got}')"),
+    ("checkpoint/distributed_metadata.py", "raise pickle.UnpicklingError('builtins.getattr')"),
+    (
+        "checkpoint/distributed_metadata.py",
+        "raise pickle.UnpicklingError(f'it names {module}.{name}, which no list of tensors needs')",
+    ),
+    ("checkpoint/pickle_walk.py", "raise pickle.UnpicklingError('it takes what is not there')"),
+    ("checkpoint/pickle_walk.py", "raise pickle.UnpicklingError('it holds tuples without end in one another')"),
+    ("checkpoint/pickle_walk.py", "raise pickle.UnpicklingError(f'it takes more than {_STEPS:,} steps to read')"),
     # A mistake of our own.
     ("checkpoint/whole_folder.py", "raise ValueError(f'{path.name!r} is no file of {kind.name}')"),
     # As the system says it: its callers make an error of it as they do of the system's own.

@@ -6,14 +6,13 @@ import csv
 from pathlib import Path
 
 from rich import box
-from rich.table import Table
-from rich.text import Text
 
 from pera_lightning.analysis.inspection import AdapterInspection
+from pera_lightning.analysis.plain_table import PlainTable
 from pera_lightning.checkpoint.atomic import replacing
 
 
-def as_table(found: AdapterInspection, width: int) -> Table:
+def as_table(found: AdapterInspection, width: int) -> PlainTable:
     """One row per layer and one for all layers together; what the columns mean stands in `LayerInspection`.
 
     Args:
@@ -27,7 +26,7 @@ def as_table(found: AdapterInspection, width: int) -> Table:
     taken = sum(2 + max(map(len, (heading, *cells))) for heading, cells in columns.items())
     is_narrow = width - taken < min(_NAME, max(len(row.layer) for row in found.layers))
     caption = _CAPTION + " More columns are in layers.csv." if is_narrow else _CAPTION
-    table = Table(title="Weight change dW per layer", caption=caption, caption_justify="left")
+    table = PlainTable(title="Weight change dW per layer", caption=caption, caption_justify="left")
     table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
     shown = narrow if is_narrow else columns
     table.add_column("layer", overflow="fold")
@@ -35,7 +34,7 @@ def as_table(found: AdapterInspection, width: int) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     *rows, total = zip(*shown.values(), strict=True)
     for row, cells in zip(found.layers, rows, strict=True):
-        table.add_row(Text(row.layer), *cells)
+        table.add_row(row.layer, *cells)
     table.add_section()
     table.add_row("all layers", *total)
     return table

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
-from rich.table import Table
-from rich.text import Text
 
 from pera_lightning.analysis.method_comparison import ComparedRun, MethodSummary
+from pera_lightning.analysis.plain_table import Lines, PlainTable
 from pera_lightning.checkpoint.atomic import replacing
 
 _PLAIN = (
@@ -29,24 +28,24 @@ _PLAIN = (
 )
 
 
-def as_table(summaries: Sequence[MethodSummary], report: str) -> Table:
+def as_table(summaries: Sequence[MethodSummary], report: str) -> PlainTable:
     """One row per method; what the columns mean stands in `MethodSummary`."""
     title = f"{report}, each method at its own best learning rate"
-    table = Table(title=title, caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     reference = summaries[0].method
-    table.caption = (
+    caption = (
         "rate: the best learning rate in validation (! at an end of the grid: try beyond it). test: "
         f"{report}, mean over seeds and standard deviation. difference: mean over seeds of the difference from "
         f"{reference} with the same seed, and its 95 % interval over seeds (Student's t). energy: norm of the "
         "polynomial part of dW over that of the linear one."
     )
+    table = PlainTable(title=title, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     rows = [cells(summary, is_reference=summary.method == reference) for summary in summaries]
     for heading in HEADINGS:
         # As wide as the longest word, so that a narrow screen folds the numbers that matter last.
         width = max(map(len, "\n".join(row[HEADINGS.index(heading)] for row in rows).splitlines()), default=0)
         table.add_column(heading, justify="left" if heading == "method" else "right", min_width=width)
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*map(Lines, row))
     return table
 
 

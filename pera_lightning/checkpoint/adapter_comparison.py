@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pera_lightning.functional.products import product_inner, product_norm
+from pera_lightning.visible_text import visible
 
 Factors = Callable[[], tuple[Tensor, Tensor]]
 """Makes `(left, right)` of shapes (out, K) and (K, in), whose product is the weight change of a layer."""
@@ -70,7 +71,7 @@ class AdapterComparison:
         )
 
     def __str__(self) -> str:
-        head = ("layer", "cosine", f"|{self.first}|", f"|{self.second}|", "ratio")
+        head = ("layer", "cosine", f"|{visible(self.first)}|", f"|{visible(self.second)}|", "ratio")
         rows = [head, *(_cells(row) for row in (*self.layers, self.total))]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(
@@ -82,7 +83,7 @@ class AdapterComparison:
 def _cells(row: LayerComparison) -> tuple[str, ...]:
     cosine, ratio = f"{row.cosine:.3f}", f"{row.norm_ratio:.3g}"
     return (
-        row.layer,
+        visible(row.layer),
         cosine.replace("nan", "-"),
         f"{row.first_norm:.3g}",
         f"{row.second_norm:.3g}",

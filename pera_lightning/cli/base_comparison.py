@@ -6,7 +6,7 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.table import Table
+from pera_lightning.analysis.plain_table import PlainTable
 
 Comparison = dict[str, tuple[float, float]]
 """Metric -> its value for the base model and for the adapted one."""
@@ -17,9 +17,9 @@ def comparison(base: Mapping[str, float], adapted: Mapping[str, float]) -> Compa
     return {name: (base[name], adapted[name]) for name in base if name in adapted}
 
 
-def as_table(values: Comparison) -> Table:
+def as_table(values: Comparison) -> PlainTable:
     """The comparison for the screen."""
-    table = Table(title="Test without and with the adapter")
+    table = PlainTable(title="Test without and with the adapter")
     for heading in ("metric", "base", "adapted"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")
     for name, pair in values.items():

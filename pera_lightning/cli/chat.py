@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Literal
+
+from pera_lightning.cli.screen import ask, tell
 
 
 def chat(
@@ -44,13 +45,8 @@ def chat(
         merged=merged,
         dtype=dtype,
     )
-    print("An empty line or Ctrl-D ends the conversation.", file=sys.stderr)
+    tell("An empty line or Ctrl-D ends the conversation.")
     messages: list[dict[str, str]] = []
-    while text := _next_message():
+    while text := ask():
         messages.append({"role": "user", "content": text})
         messages.append({"role": "assistant", "content": answerer.answer(messages, stream=True)})
-
-
-def _next_message() -> str:
-    print("> ", end="", flush=True)
-    return sys.stdin.readline().strip()

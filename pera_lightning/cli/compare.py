@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from pera_lightning.checkpoint.remote import local_path
+from pera_lightning.cli.screen import show, show_table
 from pera_lightning.errors import ConfigError
 
 METHODS = {
@@ -32,8 +33,6 @@ def compare(words: Sequence[str]) -> None:
     Raises:
         ConfigError: An option, the config or an override is wrong, or `--out` holds another comparison.
     """
-    from rich import get_console
-
     from pera_lightning.analysis.method_comparison import summarise
     from pera_lightning.analysis.method_table import as_table
     from pera_lightning.cli.comparison import Plan, run_comparison
@@ -54,8 +53,8 @@ def compare(words: Sequence[str]) -> None:
         workers=arguments.workers,
     )
     runs = run_comparison(plan)
-    get_console().print(as_table(summarise(runs, plan.tuning, plan.mode), plan.report))
-    print(f"{plan.out / 'runs.csv'}\n{plan.out / 'comparison.png'}")
+    show_table(as_table(summarise(runs, plan.tuning, plan.mode), plan.report))
+    show(plan.out / "runs.csv", plan.out / "comparison.png")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,7 +8,6 @@ import logging
 import math
 import shutil
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing_extensions import override
 from pera_lightning.analysis import mean_energy
 from pera_lightning.analysis.method_comparison import ComparedRun
 from pera_lightning.checkpoint.atomic import replacing
+from pera_lightning.cli.screen import tell
 from pera_lightning.cli.trainer import PeraCLI, make_cli
 from pera_lightning.errors import ConfigError, PeraError, TrainingError
 from pera_lightning.integration.weighted_accumulation import WeightedAccumulation
@@ -91,7 +91,7 @@ def run_cell(cell: Cell) -> ComparedRun:
             raise
         raise _refused(cell) from stop
     except PeraError:
-        print(f"{cell.folder}: this run ended the comparison; those that are finished are kept.", file=sys.stderr)
+        tell(f"{cell.folder}: this run ended the comparison; those that are finished are kept.")
         raise
     keep_result(cell, found)
     return found

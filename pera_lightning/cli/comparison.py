@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from pera_lightning.checkpoint.out_folder import check_out_folder
 from pera_lightning.cli.comparison_settings import check_fit, keep_settings
 from pera_lightning.errors import ConfigError
+from pera_lightning.visible_text import visible
 
 if TYPE_CHECKING:
     from pera_lightning.analysis.method_comparison import ComparedRun
@@ -190,7 +191,8 @@ def _run_all(cells: Sequence[Cell], workers: int, title: str) -> list[ComparedRu
         made = _made_here(missing) if workers == 1 else _made_by_workers(missing, workers)
         for run in track(made, title, total=len(missing), console=console):
             values = "diverged" if run.diverged else f"validation {run.selection:.4f}, test {run.report:.4f}"
-            console.print(f"{run.method}, learning rate {run.learning_rate:g}, seed {run.seed}: {values}")
+            line = f"{run.method}, learning rate {run.learning_rate:g}, seed {run.seed}: {values}"
+            console.print(visible(line), markup=False, emoji=False)
     return [found for cell in cells if (found := cell.result()) is not None]
 
 

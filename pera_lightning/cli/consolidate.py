@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pera_lightning.cli.screen import show
+
 
 def consolidate(checkpoint: str, out: str) -> None:
     """Write the adapter in a Trainer's checkpoint as a folder for load_adapter and `generate`.
@@ -14,4 +16,4 @@ def consolidate(checkpoint: str, out: str) -> None:
     """
     from pera_lightning.checkpoint.consolidate import consolidate as write
 
-    print(write(checkpoint, out))
+    show(write(checkpoint, out))

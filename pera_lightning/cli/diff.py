@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from pera_lightning.cli.screen import show
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -27,9 +29,9 @@ def diff(first: str, second: str) -> None:
     from pera_lightning.export.plain_lora import PeraTensors
 
     one, other = PeraTensors.of(first), PeraTensors.of(second)
-    print(compare_layers((_name(first), _name(second)), _factors(one), _factors(other)))
+    show(compare_layers((_name(first), _name(second)), _factors(one), _factors(other)))
     difference = form_difference(one.manifest, other.manifest)
-    print(f"options: {difference or 'the same'}")
+    show(f"options: {difference or 'the same'}")
 
 
 def _name(folder: str) -> str:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pera_lightning.analysis.memory import CONTEXT, GB, SLACK, Growth, HeldMemory, needed
+from pera_lightning.cli.screen import show_table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from pera_lightning.analysis.plain_table import PlainTable
     from pera_lightning.cli.fit_on_meta import FitOnMeta
 
 CARDS = (8, 12, 16, 24)
@@ -40,8 +40,8 @@ def estimate(words: Sequence[str]) -> None:
     with console.status("Counting; about a minute ..."):
         growths = {checkpointing: _growths(fit, checkpointing) for checkpointing in (True, False)}
         parts = _parts_table(fit)
-    console.print(parts)
-    console.print(_cards_table(fit, growths, arguments.cards))
+    show_table(parts)
+    show_table(_cards_table(fit, growths, arguments.cards))
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,14 @@ def _growths(fit: FitOnMeta, checkpointing: bool) -> _Growths:
     )
 
 
-def _parts_table(fit: FitOnMeta) -> Table:
-    from rich.table import Table
+def _parts_table(fit: FitOnMeta) -> PlainTable:
+    from pera_lightning.analysis.plain_table import PlainTable
 
     options, checkpointing = fit.options, fit.options.gradient_checkpointing
     held, step = fit.held(checkpointing), fit.step(checkpointing, options.batch_size, options.length)
     dtype = str(options.dtype).removeprefix("torch.")
     stored = dtype if options.quantization is None else f"{options.quantization}, the rest {dtype}"
-    table = Table(
+    table = PlainTable(
         title=f"{options.source.name}: {options.batch_size} rows of {options.length} tokens"
         f"{' end to end' if options.in_one_row else ''}, {options.attention} attention",
         caption="Counted for batches as long as they may be, in which every token is to be learnt.",
@@ -134,13 +134,13 @@ def _offloaded_row(fit: FitOnMeta) -> list[tuple[str, float, str]]:
     return [("  in pinned CPU memory instead", size, "a step on torch's meta device")]
 
 
-def _cards_table(fit: FitOnMeta, growths: dict[bool, _Growths], cards: Sequence[float]) -> Table:
-    from rich.table import Table
+def _cards_table(fit: FitOnMeta, growths: dict[bool, _Growths], cards: Sequence[float]) -> PlainTable:
+    from pera_lightning.analysis.plain_table import PlainTable
 
     uncounted = "the display's share of a card is not counted"
     if fit.options.activation_offloading:
         uncounted += ", nor the CPU memory that offloaded activations take"
-    table = Table(title="Training steps that fit", caption=f"GB of 2^30 bytes; {uncounted}.")
+    table = PlainTable(title="Training steps that fit", caption=f"GB of 2^30 bytes; {uncounted}.")
     table.add_column("card")
     for what in (f"largest batch at {fit.options.length} tokens", f"largest length at batch {fit.options.batch_size}"):
         for checkpointing in (True, False):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from pera_lightning.cli.screen import show_table
 from pera_lightning.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ def evaluate(
         out: Folder for results.json and one file of predictions (JSONL) for each task.
     """
     import torch
-    from rich import get_console
 
     from pera_lightning.checkpoint.out_folder import check_out_folder
     from pera_lightning.checkpoint.remote import local_path
@@ -68,7 +68,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         progress=True,
     )
-    get_console().print(evaluation.table())
+    show_table(evaluation.table())
     if out is not None:
         options = {"template": template, "limit": limit, "num_beams": num_beams, "merged": merged}
         evaluation.write(out, {"adapter": adapter, "base": base, **options})

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pera_lightning.checkpoint.adapter_files import CONFIG_FILE
 from pera_lightning.checkpoint.manifest import read_manifest
 from pera_lightning.checkpoint.remote import local_path, place
+from pera_lightning.cli.screen import show
 from pera_lightning.errors import ConfigError
 from pera_lightning.export.export_lora import GGUF_FILE
 from pera_lightning.export.export_report import ExportReport
@@ -81,12 +82,12 @@ def export(
     folder, examples = local_path(out, "--out"), None if rows is None else local_path(rows, "--rows")
     manifest = read_manifest(place(adapter) / CONFIG_FILE)
     if to == "merged":
-        print(export_merged(adapter, out, base=base, gguf_file=gguf_file, dtype=dtype, into=into, compare=check))
-        print(f"AutoModelForCausalLM.from_pretrained({str(folder)!r})")
+        show(export_merged(adapter, out, base=base, gguf_file=gguf_file, dtype=dtype, into=into, compare=check))
+        show(f"AutoModelForCausalLM.from_pretrained({str(folder)!r})")
         return
     if to == "gguf":
-        print(export_merged_gguf(adapter, out, base=base, gguf_file=gguf_file, dtype=dtype or "float16", compare=check))
-        print(f"llama-cli -m {quote(str(folder / MERGED_GGUF_FILE))}")
+        show(export_merged_gguf(adapter, out, base=base, gguf_file=gguf_file, dtype=dtype or "float16", compare=check))
+        show(f"llama-cli -m {quote(str(folder / MERGED_GGUF_FILE))}")
         return
     check_place(folder, to)
     refuse_losses(to, manifest)
@@ -108,8 +109,8 @@ def export(
         if to == "llamacpp":
             options["model_config"] = load_config(adapter_source(place(adapter), manifest, base, gguf_file))
         report = export_lora(adapter, out, rank, **options)
-    print(report)
-    print(how_to_load(report, folder, base or manifest.base_model or "BASE"))
+    show(report)
+    show(how_to_load(report, folder, base or manifest.base_model or "BASE"))
 
 
 def _refuse_idle(

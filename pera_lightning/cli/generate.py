@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pera_lightning.cli.screen import show_table
 from pera_lightning.errors import ConfigError
 
 
@@ -66,11 +67,8 @@ def generate(
 
 
 def _show(base: str, adapted: str) -> None:
-    from rich import get_console
-    from rich.table import Table
-    from rich.text import Text
+    from pera_lightning.analysis.plain_table import Lines, PlainTable
 
-    table = Table("base", "with the adapter")
-    # As Text, for brackets in an answer are no markup.
-    table.add_row(Text(base), Text(adapted))
-    get_console().print(table)
+    table = PlainTable("base", "with the adapter")
+    table.add_row(Lines(base), Lines(adapted))
+    show_table(table)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pera_lightning.checkpoint.out_folder import check_out_folder
 from pera_lightning.checkpoint.remote import Place, local_path, place
+from pera_lightning.cli.screen import show, show_table
 from pera_lightning.errors import PeraError
 
 if TYPE_CHECKING:
@@ -56,13 +57,12 @@ def inspect(
     finally:
         torch.set_num_threads(threads)
     strengths = _strengths(found, source, base, gguf_file, prompts) if interactions else None
-    console = get_console()
-    console.print(as_table(found, console.width))
+    show_table(as_table(found, get_console().width))
     for words in found.others:
-        print(f"also trained, in no row: {words}")
+        show(f"also trained, in no row: {words}")
     folder.mkdir(parents=True, exist_ok=True)
     write_table(found, folder / "layers.csv")
-    print("\n".join(map(str, [folder / "layers.csv", *_draw(found, strengths, folder)])))
+    show(folder / "layers.csv", *_draw(found, strengths, folder))
 
 
 def _beside(adapter: Place) -> Path:
@@ -80,7 +80,7 @@ def _strengths(
     from pera_lightning.integration.export_check import sentence_inputs
 
     if all(row.coefficients is None for row in found.layers):
-        print("No interactions: the adapter has no products of rank components.")
+        show("No interactions: the adapter has no products of rank components.")
         return None
     try:
         model, tokenizer = load_adapted_model(source, base=base, gguf_file=gguf_file)
@@ -88,7 +88,7 @@ def _strengths(
         # Who names a base wants it.
         if base is not None:
             raise
-        print(f"No interactions: the base model cannot be loaded (--base names another).\n{error}")
+        show("No interactions: the base model cannot be loaded (--base names another).", error)
         return None
     return interaction_strength(model, sentence_inputs(tokenizer, prompts))
 

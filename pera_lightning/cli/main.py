@@ -8,8 +8,10 @@ from collections.abc import Callable
 from importlib import import_module
 from traceback import walk_tb
 
+from pera_lightning.cli.screen import accept_all_characters
 from pera_lightning.errors import PeraError
 from pera_lightning.requirements import refuse_compromised_lightning
+from pera_lightning.visible_text import visible_text
 
 _HINT = """
   fix:      --trainer.accelerator cpu, after the configs; several processes are tried out on a CPU with
@@ -22,6 +24,7 @@ def main() -> None:
     # Tokenizers warn about forked DataLoader workers otherwise; examples are tokenised before those start.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
+        accept_all_characters()
         refuse_compromised_lightning()
         if words and words[0] in TOOLS:
             TOOLS[words[0]](words[1:])
@@ -32,7 +35,7 @@ def main() -> None:
         if users is None:
             raise
         # The message says all a user needs; a traceback through the Trainer would bury it.
-        sys.exit(f"\nerror: {users}{_HINT if 'gpu backend' in str(users) else ''}")
+        sys.exit(f"\nerror: {visible_text(str(users))}{_HINT if 'gpu backend' in str(users) else ''}")
 
 
 def _users_error(error: BaseException) -> BaseException | None:

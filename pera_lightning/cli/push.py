@@ -7,6 +7,7 @@ from pathlib import Path
 from pera_lightning.checkpoint.adapter_files import read_weights
 from pera_lightning.checkpoint.finite_values import describe_infinite, not_finite
 from pera_lightning.checkpoint.remote import local_path
+from pera_lightning.cli.screen import show
 from pera_lightning.errors import AdapterFileError, ConfigError
 from pera_lightning.option_checks import check_flags
 
@@ -39,16 +40,16 @@ def push(folder: str, repo: str, private: bool = True, dry_run: bool = False, me
     files = _files(place)
     _check_name(repo)
     for path in files:
-        print(f"{path.name}  {path.stat().st_size:,} bytes")
+        show(f"{path.name}  {path.stat().st_size:,} bytes")
     if dry_run:
-        print(f"nothing was uploaded; without --dry_run these {len(files)} files go to {repo}")
+        show(f"nothing was uploaded; without --dry_run these {len(files)} files go to {repo}")
         return
     from huggingface_hub import HfApi
 
     api, names = HfApi(), [path.name for path in files]
     try:
         api.create_repo(repo, private=private, exist_ok=True)
-        print(api.upload_folder(repo_id=repo, folder_path=place, allow_patterns=names, commit_message=message))
+        show(api.upload_folder(repo_id=repo, folder_path=place, allow_patterns=names, commit_message=message))
     # Any: which library talks to the network, and with what errors, differs between versions of huggingface_hub.
     except Exception as error:
         raise ConfigError(

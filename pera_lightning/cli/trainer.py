@@ -6,18 +6,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import rich
 import torch
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
 from pera_lightning.checkpoint.remote import place, written
 from pera_lightning.cli.base_comparison import as_table, comparison, write_comparison
 from pera_lightning.cli.predictions import write_predictions
 from pera_lightning.cli.progress_bar import PeraProgressBar
+from pera_lightning.cli.screen import show, show_table
 from pera_lightning.cli.untrained_base import RefuseUntrained, refuse_without_checkpoint
 from pera_lightning.errors import CheckpointError
 from pera_lightning.injection import adapter_disabled
@@ -33,6 +32,7 @@ from pera_lightning.integration.data import (  # noqa: F401
     TextDataModule,
 )
 from pera_lightning.integration.fsdp2 import FSDP2Strategy  # noqa: F401
+from pera_lightning.integration.messages import rank_zero_info
 from pera_lightning.integration.sequence_classifier import PeraSequenceClassifier  # noqa: F401
 
 DESCRIPTION = "Fine-tune with PERA adapters on PyTorch Lightning."
@@ -118,7 +118,7 @@ class PeraCLI(LightningCLI):
         base = {name: value.item() for name, value in self.trainer.callback_metrics.items()}
         if self.trainer.is_global_zero:
             table, folder = comparison(base, adapted), self.trainer.log_dir
-            rich.get_console().print(as_table(table))
+            show_table(as_table(table))
             if folder is not None:
                 with written(place(folder)) as local:
                     write_comparison(table, local / "comparison.csv")
@@ -135,9 +135,9 @@ class PeraCLI(LightningCLI):
                 rows = write_predictions(trainer.predict_loop.predictions, local / f"{name}.jsonl")
         except (TypeError, ValueError) as error:
             # Any module may predict; what it returns need not be rows.
-            print(error)
+            show(error)
         else:
-            print(f"{rows:,} predictions written to {folder / name}.jsonl")
+            show(f"{rows:,} predictions written to {folder / name}.jsonl")
 
     def after_fit(self) -> None:
         """Draw the loss curve of the run beside its CSV metrics."""

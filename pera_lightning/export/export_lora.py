@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,8 +28,9 @@ from pera_lightning.injection import adapted_layers, adapter_layers, marked_modu
 from pera_lightning.layers import PeraLinear
 from pera_lightning.layers.call_hooks import changes_output
 from pera_lightning.layers.merging import refuse_more
+from pera_lightning.visible_text import visible_logger
 
-logger = logging.getLogger(__name__)
+logger = visible_logger(__name__)
 GGUF_FILE = "adapter.gguf"
 Check = Callable[[nn.Module, Path, Reference], Certificate]
 """How an export is loaded back: from the adapted model, the folder and what the model computes."""

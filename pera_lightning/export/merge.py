@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,8 +22,9 @@ from pera_lightning.injection.replacement import replace_modules
 from pera_lightning.layers import PeraLinear, TokenRowsLayer
 from pera_lightning.layers.call_hooks import carry_hooks
 from pera_lightning.layers.merging import refuse_infinite, refuse_more
+from pera_lightning.visible_text import visible_logger
 
-logger = logging.getLogger(__name__)
+logger = visible_logger(__name__)
 
 MergeInto = Literal["auto", "dequantized", "original", "requantized"]
 WAYS: tuple[MergeInto, ...] = ("dequantized", "original", "requantized")

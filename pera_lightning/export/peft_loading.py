@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +17,9 @@ from pera_lightning.export.peft_format import read_peft
 from pera_lightning.export.servers import MERGE
 from pera_lightning.injection import marked_modules, remove_adapter
 from pera_lightning.requirements import is_installed, require
+from pera_lightning.visible_text import visible_logger
 
-logger = logging.getLogger(__name__)
+logger = visible_logger(__name__)
 
 ADAPTER = "default"
 """What `PeftModel.from_pretrained` calls an adapter."""

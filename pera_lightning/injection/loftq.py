@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -16,8 +15,9 @@ from pera_lightning.form_bounds import check_rank
 from pera_lightning.injection.names import adapted_layers
 from pera_lightning.injection.untrained import note_start
 from pera_lightning.layers import PeraLinear
+from pera_lightning.visible_text import visible_logger
 
-logger = logging.getLogger(__name__)
+logger = visible_logger(__name__)
 
 # Of the randomised SVD (Halko et al., 2011): spectra of quantisation errors are flat, which takes many iterations.
 OVERSAMPLING = 16

@@ -6,11 +6,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from pera_lightning.functional.distributed import own_part
 from pera_lightning.injection import clean_name
+from pera_lightning.integration.messages import rank_zero_warn
 from pera_lightning.integration.weighted_accumulation import WeightedAccumulation
 
 

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from pera_lightning.errors import ConfigError
+from pera_lightning.integration.messages import rank_zero_warn
 
 SMALLEST = 2**20
 """Bytes below which a tensor stays where it is: moving it costs more than its room is worth."""

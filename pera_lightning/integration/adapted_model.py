@@ -14,6 +14,7 @@ from pera_lightning.errors import ConfigError
 from pera_lightning.injection.untrained import is_idle
 from pera_lightning.integration.adapter_source import adapter_quantization, adapter_source
 from pera_lightning.integration.pretrained import load_causal_lm, load_tokenizer
+from pera_lightning.visible_text import visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,8 +55,8 @@ def load_adapted_model(
         load_adapter(model, folder)
         if is_idle(model):
             warnings.warn(
-                f"The adapter in {adapter} changes nothing: its factors are those of before training, and the answers "
-                "the base's. Take the adapter that a fit has written.",
+                f"The adapter in {visible(adapter)} changes nothing: its factors are those of before training, and the "
+                "answers the base's. Take the adapter that a fit has written.",
                 stacklevel=2,
             )
     return model, tokenizer

@@ -7,7 +7,6 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
 from pera_lightning.analysis.inspection import inspect_tensors
@@ -16,6 +15,7 @@ from pera_lightning.errors import TrainingError
 from pera_lightning.functional.distributed import whole
 from pera_lightning.integration import fsdp
 from pera_lightning.integration.adapter_root import adapter_root
+from pera_lightning.integration.messages import rank_zero_warn
 from pera_lightning.option_checks import count
 
 

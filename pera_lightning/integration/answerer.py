@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from pera_lightning.errors import ConfigError
 from pera_lightning.export import merge_adapter
@@ -14,6 +15,7 @@ from pera_lightning.integration.adapted_model import load_adapted_model
 from pera_lightning.integration.data.prompts import ChatEncoder, Message
 from pera_lightning.integration.generation import generate_answers
 from pera_lightning.option_checks import count
+from pera_lightning.visible_text import visible_text
 
 
 class Answerer:
@@ -72,10 +74,8 @@ class Answerer:
             messages: The conversation so far.
             stream: Print the answer word by word as it comes.
         """
-        from transformers import TextStreamer
-
         options = {"skip_prompt": True, "skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-        streamer = TextStreamer(self.tokenizer, **options) if stream else None
+        streamer = _screen()(self.tokenizer, **options) if stream else None
         ids = torch.tensor(self._encoder.encode_prompt(messages))
         [answer] = generate_answers(self.model, self.tokenizer, [ids], self.max_new_tokens, streamer)
         return answer
@@ -84,3 +84,15 @@ class Answerer:
         """What the base says without the adapter, which must not be merged."""
         with adapter_disabled(self.model):
             return self.answer(messages)
+
+
+def _screen() -> type[Any]:
+    """Prints an answer, and what would steer the terminal in it as escapes."""
+    from transformers import TextStreamer
+
+    class Screen(TextStreamer):
+        @override
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            super().on_finalized_text(visible_text(text), stream_end)
+
+    return Screen

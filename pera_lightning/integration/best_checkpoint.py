@@ -8,12 +8,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from pera_lightning.checkpoint.comparison import shapes
 from pera_lightning.checkpoint.remote import place
 from pera_lightning.checkpoint.training_checkpoint import read_checkpoint
+from pera_lightning.integration.messages import rank_zero_warn
 
 
 @dataclass(frozen=True)

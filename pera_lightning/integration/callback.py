@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
 from pera_lightning.checkpoint import Manifest, manifest_of
@@ -28,6 +27,7 @@ from pera_lightning.integration.guards import CheckpointOrigin, refuse_lost_adap
 from pera_lightning.integration.late_injection import cancel_late_injection, inject_after_configure_model
 from pera_lightning.integration.lora_start import chosen_options, start_adapters
 from pera_lightning.integration.lost_worker import explain_lost_worker
+from pera_lightning.integration.messages import rank_zero_info
 from pera_lightning.integration.model_parallel import check_before_loading, stop_checking
 from pera_lightning.integration.polynomial_start import HeldCoefficients
 from pera_lightning.integration.preflight import Preflight

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import rich
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
@@ -32,6 +31,7 @@ from pera_lightning.integration.generation import (
     split_prompts,
 )
 from pera_lightning.integration.gradient_checkpointing import enable_gradient_checkpointing
+from pera_lightning.integration.messages import rank_zero_info
 from pera_lightning.integration.optimization import OptimizerName, Schedule
 from pera_lightning.integration.pack_check import check_packs
 from pera_lightning.integration.parallel_causal_lm import ParallelBuild

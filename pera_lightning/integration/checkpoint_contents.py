@@ -12,12 +12,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.strategies import Strategy
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from pera_lightning.checkpoint.training_checkpoint import PROCESSES
 from pera_lightning.functional.distributed import own_part
 from pera_lightning.injection import adapted_layers
+from pera_lightning.integration.messages import rank_zero_warn
 
 _ARGUMENTS = {
     pl.LightningModule.CHECKPOINT_HYPER_PARAMS_KEY: "module",

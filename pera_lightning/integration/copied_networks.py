@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -20,6 +19,7 @@ from pera_lightning.injection.copies import (
     start_alike,
 )
 from pera_lightning.injection.names import own_modules, within_any
+from pera_lightning.integration.messages import rank_zero_info, rank_zero_warn
 
 
 def settle_copies(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch.distributed
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from pera_lightning.checkpoint.training_checkpoint import PROCESSES
 from pera_lightning.integration.accumulated_gradients import (
@@ -24,6 +23,7 @@ from pera_lightning.integration.loop_progress import (
     owe_validation,
     owes_validation,
 )
+from pera_lightning.integration.messages import rank_zero_warn
 from pera_lightning.integration.model_parallel import is_parallel
 from pera_lightning.integration.random_state import random_states, restore_random_states
 from pera_lightning.integration.resume_limits import warn_of_limits

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from pera_lightning.checkpoint.finite_values import describe_infinite
@@ -11,6 +10,7 @@ from pera_lightning.integration.diverged import HALF_CURES, anywhere, diverged, 
 from pera_lightning.integration.finite_checkpoints import guard_checkpoints
 from pera_lightning.integration.gradient_check import GradientCheck
 from pera_lightning.integration.loss_check import LossCheck
+from pera_lightning.integration.messages import rank_zero_warn
 
 
 class FiniteRun:

@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from pera_lightning.integration.answer_loss import IGNORE_INDEX
 from pera_lightning.integration.evaluation_mode import evaluation_mode
+from pera_lightning.integration.messages import rank_zero_warn
 from pera_lightning.integration.model_limits import ModelLimits
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
     from transformers.generation.streamers import BaseStreamer
+
+    from pera_lightning.analysis.plain_table import PlainTable
 
 
 @dataclass(frozen=True)
@@ -150,15 +151,13 @@ def generate_samples(
     return [GenerationSample(*texts) for texts in zip(prompt_texts, expected, generated, strict=True)]
 
 
-def sample_table(samples: Iterable[GenerationSample], title: str) -> Table:
+def sample_table(samples: Iterable[GenerationSample], title: str) -> PlainTable:
     """A rich table of samples: prompt, expected answer, generated answer and whether they match."""
-    from rich.table import Table
-    from rich.text import Text
+    from pera_lightning.analysis.plain_table import Lines, PlainTable
 
-    table = Table("prompt", "expected", "generated", "match", title=title, show_lines=True)
+    table = PlainTable("prompt", "expected", "generated", "match", title=title, show_lines=True)
     for sample in samples:
-        # As Text, for brackets in an answer are no markup.
-        texts = (Text(text.strip()) for text in (sample.prompt, sample.expected, sample.generated))
+        texts = (Lines(text.strip()) for text in (sample.prompt, sample.expected, sample.generated))
         table.add_row(*texts, "yes" if sample.matches else "no")
     return table
 

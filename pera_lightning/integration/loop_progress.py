@@ -14,8 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils._pytree import tree_leaves
+
+from pera_lightning.integration.messages import rank_zero_warn
 
 # In the state of a fit loop, `checkpoint["loops"]["fit_loop"]`.
 _BATCHES = "epoch_loop.batch_progress"

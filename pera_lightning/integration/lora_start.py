@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
 from pera_lightning.checkpoint.lora_start import copy_lora, plan_lora
@@ -19,6 +18,7 @@ from pera_lightning.injection.output_head import outermost_pretrained
 from pera_lightning.injection.untrained import note_start
 from pera_lightning.integration.adapter_root import adapter_root, prefix_of
 from pera_lightning.integration.float_model import inject_into
+from pera_lightning.integration.messages import rank_zero_info
 from pera_lightning.integration.model_parallel import shard_after_injection
 
 # What a LoRA leaves open. Dropout acts in training only, so that it is the new run's to choose.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.distributed import DistError
 
-_log = logging.getLogger(__name__)
+from pera_lightning.visible_text import visible_logger
+
+_log = visible_logger(__name__)
 # gloo raises plain RuntimeErrors; NCCL and the store raise DistErrors.
 _GLOO = ("gloo/transport", "Timed out waiting", "Connection closed by peer", "Connection reset by peer", "pair closure")
 

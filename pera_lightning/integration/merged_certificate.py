@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -18,11 +17,12 @@ from pera_lightning.errors import ConfigError
 from pera_lightning.export.certificate import Certificate, Reference
 from pera_lightning.export.probe import token_probe
 from pera_lightning.integration.pretrained import PretrainedSource, load_causal_lm, load_tokenizer
+from pera_lightning.visible_text import visible_logger
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-logger = logging.getLogger(__name__)
+logger = visible_logger(__name__)
 
 PROMPTS = (
     "The capital of France is",

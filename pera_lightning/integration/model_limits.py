@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from pera_lightning.errors import ConfigError
+from pera_lightning.integration.messages import rank_zero_warn
 
 _POSITIONS = re.compile(r"(^|\.)(wpe|embed_positions|positions?_embed(ding)?s?|pos_embed\w*)$")
 """Names of the layers that look positions up: GPT-2, OPT, BART, BERT and their kin."""

@@ -99,14 +99,15 @@ def check_before_loading(trainer: pl.Trainer, pl_module: pl.LightningModule, pre
             refuse_folder(place(checkpoint_path))
             with plain_values_alone(checkpoint_path, options):
                 return strategy.load_checkpoint(checkpoint_path, **options)
-        held = fitting_checkpoint(strategy.broadcast(checkpoint_path), pl_module, present)
+        path = strategy.broadcast(checkpoint_path)
+        held = fitting_checkpoint(path, pl_module, present)
         if trainer.state.fn == TrainerFn.FITTING:
             _refuse_unsharded(held)
         strict = pl_module.strict_loading
         # In a single file Lightning would look for every weight of the base.
         pl_module.strict_loading = strict and held.distributed
         try:
-            with plain_values_alone(checkpoint_path, options):
+            with plain_values_alone(path, options):
                 return strategy.load_checkpoint(checkpoint_path, **options)
         finally:
             pl_module.strict_loading = strict

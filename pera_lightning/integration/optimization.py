@@ -6,13 +6,13 @@ import math
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from pera_lightning.bases import bitsandbytes, check_bitsandbytes
 from pera_lightning.errors import ConfigError
+from pera_lightning.integration.messages import rank_zero_warn
 
 Schedule = Literal["linear", "cosine", "constant"]
 OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]

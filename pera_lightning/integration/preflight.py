@@ -9,7 +9,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from pera_lightning.bases import base_of
@@ -20,6 +19,7 @@ from pera_lightning.injection.copies import following
 from pera_lightning.injection.output_head import output_head
 from pera_lightning.injection.untrained import is_untrained
 from pera_lightning.integration.copied_networks import still_copies
+from pera_lightning.integration.messages import rank_zero_warn
 
 LEAST_LEARNING_RATE = 2e-5
 """Adam's rate below which adapters hardly move; they are trained with 1e-4 to 1e-3."""

@@ -6,12 +6,12 @@ import math
 from typing import TYPE_CHECKING, Literal, get_args
 
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from pera_lightning.errors import InjectionError
 from pera_lightning.injection import adapted_layers, parameter_groups
 from pera_lightning.integration.activation_offloading import check_offloading
+from pera_lightning.integration.messages import rank_zero_info
 from pera_lightning.integration.optimization import OptimizerName, Schedule, make_optimizer, warmup_schedule
 from pera_lightning.integration.pretrained import PretrainedSource, load_tokenizer
 from pera_lightning.integration.weighted_accumulation import WeightedAccumulation

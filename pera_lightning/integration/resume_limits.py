@@ -6,8 +6,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils._pytree import tree_leaves
+
+from pera_lightning.integration.messages import rank_zero_warn
 
 
 def warn_of_limits(trainer: pl.Trainer, *, within_epoch: bool) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from pera_lightning.errors import TargetError
+from pera_lightning.integration.messages import rank_zero_warn
 
 _EXTENDED = "_pera_returns_adapters"
 

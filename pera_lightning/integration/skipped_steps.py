@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-
 from pera_lightning.integration.diverged import diverged
 from pera_lightning.integration.late_number import LateNumbers
+from pera_lightning.integration.messages import rank_zero_warn
 
 LONGEST_SEARCH = 40
 """Halved so often, a scale of 65,536 is below every float16 number: no smaller one will help."""

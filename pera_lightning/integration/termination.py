@@ -10,10 +10,10 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from pera_lightning.errors import TrainingError
 from pera_lightning.integration.late_number import LateNumber
+from pera_lightning.integration.messages import rank_zero_info, rank_zero_warn
 
 # "last" at the beginning lets `ckpt_path="last"` find it, where the ModelCheckpoint has the same folder again.
 FILE_NAME = "last-sigterm.ckpt"
@@ -39,7 +39,7 @@ def save_before_termination(trainer: pl.Trainer, exception: BaseException) -> No
         trainer.save_checkpoint(path)
     except TrainingError as error:
         # The signal ends the run, whatever else there is to say.
-        rank_zero_warn(f"PERA: SIGTERM; no checkpoint is written. {error}")
+        rank_zero_warn("PERA: SIGTERM; no checkpoint is written.", error)
         return
     rank_zero_info(f"PERA: SIGTERM; checkpoint written. fit(ckpt_path={path!r}) goes on from it.")
 

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
 from pera_lightning.checkpoint import Manifest, adapter_state_dict, write_adapter
@@ -23,6 +22,7 @@ from pera_lightning.injection import clean_name
 from pera_lightning.injection.saved_modules import kept_infinities
 from pera_lightning.integration.adapter_root import adapter_root, prefix_of
 from pera_lightning.integration.best_checkpoint import EarlierBests, StepsOfBests, WrittenWeights, best_weights
+from pera_lightning.integration.messages import rank_zero_info
 from pera_lightning.integration.remote_places import refuse_remote_shards
 from pera_lightning.integration.run_summary import run_summary
 

@@ -8,13 +8,13 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed
 from lightning.pytorch.strategies import DeepSpeedStrategy
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
 from pera_lightning.errors import ConfigError
 from pera_lightning.functional.distributed import own_part, whole
 from pera_lightning.integration.batch_count import number, one_element, unless_empty
+from pera_lightning.integration.messages import rank_zero_warn
 
 # On the module: its own.
 _ATTRIBUTE = "_weighted_accumulation"

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from pera_lightning.errors import DataError
 from pera_lightning.integration.data.parsed_row import FIX_ROW, ParsedRow, Row, refuse_half_characters, shorten
+from pera_lightning.integration.messages import rank_zero_info
+from pera_lightning.visible_text import visible_logger
 
-log = logging.getLogger(__name__)
+log = visible_logger(__name__)
 
 RowFormat = Literal["auto", "prompt_completion", "alpaca", "messages"]
 OnBadRow = Literal["error", "skip"]

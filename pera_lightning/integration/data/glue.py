@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -23,6 +22,7 @@ from pera_lightning.integration.data.module_parts import (
 from pera_lightning.integration.data.options import check_at_least_one
 from pera_lightning.integration.data.row_sources import Split
 from pera_lightning.integration.data.sampling import LengthGroupedSampler
+from pera_lightning.integration.messages import rank_zero_info
 from pera_lightning.integration.quiet import ignore_warning
 from pera_lightning.option_checks import check_flags
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -26,6 +25,7 @@ from pera_lightning.integration.data.row_sources import Split, as_paths
 from pera_lightning.integration.data.sampling import LengthGroupedSampler
 from pera_lightning.integration.data.splits import SplitSources
 from pera_lightning.integration.data.tokenised import TokenisedSplit, tokenise_split
+from pera_lightning.integration.messages import rank_zero_info
 from pera_lightning.integration.quiet import ignore_warning
 from pera_lightning.option_checks import check_flags
 

@@ -6,7 +6,6 @@ import itertools
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, default_collate
 
@@ -24,6 +23,7 @@ from pera_lightning.integration.data.module_parts import (
 from pera_lightning.integration.data.options import check_at_least_one
 from pera_lightning.integration.data.row_sources import RowSources, Split, as_paths
 from pera_lightning.integration.data.rows import TEXT_ENDINGS
+from pera_lightning.integration.messages import rank_zero_info
 from pera_lightning.integration.quiet import ignore_warning
 
 Batch = dict[str, Tensor]

@@ -15,7 +15,7 @@ from pera_lightning.checkpoint.remote import local_path
 from pera_lightning.integration.data.commonsense import CommonsenseTask
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from pera_lightning.analysis.plain_table import PlainTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +88,11 @@ class Evaluation:
         mean = {"accuracy": self.mean_accuracy, "standard_error": self.mean_error}
         return {"how": self.how, "tasks": tasks, "mean": mean, "seconds": self.seconds}
 
-    def table(self) -> Table:
+    def table(self) -> PlainTable:
         """The numbers as a table in percent."""
-        from rich.table import Table
+        from pera_lightning.analysis.plain_table import PlainTable
 
-        table = Table("task", title=f"accuracy in % ({self.how})")
+        table = PlainTable("task", title=f"accuracy in % ({self.how})")
         for heading in ("accuracy", "standard error", "questions", "no answer"):
             table.add_column(heading, justify="right")
         for task, row in self.summary()["tasks"].items():
