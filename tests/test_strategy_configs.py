@@ -163,7 +163,9 @@ def test_a_quantised_base_is_refused(build: str, strategy: Strategy) -> None:
         FSDPStrategy(**options_of(ROOT / "configs" / "strategies" / "fsdp.yaml")),
         FSDPStrategy(auto_wrap_policy={nn.Sequential}, cpu_offload=True),
         ModelParallelStrategy(),
-        Declared(**options_of(ROOT / "configs" / "strategies" / "deepspeed_zero2.yaml")),
+        pytest.param(
+            Declared(**options_of(ROOT / "configs" / "strategies" / "deepspeed_zero2.yaml")), marks=for_deepspeed
+        ),
     ],
 )
 def test_possible_strategies_are_not_refused(strategy: Strategy) -> None:
