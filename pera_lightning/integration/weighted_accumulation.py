@@ -261,7 +261,8 @@ class WeightedAccumulation(pl.Callback):
     ) -> None:
         self.average()
         if self._loss_name is not None and pl_module is self._module and self.loss is not None:
-            pl_module.log(self._loss_name, self.loss, prog_bar=True)
+            # Lightning looks for the size of the batch, which a step that takes the loader's iterator does not have.
+            pl_module.log(self._loss_name, self.loss, prog_bar=True, batch_size=1)
 
     def window(self) -> dict[str, Tensor | None]:
         """What a run that goes on within an accumulation needs, beside this process's gradients; on the CPU."""
