@@ -204,6 +204,18 @@ def test_refuses_several_optimizers(tmp_path: Path) -> None:
         cpu_trainer(tmp_path, max_epochs=1, enable_checkpointing=False).fit(Two())
 
 
+class TakesTheIterator(Foreign):
+    def training_step(self, dataloader_iter: Any) -> Tensor:  # type: ignore[override]
+        batch, batch_idx, _ = next(dataloader_iter)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.filterwarnings("ignore:.*dataloader_iter.*")
+def test_refuses_a_step_that_fetches_its_batches(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"TakesTheIterator\.training_step\(dataloader_iter\)"):
+        fit_foreign(tmp_path, TakesTheIterator([[3, 9]]), accumulate_grad_batches=2)
+
+
 class Twice(Foreign):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         return super().training_step(batch, batch_idx) + super().training_step(batch, batch_idx)
