@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "pera_lightning"
 ROWS = [
     {"errors", "visible_text"},
     {"config", "form_bounds", "option_checks", "patterns", "requirements", "token_ids"},
-    {"functional"},
+    {"concurrency", "functional"},
     {"bases"},
     {"layers"},
     {"injection"},

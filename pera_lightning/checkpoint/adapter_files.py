@@ -24,6 +24,7 @@ from pera_lightning.checkpoint.finite_values import describe_infinite, not_finit
 from pera_lightning.checkpoint.manifest import Manifest, manifest_of, read_manifest
 from pera_lightning.checkpoint.model_card import model_card
 from pera_lightning.checkpoint.remote import Place, RemotePath, place, written
+from pera_lightning.concurrency import changing
 from pera_lightning.errors import AdapterFileError, InjectionError, TargetError
 from pera_lightning.functional.distributed import is_distributed, whole
 from pera_lightning.injection import InjectionReport, adapted_layers, init_loftq, inject_plan, remove_adapter
@@ -137,12 +138,26 @@ def load_adapter(
         AdapterFileError: A file is missing or damaged, or the adapter does not fit the model: then the message
             names the tensors, and the model is as it was.
         ConfigError: `float_model` is needed and does not fit.
-        InjectionError: The model's adapters are merged.
+        InjectionError: The model's adapters are merged, or other threads' calls of it do not end.
     """
     check_flags(allow_other_quantization=allow_other_quantization, allow_other_base=allow_other_base)
     folder = place(directory)
     manifest = read_manifest(folder / CONFIG_FILE)
     tensors = read_weights(folder / WEIGHTS_FILE)
+    # Afterwards, since calls of the model in other threads wait for what follows.
+    with changing(model):
+        return _put(model, folder, manifest, tensors, allow_other_quantization, allow_other_base, float_model)
+
+
+def _put(
+    model: nn.Module,
+    folder: Place,
+    manifest: Manifest,
+    tensors: dict[str, Tensor],
+    allow_other_quantization: bool,
+    allow_other_base: bool,
+    float_model: nn.Module | None,
+) -> InjectionReport | None:
     if any(True for _ in adapted_layers(model)):
         refuse_merged(model, InjectionError)
         present = manifest_of(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import nn
 from pera_lightning.checkpoint.adapter_comparison import AdapterComparison, compare_layers
 from pera_lightning.checkpoint.adapter_files import load_adapter
 from pera_lightning.checkpoint.mixing import inject_mixture
+from pera_lightning.concurrency import changing, kept
 from pera_lightning.errors import ConfigError, InjectionError
 from pera_lightning.injection import (
     DetachedAdapter,
@@ -37,8 +38,13 @@ class AdapterSet:
     had before.
 
     Only `switch`, `using` and `remove` change what the model computes: `load` and `mix` leave in place what is there.
-    The set is not safe to use from several threads at once. Once `merge_adapter` or `remove_adapter` was called on the
-    model, the set is of no use any more.
+    Once `merge_adapter` or `remove_adapter` was called on the model, the set is of no use any more.
+
+    Threads: a call of the model (a forward pass; also a whole `generate`) sees one adapter from beginning to end. What
+    the set does to the model waits for calls that run in other threads, and calls that begin meanwhile wait for it. If
+    they have not ended within two seconds it raises InjectionError, and nothing has changed. Calls alone cost what they
+    did. Not seen are calls without a frame of Python's that belongs to the model: replayed CUDA graphs, functions (not
+    modules) compiled around it, and anything where Python runs without its global lock.
 
     Args:
         model: The module that adapters are loaded into. If it holds one already, this becomes the first of the set.
@@ -63,8 +69,9 @@ class AdapterSet:
             )
         if name is not None:
             self._check_new(name)
-            self._adapters[name] = detach_adapter(model)
-            self._put(name)
+            with changing(model):
+                self._adapters[name] = detach_adapter(model)
+                self._put(name)
             self._active = name
 
     @property
@@ -96,29 +103,39 @@ class AdapterSet:
             InjectionError: The adapter in place is merged or disabled, or the model was changed past the set.
             TargetError: The model has lost a layer of the adapter.
         """
-        if name is not None:
-            self._check_known(name)
-        self._check_settled()
-        if name != self._active:
-            with self._detached():
-                self._active = name
+        with changing(self._model):
+            if name is not None:
+                self._check_known(name)
+            self._check_settled()
+            if name != self._active:
+                with self._detached():
+                    self._active = name
 
     @contextmanager
     def using(self, name: str | None) -> Iterator[nn.Module]:
         """Within this context the adapter is in place; afterwards the one from before, also after an exception.
+
+        Other threads (and tasks of asyncio) cannot put another one in place meanwhile: for them this is a call that
+        runs. Blocks with the same adapter run side by side; the last one to end brings back what was before.
 
         Args:
             name: Which one; None for the base alone.
 
         Yields:
             The model.
+
+        Raises:
+            ConfigError: The set holds no adapter of this name.
+            InjectionError: As by `switch`. Where it is raised at the end, this adapter is still in place.
         """
-        before = self._active
-        self.switch(name)
-        try:
+
+        def switch() -> Callable[[], None]:
+            before = self._active
+            self.switch(name)
+            return partial(self.switch, before)
+
+        with kept(self._model, lambda: name == self._active, switch):
             yield self._model
-        finally:
-            self.switch(before)
 
     def load(
         self,
@@ -143,15 +160,16 @@ class AdapterSet:
             ConfigError: The name is taken.
             InjectionError: The adapter in place is merged or disabled, or the model was changed past the set.
         """
-        self._check_new(name)
-        with self._detached():
-            report = load_adapter(
-                self._model,
-                directory,
-                allow_other_quantization=allow_other_quantization,
-                allow_other_base=allow_other_base,
-            )
-            self._adapters[name] = detach_adapter(self._model)
+        with changing(self._model):
+            self._check_new(name)
+            with self._detached():
+                report = load_adapter(
+                    self._model,
+                    directory,
+                    allow_other_quantization=allow_other_quantization,
+                    allow_other_base=allow_other_base,
+                )
+                self._adapters[name] = detach_adapter(self._model)
         # The model held no adapter, so there is a report.
         return cast("InjectionReport", report)
 
@@ -176,7 +194,7 @@ class AdapterSet:
             ConfigError: The set holds no adapter of this name.
             InjectionError: The adapter in place is merged or disabled, or the model was changed past the set.
         """
-        with self.using(name):
+        with changing(self._model), self.using(name):
             load_adapter(
                 self._model,
                 directory,
@@ -201,12 +219,13 @@ class AdapterSet:
             InjectionError: The adapters cannot be mixed, the one in place is merged or disabled, or the model was
                 changed past the set.
         """
-        self._check_new(name)
-        for part in weights:
-            self._check_known(part)
-        with self._detached():
-            report = inject_mixture(self._model, {part: (self._adapters[part], weights[part]) for part in weights})
-            self._adapters[name] = detach_adapter(self._model)
+        with changing(self._model):
+            self._check_new(name)
+            for part in weights:
+                self._check_known(part)
+            with self._detached():
+                report = inject_mixture(self._model, {part: (self._adapters[part], weights[part]) for part in weights})
+                self._adapters[name] = detach_adapter(self._model)
         return report
 
     def compare(self, first: str, second: str) -> AdapterComparison:
@@ -230,10 +249,11 @@ class AdapterSet:
             ConfigError: The set holds no adapter of this name.
             InjectionError: It is in place and merged or disabled, or the model was changed past the set.
         """
-        self._check_known(name)
-        if name == self._active:
-            self.switch(None)
-        del self._adapters[name]
+        with changing(self._model):
+            self._check_known(name)
+            if name == self._active:
+                self.switch(None)
+            del self._adapters[name]
 
     @contextmanager
     def _detached(self) -> Iterator[None]:

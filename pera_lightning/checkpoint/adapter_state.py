@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pera_lightning.concurrency import in_turn
 from pera_lightning.errors import PeraError
 from pera_lightning.functional.distributed import is_distributed, own_part
 from pera_lightning.injection import adapter_layers, saved_tensors
@@ -35,6 +36,7 @@ def _adapter_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from saved_tensors(model)
 
 
+@in_turn
 def copy_into(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Copy checked tensors into the model's adapter, to its dtypes and devices; every process has them all."""
     wanted = adapter_state_dict(model)

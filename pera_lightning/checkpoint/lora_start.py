@@ -14,6 +14,7 @@ from pera_lightning.bases import base_of, describe_supported
 from pera_lightning.checkpoint.adapter_state import adapter_state_dict, copy_into
 from pera_lightning.checkpoint.comparison import describe_mismatch, shapes
 from pera_lightning.checkpoint.peft_lora import LayerFactors, PeftLora, read_peft_lora
+from pera_lightning.concurrency import changing
 from pera_lightning.config import PeraConfig, Terms
 from pera_lightning.errors import AdapterFileError, InjectionError
 from pera_lightning.functional.distributed import whole
@@ -56,12 +57,13 @@ def inject_lora(
     lora = read_peft_lora(directory)
     form = {"order": order, "terms": terms, "dropout": dropout, "coefficient_scale": coefficient_scale}
     plan = plan_lora(lora, model, dataclasses.replace(lora.config, **form))  # type: ignore[arg-type]
-    report = inject_plan(model, plan)
-    try:
-        copy_lora(lora, model)
-    except BaseException:
-        remove_adapter(model)
-        raise
+    with changing(model):
+        report = inject_plan(model, plan)
+        try:
+            copy_lora(lora, model)
+        except BaseException:
+            remove_adapter(model)
+            raise
     return report
 
 

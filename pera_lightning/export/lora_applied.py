@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from pera_lightning.concurrency import changing
 from pera_lightning.errors import AdapterFileError
 from pera_lightning.export.lora_factors import LoraFactors, StoredLora
 from pera_lightning.injection import original_names, saved_tensors
@@ -35,17 +36,18 @@ def lora_applied(model: nn.Module, lora: StoredLora) -> Iterator[nn.Module]:
         for name, layer in layers
     ]
     trained = {key: value.detach().clone() for key, value in own.items()}
-    try:
-        for layer in enabled:
-            layer.enabled = False
-        _copy(lora.saved, own)
-        yield model
-    finally:
-        _copy(trained, own)
-        for layer in enabled:
-            layer.enabled = True
-        for hook in hooks:
-            hook.remove()
+    with changing(model):
+        try:
+            for layer in enabled:
+                layer.enabled = False
+            _copy(lora.saved, own)
+            yield model
+        finally:
+            _copy(trained, own)
+            for layer in enabled:
+                layer.enabled = True
+            for hook in hooks:
+                hook.remove()
 
 
 def _check_complete(model: nn.Module, own: Mapping[str, Tensor], lora: StoredLora) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pera_lightning.bases import base_of, expect_base
+from pera_lightning.concurrency import in_turn
 from pera_lightning.errors import ConfigError, InjectionError
 from pera_lightning.export.probe import probe_outputs, relative_error
 from pera_lightning.export.room import check_room
@@ -109,6 +110,7 @@ def merge_adapter(
     return model
 
 
+@in_turn
 @torch.no_grad()
 def merge_and_report(
     model: nn.Module,

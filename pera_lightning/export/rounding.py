@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pera_lightning.concurrency import changing
 from pera_lightning.injection import adapter_layers
 
 LIMITS = {torch.float32: 16.0, torch.float64: 16.0, torch.bfloat16: 4.0, torch.float16: 4.0}
@@ -106,7 +107,7 @@ def _rounded(model: nn.Module, dtype: torch.dtype, seed: int) -> Iterator[set[to
         noise = torch.randn(output.shape, generator=generator).to(output.device)
         return (wide + size * noise).to(output.dtype)
 
-    with ExitStack() as stack:
+    with changing(model), ExitStack() as stack:
         for _, layer in adapter_layers(model):
             stack.callback(layer.register_forward_hook(hook).remove)
         yield seen

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from torch import nn
 
+from pera_lightning.concurrency import kept
 from pera_lightning.errors import InjectionError
 from pera_lightning.injection.names import adapted_layers, adapter_layers
 from pera_lightning.injection.saved_modules import marked_modules, swap_saved
@@ -35,11 +37,18 @@ def adapter_disabled(model: nn.Module) -> Iterator[nn.Module]:
             expected="a model with adapters",
             fix="inject_adapter(model, config) or load_adapter(model, folder) first",
         )
-    layers = [layer for _, layer in adapter_layers(model)]
-    if not any(layer.enabled for layer in layers):
-        # Inside another adapter_disabled, which brings everything back.
+    # Inside another adapter_disabled it is that one which brings everything back.
+    with kept(model, partial(_is_disabled, model), partial(_disable, model)):
         yield model
-        return
+
+
+def _is_disabled(model: nn.Module) -> bool:
+    return not any(layer.enabled for _, layer in adapter_layers(model))
+
+
+def _disable(model: nn.Module) -> Callable[[], None]:
+    """Disable what is enabled; returns what enables it again."""
+    layers = [layer for _, layer in adapter_layers(model)]
     merged = [(layer, layer.merged_into) for layer in layers if layer.merged]
     enabled = [layer for layer in layers if layer.enabled]
     whole = [module for _, module in marked_modules(model)]
@@ -50,9 +59,8 @@ def adapter_disabled(model: nn.Module) -> Iterator[nn.Module]:
         layer.enabled = False
     for module in whole:
         swap_saved(module)
-    try:
-        yield model
-    finally:
+
+    def enable() -> None:
         # The other way round, because they may share tensors.
         for module in reversed(whole):
             swap_saved(module)
@@ -60,3 +68,5 @@ def adapter_disabled(model: nn.Module) -> Iterator[nn.Module]:
             layer.enabled = True
         for layer, into in merged:
             layer.merge(into)
+
+    return enable

@@ -10,6 +10,7 @@ from typing import cast
 from torch import nn
 
 from pera_lightning.bases import base_of, expect_base
+from pera_lightning.concurrency import changing, in_turn
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import ConfigError, InjectionError, TargetError
 from pera_lightning.form_bounds import check_columns
@@ -125,16 +126,18 @@ def inject_adapter(model: nn.Module, config: PeraConfig, *, float_model: nn.Modu
             fix="inject_adapter(model, config, float_model=...); with PeraCallback give your LightningModule a method "
             "float_model() that returns it (PeraCausalLM has one)",
         )
-    report = inject_plan(model, plan)
-    if config.init == "loftq":
-        try:
-            init_loftq(model, cast("nn.Module", float_model), steps=config.loftq_steps)
-        except BaseException:
-            remove_adapter(model)
-            raise
+    with changing(model):
+        report = inject_plan(model, plan)
+        if config.init == "loftq":
+            try:
+                init_loftq(model, cast("nn.Module", float_model), steps=config.loftq_steps)
+            except BaseException:
+                remove_adapter(model)
+                raise
     return report
 
 
+@in_turn
 def inject_plan(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
     """Carry out a plan; `inject_adapter` makes one from patterns, `load_adapter` from a file.
 
@@ -223,6 +226,7 @@ def adapter_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
         yield from saved_parameters(module)
 
 
+@in_turn
 def remove_adapter(model: nn.Module) -> nn.Module:
     """Take the adapters out again: the original modules, values and `requires_grad` flags come back.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pera_lightning.bases import base_of, expect_base
+from pera_lightning.concurrency import in_turn
 from pera_lightning.errors import ConfigError, InjectionError
 from pera_lightning.form_bounds import check_rank
 from pera_lightning.injection.names import adapted_layers
@@ -45,6 +46,7 @@ class LoftqReport:
         )
 
 
+@in_turn
 @torch.no_grad()
 def init_loftq(model: nn.Module, float_model: nn.Module, *, steps: int = 1) -> LoftqReport:
     """Set A and B so that `Q + scaling B A` is as close to the floating weight W as the rank allows, and h to 0.

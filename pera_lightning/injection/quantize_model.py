@@ -16,6 +16,7 @@ from pera_lightning.bases import (
     check_quantization,
     quantize_linear,
 )
+from pera_lightning.concurrency import in_turn
 from pera_lightning.errors import ConfigError, InjectionError, TargetError
 from pera_lightning.injection.names import clean_name, has_suffix, near_names
 from pera_lightning.injection.output_head import output_head
@@ -49,6 +50,7 @@ class QuantizationReport:
         )
 
 
+@in_turn
 def quantize_model(
     model: nn.Module,
     quantization: Quantization,

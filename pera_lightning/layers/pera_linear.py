@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pera_lightning.bases import Base, adaptable_base, expect_base
+from pera_lightning.concurrency import in_turn
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import InjectionError
 from pera_lightning.form_bounds import check_columns
@@ -198,11 +199,9 @@ class PeraLinear(nn.Module):
     def _keeps_operands(self, output: Tensor, x: Tensor, A: Tensor, B: Tensor, h: Tensor | None) -> bool:
         """Whether to keep the expanded factors for the next call: where making them costs more than using them."""
         # A compiler would take what is kept for a constant.
-        if self.training or torch.compiler.is_compiling():
+        if self.training or torch.compiler.is_compiling() or needs_gradient(output, x, A, B, h):
             return False
-        if needs_gradient(output, x, A, B, h) or not can_be_compared(x, A, B, h):
-            return False
-        return x.numel() <= FEW_TOKENS * self.in_features
+        return can_be_compared(x, A, B, h) and x.numel() <= FEW_TOKENS * self.in_features
 
     @property
     def _options(self) -> Options:
@@ -265,11 +264,10 @@ class PeraLinear(nn.Module):
                 fix="call unmerge() on the layer first, or model.eval()",
             )
 
+    @in_turn
     @torch.no_grad()
     def merge(self, into: MergeTarget = "auto") -> None:
-        """Fold the adapter into the base's weight. What it takes to `unmerge` to the same bits is kept.
-
-        The sum is taken in float32 or better and rounded once.
+        """Fold the adapter into the base's weight, rounding once. What it takes to `unmerge` to the same bits is kept.
 
         Args:
             into: For a quantised base, "dequantized": a plain layer in the dtype that the base was quantised from
@@ -298,6 +296,7 @@ class PeraLinear(nn.Module):
         dtype = torch.promote_types(torch.promote_types(weight.dtype, change.dtype), torch.float32)
         return weight.to(dtype) + change.to(dtype)
 
+    @in_turn
     def unmerge(self) -> None:
         """Take the adapter out of the base's weight again: the original bits come back.
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pera_lightning.concurrency import in_turn
 from pera_lightning.errors import InjectionError
 from pera_lightning.functional.linear import needs_gradient
 from pera_lightning.functional.precision import factor_dtype, product_dtype, without_autocast
@@ -131,6 +132,7 @@ class TokenRowsLayer(nn.Module):
         dtype = torch.promote_types(torch.promote_types(rows.dtype, self.token_rows.delta.dtype), torch.float32)
         return rows.to(dtype) + self.token_rows.delta.to(dtype)
 
+    @in_turn
     @torch.no_grad()
     def merge(self, into: MergeTarget = "auto") -> None:
         """Write the sum, rounded once, into the weight, for all layers that share it.
@@ -163,6 +165,7 @@ class TokenRowsLayer(nn.Module):
                 fix="merge before the output head is quantised",
             )
 
+    @in_turn
     @torch.no_grad()
     def unmerge(self) -> None:
         """Put the rows back that the weight held before: the same bits.

@@ -225,13 +225,7 @@ class InstructionDataModule(LightningDataModule):
         """The examples of a split, which the model can read."""
         examples = self._splits[split].examples
         largest = max(examples.largest_id, self._pad_id)
-        check_against_model(
-            self,
-            split,
-            largest_id=largest,
-            longest=max(examples.lengths),
-            packed=split == "train" and (self.packing or self.padding_free),
-        )
+        check_against_model(self, split, largest_id=largest, longest=max(examples.lengths))
         return examples
 
     def _dataloader(
