@@ -50,7 +50,7 @@ def tiny(name: str) -> Any:
 def fit(name: str, folder: Path, *words: object) -> dict[str, Any]:
     """One step of a recipe; returns what the adapter folder says of its form."""
     save_pretrained(folder / "model", tiny(name))
-    data = write_commonsense(folder / "data", rows=1, train_rows=140)
+    data = write_commonsense(folder / "data", rows=1, train_rows=130)
     run(
         *("fit", "--config", FOLDER / f"{name}.yaml", *words, "--model.init_args.pretrained", folder / "model"),
         *("--data.init_args.train_file", data / "train.json", "--data.init_args.test_folder", data),

@@ -188,7 +188,7 @@ def test_fits_a_tiny_model_of_the_same_architecture(
             "0.25",
         ),
         *("--trainer.accelerator", "cpu", "--trainer.max_steps", "1", "--trainer.accumulate_grad_batches", "1"),
-        *("--trainer.val_check_interval", "1", "--trainer.limit_val_batches", "1"),
+        *("--data.init_args.max_train_rows", "1", "--trainer.limit_val_batches", "1"),
         folder=tmp_path,
     )
     run_folder = tmp_path / "runs" / path.stem / "fit"

@@ -73,7 +73,7 @@ def fits(model: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str,
             *("fit", *itertools.chain.from_iterable(("--config", path) for path in configs)),
             *("--model.init_args.pretrained", model),
             *("--data.init_args.folder", write_task(folder / f"{size}_{task}", task, rows=8)),
-            *("--trainer.accelerator", "cpu", "--trainer.max_steps", 1, "--trainer.limit_train_batches", 1),
+            *("--trainer.accelerator", "cpu", "--trainer.max_steps", 1, "--data.init_args.max_train_rows", 4),
             *("--trainer.log_every_n_steps", 1, "--trainer.enable_progress_bar", "false"),
             *("--trainer.enable_model_summary", "false"),
             folder=folder,
@@ -128,6 +128,8 @@ def test_the_base_is_the_one_it_is_named_after(size: str) -> None:
     assert "task" not in recipe["data"]["init_args"]
 
 
+# After one step all sentences have about the same score.
+@pytest.mark.filterwarnings("ignore:The variance of predictions or target is close to zero:UserWarning")
 @pytest.mark.parametrize(("size", "task"), RECIPES)
 def test_steps_with_the_published_numbers(size: str, task: str, fits: Callable[[str, str], Path]) -> None:
     run_folder = fits(size, task)

@@ -24,11 +24,13 @@ from pera_lightning import PeraCallback, PeraCausalLM
 from pera_lightning.cli.parsed_fit import parse_fit
 from pera_lightning.errors import ConfigError
 from pera_lightning.integration.fsdp2 import FSDP2Strategy
-from tests.conftest import ROOT
+from pera_lightning.requirements import EXCLUDES_FROZEN, is_outdated
+from tests.conftest import OLD_DEEPSPEED, ROOT
 from tests.support.models import Regressor
 from tests.support.quantized_fit import Net
 from tests.test_configs import CONFIGS, identify, read
 
+for_deepspeed = pytest.mark.skipif(is_outdated("lightning", EXCLUDES_FROZEN), reason=OLD_DEEPSPEED)
 STRATEGIES = sorted((ROOT / "configs" / "strategies").glob("*.yaml"))
 KINDS = {
     "ddp": DDPStrategy,
@@ -40,6 +42,9 @@ KINDS = {
     "tensor_parallel": FSDP2Strategy,
     "tensor_parallel_fsdp2": FSDP2Strategy,
 }
+
+
+SUPPORTED = [pytest.param(path, marks=for_deepspeed) if path.stem == "deepspeed_zero2" else path for path in STRATEGIES]
 
 
 class Declared(DeepSpeedStrategy):
@@ -69,7 +74,7 @@ def test_every_strategy_is_known_here() -> None:
     assert {path.stem for path in STRATEGIES} == set(KINDS)
 
 
-@pytest.mark.parametrize("path", STRATEGIES, ids=identify)
+@pytest.mark.parametrize("path", SUPPORTED, ids=identify)
 def test_goes_with_every_recipe(path: Path) -> None:
     chosen = read(path)["trainer"]
     for recipe in CONFIGS:
@@ -83,7 +88,7 @@ def test_goes_with_every_recipe(path: Path) -> None:
         assert parsed.trainer.max_epochs == read(recipe)["trainer"]["max_epochs"]
 
 
-@pytest.mark.parametrize("path", STRATEGIES, ids=identify)
+@pytest.mark.parametrize("path", SUPPORTED, ids=identify)
 def test_options_are_those_of_lightning(path: Path) -> None:
     kind, options = KINDS[path.stem], options_of(path)
     assert options.keys() <= inspect.signature(kind.__init__).parameters.keys()
@@ -115,8 +120,11 @@ def test_runs_in_as_many_processes_as_the_file_says() -> None:
         (FSDPStrategy(use_orig_params=False), "FSDPStrategy with use_orig_params=False"),
         (FSDPStrategy(state_dict_type="sharded"), "FSDPStrategy with state_dict_type='sharded'"),
         (FSDPStrategy(ignored_modules=[nn.Linear(2, 2)]), "FSDPStrategy with ignored_modules"),
-        (Declared(stage=3, exclude_frozen_parameters=True), "stage 3 leaves layers without their weights"),
-        (Declared(stage=2), "checkpoints would hold the frozen base"),
+        pytest.param(
+            *(Declared(stage=3, exclude_frozen_parameters=True), "stage 3 leaves layers without their weights"),
+            marks=for_deepspeed,
+        ),
+        pytest.param(Declared(stage=2), "checkpoints would hold the frozen base", marks=for_deepspeed),
     ],
 )
 def test_impossible_strategies_are_refused(strategy: Strategy, what: str) -> None:
@@ -129,6 +137,7 @@ def test_impossible_strategies_are_refused(strategy: Strategy, what: str) -> Non
     assert not {"setup", "configure_model"} & vars(module).keys()
 
 
+@for_deepspeed
 def test_a_start_of_order_1_is_refused_under_deepspeed() -> None:
     with pytest.raises(ConfigError, match="cannot be held back") as caught:
         set_up(Declared(exclude_frozen_parameters=True), Regressor(), polynomial_start_step=3)
@@ -154,7 +163,9 @@ def test_a_quantised_base_is_refused(build: str, strategy: Strategy) -> None:
         FSDPStrategy(**options_of(ROOT / "configs" / "strategies" / "fsdp.yaml")),
         FSDPStrategy(auto_wrap_policy={nn.Sequential}, cpu_offload=True),
         ModelParallelStrategy(),
-        Declared(**options_of(ROOT / "configs" / "strategies" / "deepspeed_zero2.yaml")),
+        pytest.param(
+            Declared(**options_of(ROOT / "configs" / "strategies" / "deepspeed_zero2.yaml")), marks=for_deepspeed
+        ),
     ],
 )
 def test_possible_strategies_are_not_refused(strategy: Strategy) -> None:

@@ -105,7 +105,7 @@ def train(folder: Path, task: Task, ckpt_path: Path | None = None, **options: An
     )
     torch.manual_seed(1 + trainer.global_rank)
     try:
-        trainer.fit(task, ckpt_path=ckpt_path, weights_only=True)
+        trainer.fit(task, ckpt_path=ckpt_path)
     finally:
         found = {"losses": task.losses, "adapter": adapter_state_dict(task), "written": sorted(written)}
         torch.save(found, folder / f"{trainer.global_rank}.pt")

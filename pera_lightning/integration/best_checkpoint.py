@@ -23,10 +23,14 @@ class WrittenWeights:
     Attributes:
         tensors: The adapter.
         origin: Step and checkpoint that they are of, in words.
+        step: The step, if it is known.
+        score: The metric that they are the best by, and its value; None for the last ones.
     """
 
     tensors: dict[str, Tensor]
     origin: str
+    step: int | None = None
+    score: tuple[str, float] | None = None
 
 
 class EarlierBests:
@@ -37,7 +41,7 @@ class EarlierBests:
 
     def note(self, trainer: pl.Trainer) -> None:
         """At the begin of a fit from new adapters: what a ModelCheckpoint knows is of another run."""
-        self._known = {id(callback): callback.best_model_path for callback in _monitoring(trainer)}
+        self._known = {id(callback): callback.best_model_path for callback in monitoring(trainer)}
 
     def forget(self) -> None:
         """The fit goes on with the run that those checkpoints are of."""
@@ -56,7 +60,7 @@ class StepsOfBests:
 
     def note(self, trainer: pl.Trainer, step: int | None) -> None:
         """While any checkpoint is written: a new best one is known before its own file is."""
-        for callback in _monitoring(trainer):
+        for callback in monitoring(trainer):
             # Files of weights only are written without a word to callbacks.
             if callback.best_model_score is not None and not callback.save_weights_only:
                 self._steps.setdefault(_key(callback), step)
@@ -89,7 +93,7 @@ def best_weights(
     Returns:
         None without such a checkpoint.
     """
-    for callback in _monitoring(trainer):
+    for callback in monitoring(trainer):
         path = callback.best_model_path
         if not path:
             continue
@@ -104,7 +108,8 @@ def best_weights(
     return None
 
 
-def _monitoring(trainer: pl.Trainer) -> Iterator[ModelCheckpoint]:
+def monitoring(trainer: pl.Trainer) -> Iterator[ModelCheckpoint]:
+    """The ModelCheckpoints that keep the best by a metric."""
     for callback in trainer.checkpoint_callbacks:
         # By these, which ModelCheckpoint adds to the metrics, the last checkpoint is kept.
         if isinstance(callback, ModelCheckpoint) and callback.monitor not in (None, "epoch", "step"):
@@ -148,4 +153,6 @@ def _weights(
     return WrittenWeights(
         {key: tensors[prefix + key] for key in wanted},
         f"{step}the best checkpoint {path} ({callback.monitor} {score:.4g})",
+        held.step,
+        (str(callback.monitor), score),
     )

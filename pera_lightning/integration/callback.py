@@ -169,11 +169,11 @@ class PeraCallback(pl.Callback):
         if not layers:
             refuse_lost_adapters(self.report)
             self.report = start_adapters(trainer, pl_module, self.config, self.init_from)
-            self._trained_adapter.on_new_adapters(trainer)
         elif self.report is None:
             self._take_over(pl_module, layers[0].config)
         keep_adapter_alone(trainer, pl_module)
         self.returned.load_into(pl_module)
+        self._trained_adapter.on_setup(trainer, new=not layers)
         average_the_adapter_alone(trainer, pl_module)
         present = self._describe(pl_module)
         check_before_loading(trainer, pl_module, present)
@@ -229,8 +229,13 @@ class PeraCallback(pl.Callback):
         if self._origin.waits:
             self._origin.compare_base(self._describe(pl_module))
         self._preflight.on_evaluation_start(trainer, pl_module)
+        self._trained_adapter.on_evaluation_start(trainer)
 
     on_test_start = on_predict_start = on_validation_start
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._trained_adapter.on_validation_end(trainer)
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -254,9 +259,7 @@ class PeraCallback(pl.Callback):
             fsdp.average_gradients(trainer, pl_module)
 
     @override
-    def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         self._finite_run.look()
         if pl_module.automatic_optimization:
             fsdp.average_gradients(trainer, pl_module)
@@ -281,6 +284,7 @@ class PeraCallback(pl.Callback):
         # First: the system may end this process too at any moment.
         explain_lost_worker(trainer, exception)
         save_before_termination(trainer, exception)
+        self._trained_adapter.on_exception(trainer)
         # Lightning calls no teardown after an exception.
         self.teardown(trainer, pl_module, str(trainer.state.stage))
 
@@ -297,17 +301,13 @@ class PeraCallback(pl.Callback):
         return {} if self._manifest is None else {"adapter": self._manifest.to_dict(), "prefix": self._prefix}
 
     @override
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any) -> None:
         self._finite_run.look()
         self._trained_adapter.on_save_checkpoint(trainer)
         self._exact_resume.on_save_checkpoint(trainer, pl_module, checkpoint)
 
     @override
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any) -> None:
         self._exact_resume.on_load_checkpoint(trainer, checkpoint)
 
     @override

@@ -41,6 +41,7 @@ from pera_lightning.integration.pretrained import (
     load_causal_lm,
 )
 from pera_lightning.integration.pretrained_module import Dtype, PretrainedModule
+from pera_lightning.integration.rescaled_positions import RowsInCompany
 from pera_lightning.option_checks import check_flags, count, one_of
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ class PeraCausalLM(PretrainedModule):
         # Found out when a fit starts: whether the loss can do without the whole logits.
         self._chunks_loss = False
         self._packs_checked = False
+        self._rows_in_company = RowsInCompany()
 
     @override
     def setup(self, stage: str) -> None:
@@ -216,6 +218,7 @@ class PeraCausalLM(PretrainedModule):
         """Find the answers of a training batch while it is on the CPU, so that no step has to ask a GPU."""
         # Not the public hook, of which Lightning warns wherever there is a data module.
         batch = super()._on_before_batch_transfer(batch, dataloader_idx)
+        self._rows_in_company.check(self.built_model(), batch)
         return with_answer_places(batch) if self.trainer.training else batch
 
     @override

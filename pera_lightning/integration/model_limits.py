@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pera_lightning.errors import ConfigError
 from pera_lightning.integration.messages import rank_zero_warn
+from pera_lightning.integration.rescaled_positions import refuse_packs, rescales_at
 
 _POSITIONS = re.compile(r"(^|\.)(wpe|embed_positions|positions?_embed(ding)?s?|pos_embed\w*)$")
 """Names of the layers that look positions up: GPT-2, OPT, BART, BERT and their kin."""
@@ -31,12 +32,14 @@ class ModelLimits:
         ids: Number of token ids, from 0.
         positions: Tokens of a row for which it has a position.
         made_for: Tokens of a row that it was made for; positions that are computed go on beyond, but worse.
+        rescales_at: See `rescales_at`.
     """
 
     name: str
     ids: int | None
     positions: int | None
     made_for: int | None
+    rescales_at: int | None = None
 
     @classmethod
     def of(cls, module: nn.Module | None) -> ModelLimits | None:
@@ -51,13 +54,13 @@ class ModelLimits:
         lengths = list(_table_lengths(model))
         # Some tables have rows that are for nothing.
         positions = min([*lengths, *([] if made_for is None else [made_for])]) if lengths else None
-        return cls(type(model).__name__, _ids_of(model), positions, made_for)
+        return cls(type(model).__name__, _ids_of(model), positions, made_for, rescales_at(model))
 
     def room_after(self, prompt: int) -> int | None:
         """Tokens that can be generated after a prompt of so many; None is no limit. The last one is not read again."""
         return None if self.positions is None else max(0, self.positions - prompt + 1)
 
-    def check_rows(self, what: str, *, largest_id: int, longest: int, shorter: str) -> None:
+    def check_rows(self, what: str, *, largest_id: int, longest: int, shorter: str, packed: bool = False) -> None:
         """Compare rows with the model.
 
         Args:
@@ -65,10 +68,13 @@ class ModelLimits:
             largest_id: Of their token ids, that of the padding included.
             longest: Tokens of the longest row.
             shorter: What makes rows shorter.
+            packed: Whether they will stand end to end.
 
         Raises:
-            ConfigError: An id or a position is beyond the model's tables.
+            ConfigError: An id or a position is beyond the model's tables, or rows of a pack would change each other.
         """
+        if packed and self.rescales_at is not None and longest > self.rescales_at:
+            refuse_packs(self.name, longest, self.rescales_at)
         if self.ids is not None and largest_id >= self.ids:
             raise ConfigError(
                 "The tokenizer makes tokens that the model does not have.",

@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 
 from pera_lightning.bases import base_of
 from pera_lightning.errors import ConfigError
+from pera_lightning.requirements import EXCLUDES_FROZEN, require
 
 _SHARDED = (
     "shard with ModelParallelStrategy (FSDP2), which keeps every parameter as it is: --config "
@@ -77,6 +78,7 @@ def _check_fsdp(strategy: FSDPStrategy) -> None:
 
 
 def _check_deepspeed(strategy: DeepSpeedStrategy) -> None:
+    require("DeepSpeed beside PeraCallback", "lightning", oldest=EXCLUDES_FROZEN, instead=f"; or {_SHARDED}")
     if strategy.zero_stage_3:
         raise ConfigError(
             "DeepSpeed's ZeRO stage 3 leaves layers without their weights, so that no adapter can be fitted to them.",

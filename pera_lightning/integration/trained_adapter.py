@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from pera_lightning.injection import clean_name
 from pera_lightning.injection.saved_modules import kept_infinities
 from pera_lightning.integration.adapter_root import adapter_root, prefix_of
 from pera_lightning.integration.best_checkpoint import EarlierBests, StepsOfBests, WrittenWeights, best_weights
+from pera_lightning.integration.measured_steps import StepsOfMetrics
 from pera_lightning.integration.messages import rank_zero_info
 from pera_lightning.integration.remote_places import refuse_remote_shards
 from pera_lightning.integration.run_summary import run_summary
@@ -36,13 +38,30 @@ class TrainedAdapter:
     def __init__(self) -> None:
         self._earlier = EarlierBests()
         self._steps_of_bests = StepsOfBests()
+        self._steps_of_metrics = StepsOfMetrics()
+        self._trainer: weakref.ref[pl.Trainer] | None = None
         # Whether this fit has begun to train.
         self._trained = False
         self._folder: Place | None = None
 
-    def on_new_adapters(self, trainer: pl.Trainer) -> None:
-        """When the module gets adapters that start anew, before a checkpoint is loaded into them."""
-        self._earlier.note(trainer)
+    def on_setup(self, trainer: pl.Trainer, new: bool) -> None:
+        """When the module has its adapters, before a checkpoint is loaded into them.
+
+        Args:
+            trainer: The Trainer.
+            new: Whether they start anew. Others go on with a run, of which this Trainer knows what was best.
+        """
+        if new or self._trainer is None or self._trainer() is not trainer:
+            self._earlier.note(trainer)
+        self._trainer = weakref.ref(trainer)
+
+    def on_evaluation_start(self, trainer: pl.Trainer) -> None:
+        """Before a validation computes its metrics."""
+        self._steps_of_metrics.on_evaluation_start(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer) -> None:
+        """When they are computed."""
+        self._steps_of_metrics.on_validation_end(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, root: nn.Module, chosen: str | None) -> None:
         """Look at the place, and say that the adapter of an earlier fit is there while it can still be moved.
@@ -57,6 +76,7 @@ class TrainedAdapter:
         """
         self._trained = False
         self._steps_of_bests = StepsOfBests()
+        self._steps_of_metrics = StepsOfMetrics()
         # Once, so that it stays the same if the working directory changes.
         folder = self._folder = adapter_folder(trainer, chosen)
         if getattr(trainer, "fast_dev_run", False):
@@ -80,6 +100,17 @@ class TrainedAdapter:
     def on_save_checkpoint(self, trainer: pl.Trainer) -> None:
         """While a checkpoint is written."""
         self._steps_of_bests.note(trainer, trainer.global_step)
+
+    def on_exception(self, trainer: pl.Trainer) -> None:
+        """Say that nothing was written, and what holds the adapter."""
+        if self._trained and trainer.is_global_zero:
+            written = (getattr(callback, "last_model_path", "") for callback in trainer.checkpoint_callbacks)
+            last = next(filter(None, written), None)
+            rank_zero_info(
+                f"PERA: the fit ended before its time and has not written {self._folder}; "
+                + (f"its last checkpoint is {last}, of which `consolidate` makes a folder" if last else "no checkpoint")
+                + "; in an interactive session save_adapter(module, folder) writes what the module holds"
+            )
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, manifest: Manifest) -> None:
         """Write the adapter of the best checkpoint where a ModelCheckpoint monitors a metric, else the present one.
@@ -106,6 +137,7 @@ class TrainedAdapter:
             prefix = clean_name(prefix_of(pl_module, root))
             last = WrittenWeights(present, f"step {trainer.global_step}, the last one")
             weights = best_weights(trainer, prefix, present, self._earlier, self._steps_of_bests) or last
+            weights = self._steps_of_metrics.tell(weights)
             about = run_summary(trainer, weights.origin)
             write = partial(write_adapter, manifest=manifest, run=about, constants=kept_infinities(root))
             problem = _write(self._folder, _other_places(trainer), weights, write)

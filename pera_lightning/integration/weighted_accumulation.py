@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import lightning.pytorch as pl
@@ -125,6 +126,13 @@ class WeightedAccumulation(pl.Callback):
                 expected="a module with one optimizer",
                 fix="weigh the losses by hand: their sums, and before each optimizer's step its gradients over the "
                 "number of tokens",
+            )
+        if "dataloader_iter" in inspect.signature(self._module.training_step).parameters:
+            raise ConfigError(
+                "WeightedAccumulation counts batches, which a step that takes the loader's iterator fetches by itself.",
+                got=f"{type(self._module).__name__}.training_step(dataloader_iter)",
+                expected="training_step(batch)",
+                fix="take the batch as an argument",
             )
         if isinstance(trainer.strategy, DeepSpeedStrategy) and trainer.accumulate_grad_batches > 1:
             rank_zero_warn(

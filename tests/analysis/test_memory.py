@@ -28,6 +28,8 @@ from pera_lightning.functional import linear
 from pera_lightning.functional.cross_entropy import chunked_cross_entropy
 from pera_lightning.injection import adapted_layers, adapter_parameters, quantize_model
 from pera_lightning.integration.gradient_checkpointing import enable_gradient_checkpointing
+from pera_lightning.requirements import is_outdated
+from tests.conftest import OLD_KERNELS
 from tests.support.models import tiny_llama
 
 
@@ -110,6 +112,8 @@ WAYS = [("eager", torch.float32, False), ("sdpa", torch.bfloat16, False), ("sdpa
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(("attention", "dtype", "masked"), WAYS)
 def test_a_step(attention: str, dtype: torch.dtype, masked: bool, checkpointing: bool) -> None:
+    if dtype == torch.bfloat16 and is_outdated("torch", {"torch": "2.9.0"}):
+        pytest.skip(OLD_KERNELS)
     rows, length = 2, 128
     guess = estimated(llama("meta", attention, checkpointing).to(dtype), rows, length, masked)
     kept, peak = measured_step(llama("cpu", attention, checkpointing).to(dtype), rows, length, masked)

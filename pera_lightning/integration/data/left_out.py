@@ -13,6 +13,7 @@ from pera_lightning.integration.data.conversations import TEMPLATE_FIELDS, Conve
 from pera_lightning.integration.data.parsed_row import shorten
 
 _PROBE = "9f0c5e"
+_PLACES = 6
 # Templates trim and indent lines in ways of their own, and write the tags of a reasoning themselves.
 _PARTS = re.compile(r"\n|</?think(?:ing)?>")
 # Names that link calls to results. Their order tells as much, so that most templates do not write them.
@@ -57,7 +58,9 @@ class LeftOut:
             new = exchange.prompt.removeprefix(seen)
             for index in range(start, answer):
                 change = partial(self._changes, conversation, messages[:answer], index, exchange.prompt)
-                _check_turn(f"{conversation.where}, messages[{index - added}]", messages[index], new, change)
+                # A text that stands in another turn tells nothing of its own.
+                seen_in = new if _stands_alone(messages[index], messages[start : answer + 1]) else ""
+                _check_turn(f"{conversation.where}, messages[{index - added}]", messages[index], seen_in, change)
             change = partial(self._changes, conversation, messages[: answer + 1], answer, exchange.whole)
             where = f"{conversation.where}, messages[{answer - added}]"
             _check_turn(where, messages[answer], exchange.answer, change)
@@ -66,8 +69,9 @@ class LeftOut:
     def _changes(
         self, conversation: Conversation, turns: Sequence[Message], index: int, rendered: str, message: Message
     ) -> bool:
-        changed = [*turns[:index], message, *turns[index + 1 :]]
-        return self._rendered(changed, conversation.variables) != rendered
+        changed = self._rendered([*turns[:index], message, *turns[index + 1 :]], conversation.variables)
+        # Again: some templates write the time.
+        return changed != rendered and changed != self._rendered(turns, conversation.variables)
 
     def _rendered(self, turns: Sequence[Message], variables: Mapping[str, Any]) -> str | None:
         from jinja2.exceptions import TemplateError
@@ -85,7 +89,8 @@ class LeftOut:
             changed = {**variables, name: other}
             if other is None:
                 del changed[name]
-            return self._rendered(question, changed) != prompt
+            found = self._rendered(question, changed)
+            return found != prompt and found != self._rendered(question, variables)
 
         if name in TEMPLATE_FIELDS:
             if not changes(None):
@@ -96,6 +101,11 @@ class LeftOut:
             if not any(map(changes, others)):
                 raise _left_out(f"{conversation.where}, chat_template_kwargs", name, value)
             self._read.add(name)
+
+
+def _stands_alone(turn: Message, turns: Sequence[Message]) -> bool:
+    text = str(turn.get("content"))
+    return not any(text in str(other.get("content")) or text in other["role"] for other in turns if other is not turn)
 
 
 def _check_turn(where: str, turn: Message, rendered: str, changes: Change) -> None:
@@ -116,8 +126,16 @@ def _check_texts(where: str, field: str, value: object, rendered: str, changes: 
         if text in rendered:
             continue
         for part in filter(None, map(str.strip, _PARTS.split(text))):
-            if part not in rendered and not changes(put(text.replace(part, _PROBE))):
+            if part not in rendered and not all(changes(put(text.replace(part, other))) for other in _others(part)):
                 raise _left_out(where, field, part)
+
+
+def _others(part: str) -> Iterator[str]:
+    """Yields another text, and the text without its first and last sign, and without some of its words."""
+    yield from (_PROBE, part[1:], part[:-1])
+    words = part.split(" ")
+    for index in sorted({round(place * (len(words) - 1) / _PLACES) for place in range(_PLACES + 1)}):
+        yield " ".join([*words[:index], *words[index + 1 :]])
 
 
 def _texts(value: object) -> Iterator[tuple[str, Callable[[str], object]]]:

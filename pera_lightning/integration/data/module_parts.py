@@ -44,7 +44,13 @@ def _named_tokenizer(name: str) -> Any:
 
 
 def check_against_model(
-    data: LightningDataModule, split: str, *, largest_id: int, longest: int, option: str = "max_length"
+    data: LightningDataModule,
+    split: str,
+    *,
+    largest_id: int,
+    longest: int,
+    option: str = "max_length",
+    packed: bool = False,
 ) -> None:
     """Compares the rows of a split with the model that is to read them, if there is one.
 
@@ -54,14 +60,16 @@ def check_against_model(
         largest_id: Of all token ids, that of the padding included.
         longest: Tokens of the longest row.
         option: Which option of the data module makes rows shorter.
+        packed: Whether rows will stand end to end.
 
     Raises:
-        ConfigError: An id is not in the model's embedding, or a row is longer than it has positions.
+        ConfigError: An id is not in the model's embedding, a row is longer than it has positions, or rows of a pack
+            would change each other.
     """
     limits = ModelLimits.of(getattr(data.trainer, "lightning_module", None))
     if limits is not None:
         shorter = f"lower {option}"
-        limits.check_rows(f"{split} split", largest_id=largest_id, longest=longest, shorter=shorter)
+        limits.check_rows(f"{split} split", largest_id=largest_id, longest=longest, shorter=shorter, packed=packed)
 
 
 def loader_options(num_workers: int) -> dict[str, Any]:
