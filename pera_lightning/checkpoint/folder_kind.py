@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from safetensors import SafetensorError
+
+from pera_lightning.checkpoint.out_folder import nearest_existing
 from pera_lightning.checkpoint.remote import Place, RemotePath
 from pera_lightning.checkpoint.temporaries import is_temporary
 from pera_lightning.errors import FolderError
@@ -29,35 +35,41 @@ class FolderKind:
         name: With its article, such as "a PERA adapter".
         marker: The file that folders of this kind are recognised by; it comes to its place last.
         recognise: Whether the marker's JSON object is one that we wrote; an empty one if it is no such.
-        files: Patterns of the names of all files and folders that are written, those of earlier versions too; `*`
-            stands for anything.
+        files: Patterns of the names of files and folders that are written, those of earlier versions too; `*` stands
+            for anything.
         beside: Patterns of what may lie beside them without making it somebody else's folder.
+        listed: Names of further files and folders that were written, from the marker's JSON object.
     """
 
     name: str
     marker: str
     recognise: Callable[[dict[str, Any]], bool]
-    files: tuple[str, ...]
+    files: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
-
-    def owns(self, name: str) -> bool:
-        """Whether files and folders of a name are written by us in folders of this kind."""
-        return _matches(name, (self.marker, *self.files)) or is_temporary(name)
+    listed: Callable[[dict[str, Any]], Collection[str]] = lambda _: ()
 
 
-def check_ours(folder: Place, kind: FolderKind, *, overwrite: bool = False, permit: str | None = _OVERWRITE) -> None:
+def check_ours(
+    folder: Place,
+    kind: FolderKind,
+    *,
+    overwrite: bool = False,
+    names: Collection[str] = (),
+    permit: str | None = _OVERWRITE,
+) -> None:
     """Raise FolderError unless a folder is new, empty, or of the same kind and written by us. Changes nothing.
 
     Args:
         folder: Where something of this kind is to be written.
         kind: The kind.
         overwrite: Whether the folder may be another one: files of the kind's names are then replaced, all else stays.
+        names: Of what is to be written, where they are known: in a folder of ours too, somebody else may have a file of
+            such a name.
         permit: How `overwrite` is set, for the message; None where it cannot be.
     """
-    if overwrite:
-        return
     with writing(folder, kind):
-        others = _others(folder, kind)
+        _refuse_no_folder(folder)
+        others = [] if overwrite else _others(folder, kind, names)
     if not others:
         return
     shown = ", ".join(repr(name) for name in others[:3]) + (", ..." if len(others) > 3 else "")
@@ -80,14 +92,25 @@ def writing(folder: Place, kind: FolderKind, bytes_needed: int = 0) -> Iterator[
     """
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        reason = _reason(error)
+        if reason is None:
+            raise
         room = f", with room for {bytes_needed:,} bytes" if bytes_needed else ""
         raise FolderError(
             "The folder cannot be written to; what was in it is as it was.",
-            got=f"{folder}, for {kind.name}: {error.strerror or error}",
+            got=f"{folder}, for {kind.name}: {reason}",
             expected=f"a folder that you may write to{room}",
             fix="make room or get the permission, or name another folder",
         ) from error
+
+
+def _reason(error: OSError | SafetensorError) -> str | None:
+    """What the system said; None if it is no error of the system."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    found = re.search(r"os error (\d+)", str(error))
+    return os.strerror(int(found[1])) if found else None
 
 
 def is_ours(folder: Place, kind: FolderKind) -> bool:
@@ -97,7 +120,24 @@ def is_ours(folder: Place, kind: FolderKind) -> bool:
         OSError: The folder cannot be looked into.
     """
     # Beside a writer a file may be in neither place for whoever is slow.
-    return any(kind.recognise(_object(_marker(folder, kind.marker))) for _ in range(_TRIES))
+    return any(kind.recognise(as_object(_marker(folder, kind.marker))) for _ in range(_TRIES))
+
+
+def owned(folder: Place, kind: FolderKind) -> Callable[[str], bool]:
+    """What tells by its name whether a file or folder in a folder of the kind was written by us."""
+    values = as_object(_marker(folder, kind.marker))
+    listed = frozenset(kind.listed(values)) if kind.recognise(values) else frozenset()
+
+    def is_owned(name: str) -> bool:
+        return name in listed or _matches(name, (kind.marker, *kind.files)) or is_temporary(name)
+
+    return is_owned
+
+
+def listed_files(values: dict[str, Any]) -> list[str]:
+    """What is under `files` in a marker."""
+    found = values.get("files")
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
 
 
 def marker_last(kind: FolderKind, names: Sequence[str]) -> list[str]:
@@ -114,9 +154,21 @@ def entries(folder: Place) -> list[str]:
     return sorted(name for name in names if name != COMMIT and not is_temporary(name))
 
 
-def _others(folder: Place, kind: FolderKind) -> list[str]:
+def _refuse_no_folder(folder: Place) -> None:
+    if isinstance(folder, RemotePath):
+        return
+    found = nearest_existing(folder)
+    if not found.is_dir():
+        kind = "a link to nothing" if found.is_symlink() else "a file"
+        raise NotADirectoryError(errno.ENOTDIR, f"{found} is {kind}")
+
+
+def _others(folder: Place, kind: FolderKind, names: Collection[str]) -> list[str]:
     found = [name for name in entries(folder) if not _matches(name, kind.beside)]
-    return [] if not found or is_ours(folder, kind) else found
+    if not found or not is_ours(folder, kind):
+        return found
+    is_owned = owned(folder, kind)
+    return [name for name in found if name in names and not is_owned(name)]
 
 
 def _marker(folder: Place, name: str) -> bytes:
@@ -132,7 +184,7 @@ def _marker(folder: Place, name: str) -> bytes:
     return b""
 
 
-def _object(content: bytes) -> dict[str, Any]:
+def as_object(content: bytes) -> dict[str, Any]:
     """The JSON object in a file; an empty one if there is none."""
     try:
         values = json.loads(content)

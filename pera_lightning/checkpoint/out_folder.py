@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
 from pera_lightning.checkpoint.remote import Place, RemotePath, uploaded
-from pera_lightning.errors import ConfigError, PeraError
+from pera_lightning.errors import FolderError, PeraError
 
 
 def check_out_folder(
     folder: Place, *, bytes_needed: int = 0, names: Collection[str] = (), option: str = "--out"
 ) -> None:
-    """Raise ConfigError unless files can be written into a folder that is there or still to be made.
+    """Raise FolderError unless files can be written into a folder that is there or still to be made.
 
-    A file is really made there and deleted again: neither permissions nor the free space tell of quotas, limits of the
+    A file without a name is really made there: neither permissions nor the free space tell of quotas, limits of the
     process, read-only file systems and network shares. No folder is made.
 
     Args:
@@ -32,11 +34,11 @@ def check_out_folder(
     try:
         found = nearest_existing(folder)
         _refuse_what_is_in_the_way(folder, found, names, option)
-        with tempfile.NamedTemporaryFile(prefix=".pera-", dir=found) as file:
+        with tempfile.TemporaryFile(prefix=".pera-", dir=found) as file:
             _take_room(file.fileno(), bytes_needed)
     except OSError as error:
         room = f", with room for {bytes_needed / 1e6:,.1f} MB" if bytes_needed else ""
-        raise ConfigError(
+        raise FolderError(
             "Nothing can be written there.",
             got=f"{folder}: {error.strerror or error}",
             expected=f"a folder that this user may write to{room}",
@@ -46,7 +48,7 @@ def check_out_folder(
 
 def _refuse_what_is_in_the_way(folder: Path, found: Path, names: Collection[str], option: str) -> None:
     if not found.is_dir():
-        raise ConfigError(
+        raise FolderError(
             "What is written needs a folder.",
             got=f"{found}, which is {'a link to nothing' if found.is_symlink() else 'a file'}",
             expected="a folder, new or not",
@@ -54,7 +56,7 @@ def _refuse_what_is_in_the_way(folder: Path, found: Path, names: Collection[str]
         )
     in_the_way = [folder / name for name in names if (folder / name).is_dir()]
     if in_the_way:
-        raise ConfigError(
+        raise FolderError(
             "A folder is where a file is to be written.",
             got=str(in_the_way[0]),
             expected="a file or nothing",
@@ -65,6 +67,18 @@ def _refuse_what_is_in_the_way(folder: Path, found: Path, names: Collection[str]
 def nearest_existing(path: Path) -> Path:
     """The path, or the nearest one above it that is there already; links to nothing are there."""
     return next(found for found in (path, *path.absolute().parents) if found.exists() or found.is_symlink())
+
+
+def check_room(place: Path, bytes_needed: int) -> None:
+    """Raise OSError unless there is room, as far as the file system tells.
+
+    Args:
+        place: A file or folder, there or not.
+        bytes_needed: How much room is needed.
+    """
+    free = shutil.disk_usage(nearest_existing(place)).free
+    if free < bytes_needed:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {bytes_needed:,} bytes needed, {free:,} free")
 
 
 def _take_room(file: int, count: int) -> None:
@@ -84,7 +98,7 @@ def _try_remote(folder: RemotePath, option: str) -> None:
         raise
     # Any: each file system has errors of its own.
     except Exception as error:
-        raise ConfigError(
+        raise FolderError(
             "Nothing can be written there.",
             got=f"{folder}: {type(error).__name__}: {error}",
             expected="a place that can be written to from here, with the credentials that it needs",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import stat
@@ -18,7 +19,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pera_lightning.checkpoint.exchange import exchange
-from pera_lightning.checkpoint.folder_kind import COMMIT, FolderKind, check_ours, entries, is_ours, marker_last, writing
+from pera_lightning.checkpoint.folder_kind import (
+    COMMIT,
+    FolderKind,
+    as_object,
+    check_ours,
+    entries,
+    is_ours,
+    marker_last,
+    owned,
+    writing,
+)
+from pera_lightning.checkpoint.out_folder import check_room
 from pera_lightning.checkpoint.remote import Place, RemotePath
 from pera_lightning.checkpoint.temporaries import is_stale, is_temporary, remove, stale, temporary_name
 from pera_lightning.errors import FolderError, PeraError
@@ -27,6 +39,8 @@ _NEW = "new"
 """Within a temporary folder: what is to take the place of the target; afterwards what was there before."""
 _COMPLETE = "complete"
 """Within a temporary folder: a file that says that the new state is complete, and may be in its place already."""
+_LEFT = ".pera-left"
+"""Within `COMMIT`: a file that tells what of the old state is to be removed, and by what it is recognised."""
 _TRIES = 100
 _TOO_MANY = "other processes write to the same folder all the time"
 _IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST)
@@ -44,13 +58,13 @@ def whole_folder(folder: Place, kind: FolderKind, *, overwrite: bool = False, by
         folder: New, empty, or of the kind and written by us; here or at a URL. It is made if needed.
         kind: What is written; all its files and folders have names of the kind.
         overwrite: Whether the folder may be another one: files of the same names are then replaced.
-        bytes_needed: How much room it takes, for the message.
+        bytes_needed: How much room it takes; 0 if that is not known.
 
     Yields:
         The temporary folder.
 
     Raises:
-        FolderError: The folder is somebody else's, or cannot be written to.
+        FolderError: The folder is somebody else's, cannot be written to, or there is no room.
     """
     check_ours(folder, kind, overwrite=overwrite)
     if isinstance(folder, RemotePath):
@@ -59,11 +73,12 @@ def whole_folder(folder: Place, kind: FolderKind, *, overwrite: bool = False, by
         return
     target = folder.resolve()
     with writing(folder, kind, bytes_needed):
+        check_room(target, bytes_needed)
         outer, beside = _begin(target, kind)
         try:
             yield outer / _NEW
             # Others may have written there meanwhile.
-            check_ours(folder, kind, overwrite=overwrite)
+            check_ours(folder, kind, overwrite=overwrite, names=os.listdir(outer / _NEW))
             _refuse_other_names(outer / _NEW, target, kind)
             (outer / _COMPLETE).touch()
             _commit(outer / _NEW, target, kind, beside)
@@ -81,6 +96,9 @@ def settle(folder: Place, kind: FolderKind) -> None:
     """
     if isinstance(folder, RemotePath):
         return
+    # Not a link, which would bring files from elsewhere.
+    if (folder / COMMIT).is_symlink():
+        return
     try:
         names = os.listdir(folder / COMMIT)
     except (FileNotFoundError, NotADirectoryError):
@@ -88,7 +106,10 @@ def settle(folder: Place, kind: FolderKind) -> None:
     for name in marker_last(kind, names):
         # Another process may be faster.
         with contextlib.suppress(FileNotFoundError):
-            _move(folder / COMMIT / name, folder / name)
+            if name == _LEFT:
+                _remove_left(folder)
+            else:
+                _move(folder / COMMIT / name, folder / name)
     with contextlib.suppress(OSError):
         (folder / COMMIT).rmdir()
 
@@ -133,8 +154,8 @@ def _only_ours(target: Path, kind: FolderKind) -> bool:
         return True
     if target.is_mount() or _stands_in(target):
         return False
-    found = os.listdir(target)
-    return not found or (is_ours(target, kind) and all(kind.owns(name) and not is_temporary(name) for name in found))
+    found, is_owned = os.listdir(target), owned(target, kind)
+    return not found or (is_ours(target, kind) and all(is_owned(name) and not is_temporary(name) for name in found))
 
 
 def _stands_in(target: Path) -> bool:
@@ -159,8 +180,9 @@ def _has_same_rights(new: Path, target: Path) -> bool:
 
 
 def _refuse_other_names(new: Path, target: Path, kind: FolderKind) -> None:
+    is_owned = owned(new, kind)
     for path in new.iterdir():
-        if not kind.owns(path.name):
+        if not is_owned(path.name):
             raise ValueError(f"{path.name!r} is no file of {kind.name}")
         place = target / path.name
         if place.is_dir() and not path.is_dir():
@@ -200,11 +222,9 @@ def _took_empty_place(new: Path, target: Path) -> bool:
 def _place(new: Path, target: Path, kind: FolderKind) -> None:
     """Put files into a folder that stays: together, in one step, into `COMMIT`, and from there one by one."""
     target.mkdir(exist_ok=True)
-    names = set(os.listdir(new))
-    left = {name: _identity(target / name) for name in entries(target) if kind.owns(name) and name not in names}
-    ours = is_ours(target, kind)
     for _ in range(_TRIES):
         settle(target, kind)
+        _tell_left(new, target, kind)
         try:
             if _took_empty_place(new, target / COMMIT):
                 break
@@ -216,17 +236,32 @@ def _place(new: Path, target: Path, kind: FolderKind) -> None:
     else:
         raise OSError(errno.EBUSY, _TOO_MANY)
     settle(target, kind)
-    for name, before in left.items() if ours else ():
-        if _identity(target / name) == before:
-            remove(target / name)
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _tell_left(new: Path, target: Path, kind: FolderKind) -> None:
+    """Note what of the old state has no successor: when the new marker is there, nothing tells whose it was."""
+    if not is_ours(target, kind):
+        return
+    is_owned, names = owned(target, kind), set(os.listdir(new))
+    left = {name: _identity(target / name) for name in entries(target) if is_owned(name) and name not in names}
+    (new / _LEFT).write_text(json.dumps(left), encoding="utf-8")
+
+
+def _remove_left(folder: Path) -> None:
+    left = as_object((folder / COMMIT / _LEFT).read_bytes())
+    for name in entries(folder):
+        # Somebody may have put another one there.
+        if name in left and _identity(folder / name) == left[name]:
+            remove(folder / name)
+    (folder / COMMIT / _LEFT).unlink()
+
+
+def _identity(path: Path) -> list[int] | None:
     try:
         found = path.lstat()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns
+    return [found.st_ino, found.st_mtime_ns]
 
 
 def _clean_all(parent: Path, name: str, target: Path, kind: FolderKind) -> None:
@@ -249,11 +284,12 @@ def _clean(outer: Path, target: Path, kind: FolderKind) -> None:
 
 def _retire(old: Path, target: Path, kind: FolderKind) -> None:
     try:
-        names = os.listdir(old)
+        names, is_owned = os.listdir(old), owned(old, kind)
     except OSError:
         return
-    for name in names:
-        ours = is_stale(name) if is_temporary(name) else name == COMMIT or kind.owns(name)
+    # The marker last: it tells whose the others are.
+    for name in marker_last(kind, names):
+        ours = is_stale(name) if is_temporary(name) else name in (COMMIT, _LEFT) or is_owned(name)
         if ours:
             remove(old / name)
         elif not os.path.lexists(target / name):

@@ -11,9 +11,10 @@ from pera_lightning.checkpoint.manifest import read_manifest
 from pera_lightning.checkpoint.remote import local_path, place
 from pera_lightning.cli.screen import show
 from pera_lightning.errors import ConfigError
-from pera_lightning.export.export_lora import GGUF_FILE
 from pera_lightning.export.export_report import ExportReport
 from pera_lightning.export.factors_format import FACTORS_FILE
+from pera_lightning.export.gguf_adapter import GGUF_FILE
+from pera_lightning.export.gguf_merged import MERGED_GGUF_FILE
 from pera_lightning.export.servers import max_lora_rank, refuse_losses
 
 
@@ -33,6 +34,7 @@ def export(
     positions: int = 2000,
     system_prompt: str | None = None,
     use_chat_template: bool = True,
+    overwrite: bool = False,
 ) -> None:
     """Write a PERA adapter in a form that others load, load that back and compare it with the adapter.
 
@@ -41,7 +43,7 @@ def export(
 
     Args:
         adapter: Folder of the adapter, as the fit wrote it.
-        out: Folder to write to; not that of the adapter.
+        out: Folder to write to: new, empty, or an earlier export of the same form, which is replaced.
         to: "peft" for PEFT and what reads its format; "vllm": the same, after checking that vLLM takes all of it;
             "llamacpp": a GGUF file for llama.cpp's --lora; "merged": the base model with the adapter in its weights,
             with tokenizer, as transformers loads it; "gguf": the base's GGUF file (--gguf_file) with the adapter in its
@@ -63,6 +65,7 @@ def export(
         positions: How many tokens of the rows are compared.
         system_prompt: The system message that the adapter was trained with, if it was trained with one.
         use_chat_template: Whether the adapter was trained with the tokenizer's chat template.
+        overwrite: Write into a folder with other files too, and replace those of the same names.
     """
     import torch
 
@@ -73,7 +76,7 @@ def export(
     from pera_lightning.integration.adapter_source import adapter_source
     from pera_lightning.integration.data.prompts import ChatEncoder
     from pera_lightning.integration.export_check import check_with_peft, row_inputs, sentence_inputs
-    from pera_lightning.integration.merged_gguf import MERGED_GGUF_FILE, export_merged_gguf
+    from pera_lightning.integration.merged_gguf import export_merged_gguf
     from pera_lightning.integration.merged_model import export_merged
     from pera_lightning.integration.pretrained import load_config
 
@@ -81,18 +84,20 @@ def export(
     _refuse_idle(to, check, rank, max_error, into, rows, base_dtype)
     folder, examples = local_path(out, "--out"), None if rows is None else local_path(rows, "--rows")
     manifest = read_manifest(place(adapter) / CONFIG_FILE)
+    merging: dict[str, Any] = {"base": base, "gguf_file": gguf_file, "compare": check, "overwrite": overwrite}
     if to == "merged":
-        show(export_merged(adapter, out, base=base, gguf_file=gguf_file, dtype=dtype, into=into, compare=check))
+        show(export_merged(adapter, out, dtype=dtype, into=into, **merging))
         show(f"AutoModelForCausalLM.from_pretrained({str(folder)!r})")
         return
     if to == "gguf":
-        show(export_merged_gguf(adapter, out, base=base, gguf_file=gguf_file, dtype=dtype or "float16", compare=check))
+        show(export_merged_gguf(adapter, out, dtype=dtype or "float16", **merging))
         show(f"llama-cli -m {quote(str(folder / MERGED_GGUF_FILE))}")
         return
-    check_place(folder, to)
+    check_place(folder, to, base=base or manifest.base_model, overwrite=overwrite)
     refuse_losses(to, manifest)
     with_peft = check and to in ("peft", "vllm") and has_peft()
     options: dict[str, Any] = {"to": to, "max_error": max_error, "dtype": getattr(torch, dtype or "float32")}
+    options["overwrite"] = overwrite
     if check:
         model, tokenizer = load_adapted_model(adapter, base=base, gguf_file=gguf_file, dtype=base_dtype)
         if examples is None:

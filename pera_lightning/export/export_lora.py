@@ -10,17 +10,18 @@ import torch
 from torch import nn
 
 from pera_lightning.checkpoint.remote import local_path
+from pera_lightning.checkpoint.whole_folder import whole_folder
 from pera_lightning.errors import ConfigError, ExportError, InjectionError
 from pera_lightning.export.certificate import Certificate, Reference
 from pera_lightning.export.export_report import ExportReport
 from pera_lightning.export.factors_format import read_factors, write_factors
-from pera_lightning.export.gguf_adapter import read_gguf_adapter, write_gguf_adapter
+from pera_lightning.export.gguf_adapter import GGUF_FILE, read_gguf_adapter, write_gguf_adapter
 from pera_lightning.export.lora_applied import lora_applied
 from pera_lightning.export.lora_card import write_lora_card
 from pera_lightning.export.lora_factors import StoredLora
 from pera_lightning.export.peft_format import read_peft, write_peft
 from pera_lightning.export.peft_loading import has_peft, try_peft
-from pera_lightning.export.place import check_place, staged
+from pera_lightning.export.place import check_place, export_kind
 from pera_lightning.export.plain_lora import PeraTensors, PlainLora, plain_lora
 from pera_lightning.export.probe import token_probe
 from pera_lightning.export.servers import SERVERS, Server, refuse_losses, refuse_rank
@@ -28,10 +29,10 @@ from pera_lightning.injection import adapted_layers, adapter_layers, marked_modu
 from pera_lightning.layers import PeraLinear
 from pera_lightning.layers.call_hooks import changes_output
 from pera_lightning.layers.merging import refuse_more
+from pera_lightning.option_checks import check_flags
 from pera_lightning.visible_text import visible_logger
 
 logger = visible_logger(__name__)
-GGUF_FILE = "adapter.gguf"
 Check = Callable[[nn.Module, Path, Reference], Certificate]
 """How an export is loaded back: from the adapted model, the folder and what the model computes."""
 
@@ -47,6 +48,7 @@ def export_lora(
     inputs: Sequence[Any] | None = None,
     check: Check | None = None,
     model_config: Any = None,
+    overwrite: bool = False,
 ) -> ExportReport:
     """Write a PERA adapter as a plain LoRA, exactly unless a smaller rank is asked for.
 
@@ -57,8 +59,8 @@ def export_lora(
 
     Args:
         model_or_dir: A model with adapters, or a folder that `save_adapter` wrote: it takes no model to export it.
-        out_dir: A new or empty folder, or an earlier export of the same form. It gets an `export_report.json` too. Its
-            files appear when all are written and compared.
+        out_dir: A new or empty folder, or an earlier export of the same form, which is replaced as a whole when all is
+            written and compared. It gets an `export_report.json` too.
         rank: Largest rank of the LoRA; None is exact.
         to: "peft": PEFT's format, which most servers read. "vllm": the same where vLLM takes all of it. "safetensors":
             a file of factors under the layers' own names, for code of your own. "llamacpp": `adapter.gguf`.
@@ -70,6 +72,8 @@ def export_lora(
             (`Certificate`). Where PEFT is installed, its format is loaded by it too, into the shapes of the model.
         check: Another way to load the export back; it may take the model apart.
         model_config: For "llamacpp", with a folder: the config of the transformers model that the adapter belongs to.
+        overwrite: Write into a folder with other files too, and replace those of the same names; not into the base
+            model's, nor over a PERA adapter.
 
     Returns:
         Ranks, kept energy and rounding of each layer, and the comparison.
@@ -78,8 +82,9 @@ def export_lora(
         ConfigError: The options do not go together, or the inputs hold no position.
         ExportError: The export would not be all of the adapter where it is to be loaded (see `refuse_losses`), its rank
             is too high there, it holds values that are not finite or do not fit the dtype, the model's names are not
-            those of the model inside that would load it, PEFT leaves a part of it out, what was loaded back does not
-            compute the same, or `out_dir` holds other files. Then nothing is written.
+            those of the model inside that would load it, PEFT leaves a part of it out, or what was loaded back does not
+            compute the same. Then nothing is written.
+        FolderError: `out_dir` is somebody else's, or cannot be written to; it is as it was.
         InjectionError: The model holds no adapter, or a merged or disabled one, or a layer of it has come to do
             more than multiply.
         AdapterFileError: The folder is missing or damaged.
@@ -98,8 +103,8 @@ def export_lora(
             expected=" or ".join(map(repr, SERVERS)),
             fix="use 'peft', which most servers read",
         )
+    check_flags(overwrite=overwrite)
     folder = local_path(out_dir, "out_dir")
-    check_place(folder, to)
     _check_inputs(inputs)
     if isinstance(model_or_dir, nn.Module):
         _refuse_inactive(model_or_dir)
@@ -108,12 +113,14 @@ def export_lora(
         _refuse_wrapped(model_or_dir, to)
         _name_hooks(model_or_dir)
     adapter = PeraTensors.of(model_or_dir)
+    check_place(folder, to, base=adapter.manifest.base_model, overwrite=overwrite)
     refuse_losses(to, adapter.manifest)
     lora = plain_lora(adapter, rank, max_error=max_error, dtype=dtype)
     refuse_rank(to, lora.rank)
     reference = _reference(model_or_dir, inputs, lora)
     form = _form(to, getattr(model_or_dir, "config", None) if model_config is None else model_config)
-    with staged(folder) as temporary:
+    size = sum(part.nbytes for factors in lora.factors.values() for part in factors)
+    with whole_folder(folder, export_kind(to), overwrite=overwrite, bytes_needed=size) as temporary:
         form.write(lora, temporary)
         certificate = None
         if isinstance(model_or_dir, nn.Module):
@@ -124,9 +131,9 @@ def export_lora(
                 certificate.refuse_inexact()
         name = str(dtype).removeprefix("torch.")
         report = ExportReport(to, lora.rank, name, lora.exact, lora.fits, lora.saved_rounding, certificate)
-        report.write(temporary)
         if to in ("peft", "vllm"):
             write_lora_card(temporary, adapter.manifest, report)
+        report.write(temporary)
     return report
 
 

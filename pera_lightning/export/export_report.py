@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pera_lightning.checkpoint.atomic import replacing
 from pera_lightning.checkpoint.manifest import versions
 from pera_lightning.export.certificate import Certificate
 from pera_lightning.export.merge import MergeReport
@@ -49,9 +49,9 @@ class ExportReport:
         return min(self.layers, key=lambda name: self.layers[name].kept_energy)
 
     def write(self, folder: Path) -> None:
-        """Write `export_report.json`."""
-        with replacing(folder / REPORT_FILE) as path:
-            path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        """Write `export_report.json`, with the names of all that is in the folder: the next export replaces these."""
+        values = {**self.to_dict(), "files": sorted({*os.listdir(folder), REPORT_FILE})}
+        (folder / REPORT_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types."""

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from pera_lightning.checkpoint.atomic import replacing
 from pera_lightning.export.lora_factors import LoraFactors, StoredLora
 from pera_lightning.export.plain_lora import PlainLora
 
@@ -20,13 +19,11 @@ def write_factors(lora: PlainLora, folder: Path) -> None:
 
     Args:
         lora: The LoRA.
-        folder: Where to; it is made if needed.
+        folder: Where to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"{name}.{side}": getattr(part, side) for name, part in lora.factors.items() for side in part._fields}
     stored = {key: value.cpu().contiguous().clone() for key, value in (tensors | lora.saved).items()}
-    with replacing(folder / FACTORS_FILE) as path:
-        save_file(stored, path, metadata={"format": "pt", "weight_change": "up @ down"})
+    save_file(stored, folder / FACTORS_FILE, metadata={"format": "pt", "weight_change": "up @ down"})
 
 
 def read_factors(folder: Path) -> StoredLora:

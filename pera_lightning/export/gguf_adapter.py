@@ -17,6 +17,7 @@ from pera_lightning.export.lora_factors import LoraFactors, StoredLora
 from pera_lightning.export.plain_lora import PlainLora
 from pera_lightning.export.servers import refuse_losses
 
+GGUF_FILE = "adapter.gguf"
 _A, _B = ".lora_a", ".lora_b"
 
 

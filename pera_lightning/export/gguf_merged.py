@@ -22,6 +22,8 @@ from pera_lightning.export.merge import MergeReport
 from pera_lightning.export.plain_lora import PlainLora
 from pera_lightning.export.servers import refuse_losses
 
+MERGED_GGUF_FILE = "model.gguf"
+
 
 def write_merged_gguf(
     lora: PlainLora, base_file: str | Path, path: str | Path, dtype: torch.dtype = torch.float16

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from pera_lightning.checkpoint import Manifest
 from pera_lightning.checkpoint.adapter_files import CARD_FILE
-from pera_lightning.checkpoint.atomic import replacing
 from pera_lightning.checkpoint.model_card import hub_header
 from pera_lightning.export.export_report import ExportReport
 
@@ -38,5 +37,4 @@ def write_lora_card(folder: Path, manifest: Manifest, report: ExportReport) -> N
         "```",
         "",
     ]
-    with replacing(folder / CARD_FILE) as path:
-        path.write_text("\n".join(text), encoding="utf-8")
+    (folder / CARD_FILE).write_text("\n".join(text), encoding="utf-8")

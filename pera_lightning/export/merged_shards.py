@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pera_lightning.checkpoint.atomic import replacing
 from pera_lightning.checkpoint.manifest import FLOATING
+from pera_lightning.checkpoint.out_folder import check_room
 from pera_lightning.errors import ExportError
 from pera_lightning.export.base_files import INDEX_FILE, BaseFiles
 from pera_lightning.export.companions import copy_companions, write_model_config
@@ -48,9 +48,11 @@ def merge_shards(adapter: PeraTensors, base: Path, folder: Path, *, dtype: torch
         ConfigError: The base is missing, damaged, quantised, or another one than the adapter was trained on.
         ExportError: What the adapter changes is not certain to be in the files, or values do not fit the dtype. Only
             the latter is found out after the first file was written.
+        OSError: There is no room, or the system refused something else.
     """
     files = BaseFiles.of(base)
     merge = _Merge(adapter, files, plan_merge(adapter, files), dtype)
+    check_room(folder, _size(files, dtype))
     errors: dict[str, Norms] = {}
     for file in files.files:
         errors |= merge.write(file, folder)
@@ -60,6 +62,14 @@ def merge_shards(adapter: PeraTensors, base: Path, folder: Path, *, dtype: torch
     copy_companions(base, folder)
     quantized = set(adapter.manifest.quantization) != {FLOATING}
     return MergeReport.of(errors, "original" if quantized else "dense")
+
+
+def _size(base: BaseFiles, dtype: torch.dtype | None) -> int:
+    values = map(base.read, base.tensors)
+    return sum(
+        value.numel() * (dtype if dtype is not None and value.is_floating_point() else value.dtype).itemsize
+        for value in values
+    )
 
 
 class _Merge:
@@ -74,21 +84,20 @@ class _Merge:
     def write(self, file: str, folder: Path) -> dict[str, Norms]:
         """Write one file; returns the errors of its layers."""
         keys = self.base.keys(file)
-        with replacing(folder / file) as path:
-            if self.dtype is None and self.plan.changed.isdisjoint(keys):
-                shutil.copyfile(self.base.folder / file, path)
-                return {}
-            tensors, errors = {}, {}
-            for key in keys:
-                weight = self.base.read(key)
-                tensors[key], norms = self._merged(key, weight)
-                _refuse_overflow(key, tensors[key], weight)
-                if norms is not None:
-                    errors[self.plan.layers.get(key) or self.plan.rows[key]] = norms
-            with safe_open(self.base.folder / file, framework="pt") as opened:
-                metadata = opened.metadata()
-            save_file(tensors, path, metadata=metadata or {"format": "pt"})
-            return errors
+        if self.dtype is None and self.plan.changed.isdisjoint(keys):
+            shutil.copyfile(self.base.folder / file, folder / file)
+            return {}
+        tensors, errors = {}, {}
+        for key in keys:
+            weight = self.base.read(key)
+            tensors[key], norms = self._merged(key, weight)
+            _refuse_overflow(key, tensors[key], weight)
+            if norms is not None:
+                errors[self.plan.layers.get(key) or self.plan.rows[key]] = norms
+        with safe_open(self.base.folder / file, framework="pt") as opened:
+            metadata = opened.metadata()
+        save_file(tensors, folder / file, metadata=metadata or {"format": "pt"})
+        return errors
 
     def _merged(self, key: str, weight: Tensor) -> tuple[Tensor, Norms | None]:
         dtype = self.dtype if self.dtype is not None and weight.is_floating_point() else weight.dtype

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from pera_lightning.checkpoint import Manifest
 from pera_lightning.checkpoint.adapter_files import CONFIG_FILE, WEIGHTS_FILE
-from pera_lightning.checkpoint.atomic import replacing
 from pera_lightning.checkpoint.layer_traits import CONV1D, EMBEDDING, ENDS_ANOTHER, expert_parts
 from pera_lightning.checkpoint.peft_lora import PREFIX, read_peft_lora
 from pera_lightning.export.lora_factors import LoraFactors, StoredLora
@@ -24,21 +23,18 @@ _HEADS = frozenset({"classifier", "score"})
 
 
 def write_peft(lora: PlainLora, folder: Path, *, base_model: str | None = None) -> None:
-    """Write `adapter_model.safetensors` and `adapter_config.json`, each beside its place and renamed.
+    """Write `adapter_model.safetensors` and `adapter_config.json`.
 
     One rank, one alpha and no patterns, because servers read no more than that.
 
     Args:
         lora: The LoRA.
-        folder: Where to; it is made if needed.
+        folder: Where to.
         base_model: Name or path of the base model; by default what the adapter says.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / WEIGHTS_FILE) as path:
-        save_file(peft_tensors(lora), path, metadata={"format": "pt"})
-    with replacing(folder / CONFIG_FILE) as path:
-        config = peft_config(lora, base_model)
-        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_file(peft_tensors(lora), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    config = peft_config(lora, base_model)
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def peft_tensors(lora: PlainLora) -> dict[str, Tensor]:

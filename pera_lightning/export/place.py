@@ -3,79 +3,81 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from pera_lightning.checkpoint.adapter_files import CONFIG_FILE
+from pera_lightning.checkpoint.adapter_files import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+from pera_lightning.checkpoint.folder_kind import FolderKind, check_ours, listed_files
 from pera_lightning.checkpoint.manifest import PEFT_TYPE
-from pera_lightning.checkpoint.out_folder import nearest_existing
-from pera_lightning.errors import ExportError
+from pera_lightning.checkpoint.out_folder import check_out_folder
+from pera_lightning.errors import FolderError
 from pera_lightning.export.export_report import REPORT_FILE
+from pera_lightning.export.factors_format import FACTORS_FILE
+from pera_lightning.export.gguf_adapter import GGUF_FILE
+from pera_lightning.export.gguf_merged import MERGED_GGUF_FILE
+
+_PEFT = (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)
+_OF_EARLIER_VERSIONS = {
+    "peft": _PEFT,
+    "vllm": _PEFT,
+    "safetensors": (FACTORS_FILE,),
+    "llamacpp": (GGUF_FILE,),
+    "gguf": (MERGED_GGUF_FILE,),
+}
+"""What they wrote beside a report that did not list it. Of merged models nobody knows it any more."""
 
 
-def check_place(folder: Path, to: str) -> None:
-    """Raise ExportError unless a folder is new, empty, or an earlier export of the same form; nothing is written.
+def export_kind(to: str) -> FolderKind:
+    """What an export to a form is recognised by.
 
     Args:
-        folder: Where an export is to be written.
-        to: Its form, as in its report.
+        to: The form, as in its report.
     """
-    with _writing(folder):
-        _check_folder(folder)
-        if _is_empty(folder) or _form_in(folder) == to:
-            return
-    raise ExportError(
-        "The export would mix with other files.",
-        got=f"{folder}, which is not empty" + (f" but an export to {_form_in(folder)!r}" if _form_in(folder) else ""),
-        expected="a new or empty folder, or an earlier export of the same form",
-        fix="name another",
+    return FolderKind(
+        f"an export to {to!r}",
+        marker=REPORT_FILE,
+        recognise=lambda values: values.get("to") == to and "versions" in values and bool(_written(values, to)),
+        listed=lambda values: _written(values, to),
     )
 
 
-def check_new(folder: Path) -> None:
-    """Raise ExportError unless a folder is new or empty; nothing is written."""
-    with _writing(folder):
-        _check_folder(folder)
-        if _is_empty(folder):
-            return
-    raise ExportError(
-        "A merged model needs a folder of its own.",
-        got=f"{folder}, which is not empty",
-        expected="a new or empty folder",
-        fix="name another",
-    )
+def check_place(folder: Path, to: str, *, base: str | None = None, overwrite: bool = False) -> None:
+    """Raise FolderError unless an export may be written into a folder; nothing is written.
 
-
-def _check_folder(folder: Path) -> None:
-    found = nearest_existing(folder)
-    if not found.is_dir():
-        raise ExportError(
-            "The export needs a folder.",
-            got=f"{found}, which is {'a link to nothing' if found.is_symlink() else 'a file'}",
-            expected="a new or empty folder",
-            fix="name another",
-        )
+    Args:
+        folder: New, empty, or an earlier export of the same form.
+        to: Its form, as in its report.
+        base: Name or path of the adapter's base model.
+        overwrite: Whether the folder may be another one, but for that of the base and that of a PERA adapter.
+    """
     if _values(folder / CONFIG_FILE).get("peft_type") == PEFT_TYPE:
-        raise ExportError(
+        raise FolderError(
             "The export would take the place of a PERA adapter.",
             got=f"{folder}, which holds one",
             expected="a folder of its own",
             fix="name another; the PERA adapter is the one to train on and to export again",
         )
+    if base is not None and _is_same(folder, Path(base)):
+        raise FolderError(
+            "The export would take the place of its base model.",
+            got=f"{folder}, which is {base}",
+            expected="a folder of its own",
+            fix="name another; the base is needed to load the adapter, and to export it again",
+        )
+    check_ours(folder, export_kind(to), overwrite=overwrite)
+    check_out_folder(folder)
 
 
-def _is_empty(folder: Path) -> bool:
-    return not folder.exists() or not any(folder.iterdir())
+def _written(values: dict[str, Any], to: str) -> Collection[str]:
+    return listed_files(values) or _OF_EARLIER_VERSIONS.get(to, ())
 
 
-def _form_in(folder: Path) -> str | None:
-    """The form of the export in a folder; None if there is none."""
-    return _values(folder / REPORT_FILE).get("to")
+def _is_same(folder: Path, base: Path) -> bool:
+    try:
+        return (base.parent if base.is_file() else base).samefile(folder)
+    except (OSError, ValueError):
+        return False
 
 
 def _values(path: Path) -> dict[str, Any]:
@@ -84,56 +86,3 @@ def _values(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
-
-
-@contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """A temporary folder to write to; what is in it comes to `folder` when all went well.
-
-    Args:
-        folder: New, empty, or with files that may be replaced.
-
-    Yields:
-        The temporary folder. After an exception it is deleted, and `folder` is as it was.
-
-    Raises:
-        ExportError: The folder cannot be written to.
-    """
-    target = folder.resolve()
-    with _writing(folder):
-        # Inside of a folder that is there: beside it may be another file system, or one that is read-only.
-        place = target if target.exists() else target.parent
-        place.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".pera-", dir=place))
-    try:
-        yield temporary
-        with _writing(folder):
-            _move(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _move(temporary: Path, target: Path) -> None:
-    if not target.exists():
-        # mkdtemp makes private folders; the result should be as open as any other new one.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
-        temporary.replace(target)
-        return
-    # The report last: without it, it is no whole export.
-    for path in sorted(temporary.iterdir(), key=lambda path: path.name == REPORT_FILE):
-        path.replace(target / path.name)
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ExportError(
-            "The export cannot be written.",
-            got=f"{folder}: {error}",
-            expected="a folder that you may write to, with room",
-            fix="name another",
-        ) from error

@@ -12,11 +12,12 @@ from pera_lightning.checkpoint import load_adapter
 from pera_lightning.checkpoint.adapter_files import CONFIG_FILE
 from pera_lightning.checkpoint.manifest import read_manifest
 from pera_lightning.checkpoint.remote import Place, local_path, place
+from pera_lightning.checkpoint.whole_folder import whole_folder
 from pera_lightning.errors import ConfigError
 from pera_lightning.export.certificate import Certificate
 from pera_lightning.export.export_report import ExportReport
-from pera_lightning.export.gguf_merged import write_merged_gguf
-from pera_lightning.export.place import check_new, staged
+from pera_lightning.export.gguf_merged import MERGED_GGUF_FILE, write_merged_gguf
+from pera_lightning.export.place import check_place, export_kind
 from pera_lightning.export.plain_lora import PeraTensors, plain_lora
 from pera_lightning.export.servers import refuse_losses
 from pera_lightning.integration.adapter_source import adapter_source
@@ -24,7 +25,6 @@ from pera_lightning.integration.merged_certificate import prompt_reference
 from pera_lightning.integration.pretrained import PretrainedSource, load_causal_lm
 from pera_lightning.option_checks import check_flags, one_of
 
-MERGED_GGUF_FILE = "model.gguf"
 GgufDtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -37,6 +37,7 @@ def export_merged_gguf(
     dtype: GgufDtype = "float16",
     compare: bool = True,
     prompts: Sequence[str] | None = None,
+    overwrite: bool = False,
 ) -> ExportReport:
     """Write `model.gguf`: the base model's GGUF file with the adapter merged in, for llama.cpp and what is built on it.
 
@@ -44,12 +45,14 @@ def export_merged_gguf(
 
     Args:
         adapter_dir: Folder of the adapter.
-        out_dir: A new or empty folder.
+        out_dir: A new or empty folder, or an earlier export of this form, which is replaced as a whole when all is
+            written and compared; never that of the base model.
         base: Folder of the base model's GGUF file; by default what the adapter names.
         gguf_file: Name of the file. It may be quantised: the adapter is added to what it stores.
         dtype: Of the merged weights.
         compare: Load both the base with the adapter and the new file by transformers and compare their outputs.
         prompts: Texts to compare on; by default some sentences and random tokens.
+        overwrite: Write into a folder with other files too, and replace those of the same names.
 
     Returns:
         What the dtype rounds, and the comparison, also written to `export_report.json`.
@@ -57,20 +60,20 @@ def export_merged_gguf(
     Raises:
         AdapterFileError: The adapter is missing, damaged, or does not fit the base.
         ConfigError: An option has a value it cannot have, or the base is no GGUF file on this machine.
-        ExportError: The folder holds other files, a LoRA cannot hold all of the adapter, the kind of model is not
-            known, a merged weight does not fit the dtype, or the new file does not compute what the adapted model does.
+        ExportError: A LoRA cannot hold all of the adapter, the kind of model is not known, a merged weight does not fit
+            the dtype, or the new file does not compute what the adapted model does.
+        FolderError: `out_dir` is somebody else's or the base model's, or cannot be written to; it is as it was.
     """
-    check_flags(compare=compare)
+    check_flags(compare=compare, overwrite=overwrite)
     one_of("dtype", dtype, get_args(GgufDtype))
     adapter, out = place(adapter_dir), local_path(out_dir, "out_dir")
-    # Not even over an earlier export of its own: that may be the base of this adapter.
-    check_new(out)
     manifest = read_manifest(adapter / CONFIG_FILE)
     refuse_losses("llamacpp", manifest)
     source = adapter_source(adapter, manifest, base, gguf_file)
     base_file = _base_file(source)
+    check_place(out, "gguf", base=str(base_file), overwrite=overwrite)
     lora = plain_lora(PeraTensors.of(adapter))
-    with staged(out) as folder:
+    with whole_folder(out, export_kind("gguf"), overwrite=overwrite) as folder:
         merge = write_merged_gguf(lora, base_file, folder / MERGED_GGUF_FILE, getattr(torch, dtype))
         certificate = _certify(adapter, source, folder, prompts, getattr(torch, dtype)) if compare else None
         report = ExportReport("gguf", None, dtype, True, {}, certificate=certificate, merge=merge)

@@ -13,7 +13,9 @@ from torch import nn
 from pera_lightning.checkpoint import Manifest, load_adapter
 from pera_lightning.checkpoint.adapter_files import CONFIG_FILE
 from pera_lightning.checkpoint.manifest import FLOATING, read_manifest
+from pera_lightning.checkpoint.out_folder import check_room
 from pera_lightning.checkpoint.remote import Place, local_path, place
+from pera_lightning.checkpoint.whole_folder import whole_folder
 from pera_lightning.errors import ConfigError
 from pera_lightning.export.base_files import BaseFiles, is_complete
 from pera_lightning.export.certificate import Reference
@@ -21,7 +23,7 @@ from pera_lightning.export.companions import copy_companions
 from pera_lightning.export.export_report import ExportReport
 from pera_lightning.export.merge import MergeReport, merge_and_report
 from pera_lightning.export.merged_shards import merge_shards
-from pera_lightning.export.place import check_new, staged
+from pera_lightning.export.place import check_place, export_kind
 from pera_lightning.export.plain_lora import PeraTensors
 from pera_lightning.integration.adapter_source import adapter_quantization, adapter_source
 from pera_lightning.integration.merged_certificate import adapted_reference, certify, prompt_reference
@@ -44,16 +46,19 @@ def export_merged(
     in_memory: bool = False,
     compare: bool = True,
     prompts: Sequence[str] | None = None,
+    overwrite: bool = False,
 ) -> ExportReport:
     """Write base plus adapter as a folder that `from_pretrained` loads, with tokenizer and generation config.
 
     A base whose safetensors files are on this machine is merged file by file: the model is never in memory, but for
     the comparison. Everything else (GGUF files, the dequantised weights of a base that training quantised) is merged in
-    memory. The folder appears when it is whole, and compared; the base's files are only read.
+    memory. The folder appears when it is whole, and compared, and takes the place of an earlier one in one step; the
+    base's files are only read.
 
     Args:
         adapter_dir: Folder of the adapter.
-        out_dir: A new or empty folder.
+        out_dir: A new or empty folder, or an earlier merged export, which stays until the new one is whole; never that
+            of the base model.
         base: Hub id or folder of the base model; by default the one that the adapter names.
         gguf_file: Name of a GGUF file in `base`.
         dtype: Of the merged weights; None is the one that the base is stored in (GGUF: what this machine multiplies in
@@ -65,6 +70,7 @@ def export_merged(
         compare: Load the adapted and then the merged model and compare their outputs. This takes the memory of the
             model.
         prompts: Texts to compare on; by default some sentences and random tokens.
+        overwrite: Write into a folder with other files too, and replace those of the same names.
 
     Returns:
         Errors of the weights and the comparison, also written to `export_report.json`.
@@ -72,8 +78,10 @@ def export_merged(
     Raises:
         AdapterFileError: The adapter is missing, damaged, or does not fit the base.
         ConfigError: An option has a value it cannot have, or the base is missing, damaged, quantised or another one.
-        ExportError: The folder is not empty, the base's files are not certain to hold what the adapter changes, or the
-            merged model does not compute what the adapted one does. Then nothing is written.
+        ExportError: The base's files are not certain to hold what the adapter changes, or the merged model does not
+            compute what the adapted one does. Then nothing is written.
+        FolderError: `out_dir` is somebody else's or the base model's, there is no room, or it cannot be written to; it
+            is as it was.
         InjectionError: The adapter cannot be merged.
     """
     if isinstance(adapter_dir, nn.Module):
@@ -83,18 +91,18 @@ def export_merged(
             expected="the folder that the fit or save_adapter wrote",
             fix="save_adapter(model, folder) first; or, in memory, merge_adapter(model).save_pretrained(out)",
         )
-    check_flags(in_memory=in_memory, compare=compare)
+    check_flags(in_memory=in_memory, compare=compare, overwrite=overwrite)
     one_of("dtype", dtype, (None, *get_args(MergedDtype)))
     one_of("into", into, get_args(MergedInto))
     adapter, out = place(adapter_dir), local_path(out_dir, "out_dir")
-    check_new(out)
     manifest = read_manifest(adapter / CONFIG_FILE)
     source = adapter_source(adapter, manifest, base, gguf_file)
     source.check()
+    check_place(out, "merged", base=source.pretrained, overwrite=overwrite)
     quantized = set(manifest.quantization) != {FLOATING}
     job = _Job(adapter, manifest, source, dtype, quantized and into == "original", compare, prompts)
     folder = None if in_memory or (quantized and into != "original") else local_folder(source)
-    with staged(out) as temporary:
+    with whole_folder(out, export_kind("merged"), overwrite=overwrite) as temporary:
         report = job.in_memory(temporary, max_shard_size) if folder is None else job.from_files(folder, temporary)
         report.write(temporary)
     return report
@@ -153,6 +161,7 @@ class _Job:
         # Where the machine computes wider than a quantised base stores the rest, the merged layers are as wide.
         if merge.into == "dequantized":
             merge = _narrow(model, self.manifest.layers, stored, merge)
+        check_room(out, sum(value.nbytes for value in model.parameters()))
         model.save_pretrained(out, max_shard_size=max_shard_size)
         self._write_tokenizer(out)
         del model

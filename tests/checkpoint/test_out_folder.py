@@ -36,7 +36,7 @@ def test_folders_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def refuse(*, dir: Path, **options: object) -> None:
         raise PermissionError(13, "Permission denied", str(dir))
 
-    monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     with pytest.raises(ConfigError, match=r"(?s)Nothing can be written there.*new: Permission denied.*may write to"):
         check_out_folder(tmp_path / "new")
 

@@ -128,7 +128,7 @@ def test_what_a_user_gets_wrong(project: Path) -> None:
         (("--adapter", "adapter", "--out", "x", "--rows", "rows.jsonl", "--check", "false"), "--rows would do nothing"),
         (("--adapter", "adapter", "--out", "x", "--to", "merged", "--base_dtype", "bfloat16"), "--base_dtype would do"),
         (("--adapter", "classifier", "--out", "x"), "adapter of a BertForSequenceClassification"),
-        (("--adapter", "adapter", "--out", "model"), "mix with other files"),
+        (("--adapter", "adapter", "--out", "model"), "place of its base model"),
         (("--adapter", "adapter", "--out", "rows.jsonl/x"), "rows.jsonl, which is a file"),
     ):
         assert message in run("export", *words, folder=project, ok=False)

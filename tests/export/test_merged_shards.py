@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pera_lightning import PeraConfig, inject_adapter, merge_adapter, save_adapter
+from pera_lightning.checkpoint.whole_folder import whole_folder
+from pera_lightning.errors import FolderError
 from pera_lightning.export import merged_shards
 from pera_lightning.export.merged_shards import merge_shards
-from pera_lightning.export.place import staged
+from pera_lightning.export.place import export_kind
 from pera_lightning.export.plain_lora import PeraTensors
 from tests.support.base_folders import (
     adapt_and_save,
@@ -247,7 +249,10 @@ def test_a_crash_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         save_file(tensors, path, **options)
 
     monkeypatch.setattr(merged_shards, "save_file", fail_at_the_second)
-    with pytest.raises(OSError, match="no space left"), staged(tmp_path / "out") as folder:
+    with (
+        pytest.raises(FolderError, match="no space left"),
+        whole_folder(tmp_path / "out", export_kind("merged")) as folder,
+    ):
         merge_shards(PeraTensors.of(adapter), base, folder)
     assert len(written) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]

@@ -134,7 +134,7 @@ def test_whatever_the_system_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def refuse(**options: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     module = Counting()
     with pytest.raises(ConfigError, match=os.strerror(number)):
         fit(tmp_path, module, tmp_path / "new")

@@ -97,7 +97,7 @@ def test_the_base_of_the_adapter_is_never_replaced(tmp_path: Path) -> None:
     model = load_causal_lm(PretrainedSource(str(tmp_path / "out"), "model.gguf"), dtype="float32")
     adapt_and_save(model, tmp_path / "second", PeraConfig(2), tmp_path / "out/model.gguf")
     before = (tmp_path / "out/model.gguf").read_bytes()
-    with pytest.raises(ExportError, match="folder of its own"):
+    with pytest.raises(ExportError, match="take the place of its base model"):
         export_merged_gguf(tmp_path / "second", tmp_path / "out")
     assert (tmp_path / "out/model.gguf").read_bytes() == before
 
@@ -130,4 +130,6 @@ def test_command(tmp_path: Path) -> None:
     printed = run("export", *words, folder=tmp_path)
     assert "the largest is the same at 100.00%" in printed
     assert printed.splitlines()[-1] == "llama-cli -m out/model.gguf"
-    assert "needs a folder of its own" in run("export", *words, folder=tmp_path, ok=False)
+    (tmp_path / "out/mine").touch()
+    run("export", *words, folder=tmp_path)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["export_report.json", "mine", "model.gguf"]

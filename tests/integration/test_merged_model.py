@@ -266,10 +266,19 @@ def test_refused_options(tmp_path: Path, options: Any, error: type[PeraError], w
 
 def test_refused_places(tmp_path: Path) -> None:
     base, adapter = save_base_and_adapter(tiny_llama(), tmp_path)
-    for place, words in ((base, "not empty"), (adapter, "PERA adapter"), (base / "config.json", "needs a folder")):
+    (tmp_path / "link").symlink_to(base)
+    export_merged(adapter, tmp_path / "merged", compare=False)
+    (tmp_path / "merged/export_report.json").unlink()
+    for place, words in (
+        (base, "place of its base model"),
+        (tmp_path / "link", "place of its base model"),
+        (adapter, "PERA adapter"),
+        (base / "config.json", "is a file"),
+        (tmp_path / "merged", "The folder is not ours"),
+    ):
         before = digests(base) | digests(adapter)
         with pytest.raises(ExportError, match=words):
-            export_merged(adapter, place)
+            export_merged(adapter, place, overwrite=words != "The folder is not ours")
         assert digests(base) | digests(adapter) == before
     (tmp_path / "empty").mkdir()
     export_merged(adapter, tmp_path / "empty", compare=False)
