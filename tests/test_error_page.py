@@ -20,7 +20,12 @@ CLASSES = {name for name, value in vars(errors).items() if isinstance(value, typ
 # What else is raised: Python's protocol of modules, a value that is caught in its own file, errors made elsewhere.
 OTHER_RAISES = {
     ("__init__.py", "raise AttributeError(f'module {__name__!r} has no attribute {name!r}')"),
-    # Caught in whole_folder.py, which makes FolderErrors of what the system says.
+    # Caught where folders are written, which makes FolderErrors of what the system says.
+    ("checkpoint/folder_kind.py", "raise NotADirectoryError(errno.ENOTDIR, f'{found} is {kind}')"),
+    (
+        "checkpoint/out_folder.py",
+        "raise OSError(errno.ENOSPC, f'{os.strerror(errno.ENOSPC)}: {bytes_needed:,} bytes needed, {free:,} free')",
+    ),
     ("checkpoint/exchange.py", "raise OSError(code, os.strerror(code), str(one), None, str(other))"),
     ("checkpoint/exchange.py", "raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))"),
     ("checkpoint/whole_folder.py", "raise OSError(errno.EBUSY, _TOO_MANY)"),

@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("nan0", "TrainingError: The loss is not finite"),
         ("nan1", "TrainingError: The loss is not finite"),
         ("target", "TargetError: target_modules holds a pattern that matches no module"),
-        ("folder", "ConfigError: What is written needs a folder"),
+        ("folder", "FolderError: What is written needs a folder"),
         ("options", "CheckpointError: The checkpoint does not fit the adapters of this run"),
     ],
 )
