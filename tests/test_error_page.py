@@ -52,6 +52,7 @@ OTHER_RAISES = {
     ),
     # The error of the first process, in the others; Lightning's way to end a run.
     ("integration/parallel_causal_lm.py", "raise failure"),
+    ("checkpoint/adapter_folder.py", "raise problem"),
     ("integration/trained_adapter.py", "raise problem"),
     ("integration/termination.py", "raise SIGTERMException"),
     ("integration/activation_offloading.py", "raise RuntimeError(message)"),

@@ -7,12 +7,21 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pera_lightning.checkpoint.adapter_folder import (
+    ADAPTER,
+    CARD_FILE,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    check_adapter_place,
+    read_both,
+    refuse_damage,
+    stored_tensors,
+)
 from pera_lightning.checkpoint.adapter_state import adapter_state_dict, copy_into, refuse_merged
-from pera_lightning.checkpoint.atomic import replacing
+from pera_lightning.checkpoint.checksums import with_checksums
 from pera_lightning.checkpoint.comparison import (
     base_difference,
     describe_mismatch,
@@ -21,9 +30,10 @@ from pera_lightning.checkpoint.comparison import (
     shapes,
 )
 from pera_lightning.checkpoint.finite_values import describe_infinite, not_finite
-from pera_lightning.checkpoint.manifest import Manifest, manifest_of, read_manifest
+from pera_lightning.checkpoint.manifest import Manifest, manifest_of
 from pera_lightning.checkpoint.model_card import model_card
-from pera_lightning.checkpoint.remote import Place, RemotePath, place, written
+from pera_lightning.checkpoint.remote import Place, place
+from pera_lightning.checkpoint.whole_folder import whole_folder
 from pera_lightning.concurrency import changing
 from pera_lightning.errors import AdapterFileError, InjectionError, TargetError
 from pera_lightning.functional.distributed import is_distributed, whole
@@ -31,20 +41,19 @@ from pera_lightning.injection import InjectionReport, adapted_layers, init_loftq
 from pera_lightning.injection.saved_modules import kept_infinities
 from pera_lightning.option_checks import check_flags
 
-WEIGHTS_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
-CARD_FILE = "README.md"
 
-
-def save_adapter(model: nn.Module, directory: str | Path, *, base_model: str | None = None) -> Path | str:
+def save_adapter(
+    model: nn.Module, directory: str | Path, *, base_model: str | None = None, overwrite: bool = False
+) -> Path | str:
     """Write the adapter of a model: `adapter_model.safetensors`, `adapter_config.json` and a model card.
 
     Args:
         model: A model with adapters; names in the files are relative to it. One that is sharded over processes is
             saved by all of them together: each calls this, the first one writes.
         directory: Folder to write to, here or at a URL that fsspec can open (`s3://bucket/folder`); it is made if
-            needed. Files of an earlier save are replaced.
+            needed. It is new, empty, or holds the adapter of an earlier save, which is replaced as a whole.
         base_model: Name or path of the base model; by default what the model's own config says.
+        overwrite: Write into a folder with other things too, and replace what has the names of these three files.
 
     Returns:
         The folder; of a URL, the URL.
@@ -52,13 +61,15 @@ def save_adapter(model: nn.Module, directory: str | Path, *, base_model: str | N
     Raises:
         InjectionError: The model holds no adapter.
         AdapterFileError: A value of it is not finite; the folder is as it was.
+        FolderError: The folder is somebody else's, or cannot be written to; it is as it was.
     """
+    check_flags(overwrite=overwrite)
     tensors, manifest = adapter_state_dict(model), manifest_of(model, base_model)
     sharded = any(map(is_distributed, tensors.values()))
     tensors = {key: whole(value) for key, value in tensors.items()}
     if sharded and torch.distributed.get_rank() > 0:
         return _named(place(directory))
-    return write_adapter(directory, tensors, manifest, constants=kept_infinities(model))
+    return write_adapter(directory, tensors, manifest, constants=kept_infinities(model), overwrite=overwrite)
 
 
 def write_adapter(
@@ -68,11 +79,12 @@ def write_adapter(
     *,
     run: Mapping[str, str] | None = None,
     constants: Collection[str] = (),
+    overwrite: bool = False,
 ) -> Path | str:
     """Write an adapter folder from tensors that are not (or no longer) in a model.
 
-    Each file is written beside its place and renamed, the weights first: a crash leaves the earlier adapter or
-    the new one, never half a file. At a URL they come there together, where its file system has transactions.
+    The folder is written as a whole (`whole_folder`): whenever the process is killed, the earlier adapter is there or
+    the new one. At a URL the files come there together, where its file system has transactions.
 
     Args:
         directory: Folder to write to, here or at a URL; it is made if needed.
@@ -80,27 +92,28 @@ def write_adapter(
         manifest: Of the adapter.
         run: Rows of the model card about its training.
         constants: Buffers of modules saved whole that may be infinite.
+        overwrite: Whether the folder may hold other things too.
 
     Raises:
         AdapterFileError: A value is not finite; the folder is as it was.
+        FolderError: The folder is somebody else's, or cannot be written to; it is as it was.
     """
     target = place(directory)
-    _refuse_infinite({key: value for key, value in tensors.items() if key not in constants}, target)
-    with written(target) as folder:
+    check_adapter_place(target, manifest.base_model, overwrite=overwrite)
+    refuse_infinite({key: value for key, value in tensors.items() if key not in constants}, target)
+    size = sum(value.nbytes for value in tensors.values())
+    with whole_folder(target, ADAPTER, overwrite=overwrite, bytes_needed=size) as folder:
         _write_files(folder, tensors, manifest, run or {})
     return _named(target)
 
 
 def _write_files(folder: Path, tensors: dict[str, Tensor], manifest: Manifest, run: Mapping[str, str]) -> None:
-    # A clone each: tied tensors share memory, which safetensors refuses.
-    stored = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    with replacing(folder / WEIGHTS_FILE) as path:
-        save_file(stored, path, metadata={"format": "pt"})
-    with replacing(folder / CONFIG_FILE) as path:
-        path.write_text(json.dumps(manifest.to_dict(), indent=2) + "\n", encoding="utf-8")
+    stored = stored_tensors(tensors)
+    save_file(stored, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    values = with_checksums(manifest.to_dict(), stored)
+    (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     parameters = sum(value.numel() for value in tensors.values())
-    with replacing(folder / CARD_FILE) as path:
-        path.write_text(model_card(manifest, parameters, run), encoding="utf-8")
+    (folder / CARD_FILE).write_text(model_card(manifest, parameters, run), encoding="utf-8")
 
 
 def _named(folder: Place) -> Path | str:
@@ -142,11 +155,10 @@ def load_adapter(
     """
     check_flags(allow_other_quantization=allow_other_quantization, allow_other_base=allow_other_base)
     folder = place(directory)
-    manifest = read_manifest(folder / CONFIG_FILE)
-    tensors = read_weights(folder / WEIGHTS_FILE)
+    manifest, tensors, problem = read_both(folder)
     # Afterwards, since calls of the model in other threads wait for what follows.
     with changing(model):
-        return _put(model, folder, manifest, tensors, allow_other_quantization, allow_other_base, float_model)
+        return _put(model, folder, manifest, tensors, problem, allow_other_quantization, allow_other_base, float_model)
 
 
 def _put(
@@ -154,6 +166,7 @@ def _put(
     folder: Place,
     manifest: Manifest,
     tensors: dict[str, Tensor],
+    problem: AdapterFileError | None,
     allow_other_quantization: bool,
     allow_other_base: bool,
     float_model: nn.Module | None,
@@ -165,6 +178,7 @@ def _put(
         _check_fit(tensors, model, folder)
         _check_quantization(manifest, present, folder, allow_other_quantization)
         _check_base(manifest, present, folder, allow_other_base)
+        refuse_damage(problem)
         copy_into(model, tensors)
         return None
     _check_steps(manifest, float_model, folder)
@@ -184,54 +198,12 @@ def _put(
         present = manifest_of(model)
         _check_quantization(manifest, present, folder, allow_other_quantization)
         _check_base(manifest, present, folder, allow_other_base)
+        refuse_damage(problem)
     except BaseException:
         remove_adapter(model)
         raise
     copy_into(model, tensors)
     return report
-
-
-def read_adapter(directory: str | Place) -> tuple[Manifest, dict[str, Tensor]]:
-    """What an adapter folder holds, without a model to put it into.
-
-    Raises:
-        AdapterFileError: A file is missing or damaged, or the two do not belong together.
-    """
-    folder = place(directory)
-    manifest, tensors = read_manifest(folder / CONFIG_FILE), read_weights(folder / WEIGHTS_FILE)
-    missing = [name for name in manifest.layers if not {f"{name}.pera_A", f"{name}.pera_B"} <= tensors.keys()]
-    if missing:
-        raise AdapterFileError(
-            "The adapter's files do not belong together.",
-            got=f"{folder}: no factors of layer {missing[0]!r}, which {CONFIG_FILE} lists",
-            expected="both files of one save",
-            fix="save the adapter again",
-        )
-    return manifest, tensors
-
-
-def read_weights(path: Place) -> dict[str, Tensor]:
-    """The tensors of an adapter's safetensors file.
-
-    Raises:
-        AdapterFileError: The file is missing or damaged.
-    """
-    try:
-        return load(path.read_bytes()) if isinstance(path, RemotePath) else load_file(path)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise AdapterFileError(
-            "The adapter's weights are missing.",
-            got=f"no file {path}",
-            expected="a folder written by save_adapter",
-            fix="check the path, or save the adapter again",
-        ) from None
-    except (SafetensorError, ValueError) as error:
-        raise AdapterFileError(
-            "The adapter's weights cannot be read.",
-            got=f"{path}: {error}",
-            expected="a whole safetensors file",
-            fix="copy or save it again; it is truncated or of another format",
-        ) from error
 
 
 def _check_fit(tensors: dict[str, Tensor], model: nn.Module, folder: Place) -> None:
@@ -260,7 +232,13 @@ def _constants(tensors: Mapping[str, Tensor], model: nn.Module) -> set[str]:
     return {key for key in kept if torch.equal(tensors[key].isfinite(), present[key].isfinite().cpu())}
 
 
-def _refuse_infinite(tensors: Mapping[str, Tensor], folder: Place) -> None:
+def refuse_infinite(tensors: Mapping[str, Tensor], folder: Place) -> None:
+    """Raise AdapterFileError if a value that is to be written is not finite.
+
+    Args:
+        tensors: By name.
+        folder: Where they were to go, for the message.
+    """
     found = not_finite(tensors)
     if found:
         raise AdapterFileError(

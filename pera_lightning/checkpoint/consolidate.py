@@ -8,19 +8,24 @@ from pathlib import Path
 from torch import Tensor
 
 from pera_lightning.checkpoint.adapter_files import write_adapter
+from pera_lightning.checkpoint.adapter_folder import check_adapter_place
 from pera_lightning.checkpoint.manifest import Manifest
+from pera_lightning.checkpoint.remote import place
 from pera_lightning.checkpoint.training_checkpoint import TrainingCheckpoint, read_checkpoint
-from pera_lightning.errors import AdapterFileError, CheckpointError
+from pera_lightning.errors import CheckpointError
 from pera_lightning.functional import expanded_rank
+from pera_lightning.option_checks import check_flags
 
 
-def consolidate(checkpoint: str | Path, directory: str | Path) -> Path | str:
+def consolidate(checkpoint: str | Path, directory: str | Path, *, overwrite: bool = False) -> Path | str:
     """Write the adapter in a Trainer's checkpoint as a folder that `load_adapter` reads. Needs no model and no GPU.
 
     Args:
         checkpoint: A `.ckpt` file, or the folder that several processes wrote together
             (`save_distributed_checkpoint=True`, or DeepSpeed's stages 1 and 2).
-        directory: Folder to write to, as `save_adapter` does.
+        directory: Folder to write to, as `save_adapter` does: it is looked at first, and replaced when all has been
+            read and checked.
+        overwrite: Write into a folder with other things too, and replace what has the names of an adapter's files.
 
     Returns:
         The folder; of a URL, the URL.
@@ -28,7 +33,11 @@ def consolidate(checkpoint: str | Path, directory: str | Path) -> Path | str:
     Raises:
         CheckpointError: There is no checkpoint, PeraCallback did not write it, or a part of the adapter is missing or
             lost (zeros where neither the start nor training leaves any).
+        AdapterFileError: A value is not finite.
+        FolderError: The folder is somebody else's, or cannot be written to; it is as it was.
     """
+    check_flags(overwrite=overwrite)
+    check_adapter_place(place(directory), None, overwrite=overwrite)
     held = read_checkpoint(checkpoint)
     if held.manifest is None:
         raise CheckpointError(
@@ -39,7 +48,7 @@ def consolidate(checkpoint: str | Path, directory: str | Path) -> Path | str:
         )
     prefix = _prefix(held, held.manifest)
     tensors = {key.removeprefix(prefix): value for key, value in held.tensors().items() if key.startswith(prefix)}
-    lost = [*_missing(tensors, held.manifest), *_emptied(tensors)]
+    lost = list(_missing(tensors, held.manifest)) or list(_emptied(tensors, held.manifest))
     if lost:
         raise CheckpointError(
             "A part of the adapter is not in the checkpoint.",
@@ -47,15 +56,7 @@ def consolidate(checkpoint: str | Path, directory: str | Path) -> Path | str:
             expected="all tensors of the adapter, with the values of every process",
             fix="copy the whole folder, the files of all processes; or take an earlier checkpoint",
         )
-    try:
-        return write_adapter(directory, tensors, held.manifest)
-    except OSError as error:
-        raise AdapterFileError(
-            "The adapter cannot be written.",
-            got=f"{directory}: {error}",
-            expected="a folder to write to",
-            fix="name another one",
-        ) from error
+    return write_adapter(directory, tensors, held.manifest, overwrite=overwrite)
 
 
 def _prefix(held: TrainingCheckpoint, manifest: Manifest) -> str:
@@ -74,19 +75,17 @@ def _missing(tensors: Mapping[str, Tensor], manifest: Manifest) -> Iterator[str]
         wanted = {"pera_A": (0, plan.rank), "pera_B": (1, plan.rank), **({"pera_h": (0, terms)} if terms else {})}
         for own, (axis, size) in wanted.items():
             tensor = tensors.get(f"{name}.{own}")
-            if tensor is None or tensor.shape[axis] != size:
+            if tensor is None or tensor.ndim != (1 if own == "pera_h" else 2) or tensor.shape[axis] != size:
                 yield f"{name}.{own}"
     for name in (*manifest.saved, *(f"{name}.token_rows.delta" for name in manifest.tokens)):
         if not any(key == name or key.startswith(f"{name}.") for key in tensors):
             yield name
 
 
-def _emptied(tensors: Mapping[str, Tensor]) -> Iterator[str]:
+def _emptied(tensors: Mapping[str, Tensor], manifest: Manifest) -> Iterator[str]:
     """Factors that a process's part is missing from: zeros instead, which neither start nor training leave there."""
-    for key, A in tensors.items():
-        name, _, own = key.rpartition(".")
-        if own == "pera_A":
-            rows = A.any(dim=1)
-            # A linear layer starts with B = 0, an embedding with A = 0.
-            if (rows.any() and not rows.all()) or (not rows.any() and not tensors[f"{name}.pera_B"].any()):
-                yield key
+    for name in manifest.layers:
+        rows = tensors[f"{name}.pera_A"].any(dim=1)
+        # A linear layer starts with B = 0, an embedding with A = 0.
+        if (rows.any() and not rows.all()) or (not rows.any() and not tensors[f"{name}.pera_B"].any()):
+            yield f"{name}.pera_A"

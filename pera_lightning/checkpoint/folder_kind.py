@@ -56,6 +56,7 @@ def check_ours(
     overwrite: bool = False,
     names: Collection[str] = (),
     permit: str | None = _OVERWRITE,
+    option: str | None = None,
 ) -> None:
     """Raise FolderError unless a folder is new, empty, or of the same kind and written by us. Changes nothing.
 
@@ -66,6 +67,7 @@ def check_ours(
         names: Of what is to be written, where they are known: in a folder of ours too, somebody else may have a file of
             such a name.
         permit: How `overwrite` is set, for the message; None where it cannot be.
+        option: What names the folder, for the message.
     """
     with writing(folder, kind):
         _refuse_no_folder(folder)
@@ -77,7 +79,9 @@ def check_ours(
         "The folder is not ours: it holds other files, and nothing is written into it.",
         got=f"{folder} with {shown}",
         expected=f"a new or empty folder, or {kind.name} that was written before",
-        fix="name another folder" + (f"; to replace files of the same names in this one, {permit}" if permit else ""),
+        fix="name another folder"
+        + (f" with {option}" if option else "")
+        + (f"; to replace files of the same names in this one, {permit}" if permit else ""),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 from pera_lightning.checkpoint.base_record import base_record
 from pera_lightning.checkpoint.base_sample import base_sample
 from pera_lightning.checkpoint.bounded_json import read_json
+from pera_lightning.checkpoint.checksums import Checksums
 from pera_lightning.checkpoint.layer_traits import layer_traits
 from pera_lightning.checkpoint.manifest_schema import FORMAT_VERSION, checked_manifest
 from pera_lightning.checkpoint.remote import Place
@@ -51,6 +52,7 @@ class Manifest:
         base_record: More of it, by layer name, see `LayerRecord.encode`.
         traits: Name of a layer or saved module -> what sets it apart from a plain one, for exports (`layer_traits`).
         architecture: Class of the model that the names belong to, e.g. "LlamaForCausalLM".
+        checksums: What the folder that it was read from says of itself; not part of `to_dict`.
     """
 
     config: PeraConfig
@@ -64,6 +66,7 @@ class Manifest:
     base_record: dict[str, str] = field(default_factory=dict)
     traits: dict[str, tuple[str, ...]] = field(default_factory=dict)
     architecture: str | None = None
+    checksums: Checksums | None = field(default=None, compare=False)
 
     @property
     def plan(self) -> InjectionPlan:
@@ -158,7 +161,7 @@ def manifest_of(model: nn.Module, base_model: str | None = None) -> Manifest:
             expected="a model after inject_adapter, load_adapter or PeraCallback.setup",
             fix="inject the adapter first",
         )
-    base_model = base_model or _name_of(model)
+    base_model = base_model or base_name(model)
     return Manifest(
         config=next(iter(layers.values())).config,
         layers={name: LayerPlan(layer.rank, layer.alpha) for name, layer in layers.items()},
@@ -210,10 +213,11 @@ def read_manifest(path: Place) -> Manifest:
             expected="JSON in UTF-8: an object with each name once and finite numbers",
             fix="save the adapter again",
         ) from None
-    return Manifest.from_dict(values)
+    return replace(Manifest.from_dict(values), checksums=Checksums.of(values))
 
 
-def _name_of(model: nn.Module) -> str | None:
+def base_name(model: nn.Module) -> str | None:
+    """Name or path that a model was loaded from, as its own config says; None if it says nothing."""
     name = getattr(getattr(model, "config", None), "_name_or_path", None)
     return name if isinstance(name, str) and name else None
 

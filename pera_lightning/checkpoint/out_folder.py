@@ -11,6 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from pera_lightning.checkpoint.remote import Place, RemotePath, uploaded
+from pera_lightning.checkpoint.temporaries import temporary_name
 from pera_lightning.errors import FolderError, PeraError
 
 
@@ -34,7 +35,7 @@ def check_out_folder(
     try:
         found = nearest_existing(folder)
         _refuse_what_is_in_the_way(folder, found, names, option)
-        with tempfile.TemporaryFile(prefix=".pera-", dir=found) as file:
+        with tempfile.TemporaryFile(prefix=temporary_name(folder.name), dir=found) as file:
             _take_room(file.fileno(), bytes_needed)
     except OSError as error:
         room = f", with room for {bytes_needed / 1e6:,.1f} MB" if bytes_needed else ""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from pera_lightning.checkpoint.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_weights
+from pera_lightning.checkpoint.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, read_weights
 from pera_lightning.checkpoint.manifest import PEFT_TYPE
 from pera_lightning.checkpoint.remote import Place, place
 from pera_lightning.config import PeraConfig

@@ -15,11 +15,11 @@ from pathlib import Path
 
 _LONGEST = 150
 """Bytes of a name that are kept in that of its temporary; file systems take 255."""
-_TEMPORARY = re.compile(r"\..*\.pera-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}", re.DOTALL)
+_TEMPORARY = re.compile(r"\..*\.pera-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\w*", re.DOTALL)
 
 
 def temporary_name(name: str) -> str:
-    """A new name for what is to take the place of `name`, hidden, of this machine and process."""
+    """A new hidden name for what is to take the place of `name`, of this machine and process; more may be added."""
     return f"{_beginning(name)}{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 

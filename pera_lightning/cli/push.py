@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pera_lightning.checkpoint.adapter_files import read_weights
+from pera_lightning.checkpoint.adapter_folder import ADAPTER, read_adapter, read_weights
 from pera_lightning.checkpoint.finite_values import describe_infinite, not_finite
+from pera_lightning.checkpoint.folder_kind import is_ours
 from pera_lightning.checkpoint.remote import local_path
 from pera_lightning.cli.screen import show
 from pera_lightning.errors import AdapterFileError, ConfigError
@@ -96,4 +97,7 @@ def _files(folder: Path) -> list[Path]:
                 expected="finite values",
                 fix="training has diverged: take an earlier checkpoint, of which `consolidate` makes a folder",
             )
+    if is_ours(folder, ADAPTER):
+        # Damage is found out here, not by those who load it.
+        read_adapter(folder)
     return found

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pera_lightning.checkpoint.adapter_files import CONFIG_FILE
+from pera_lightning.checkpoint.adapter_folder import CONFIG_FILE
 from pera_lightning.export.base_files import MODEL_CONFIG_FILE
 from pera_lightning.export.export_report import REPORT_FILE
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pera_lightning.checkpoint import Manifest
-from pera_lightning.checkpoint.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+from pera_lightning.checkpoint.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from pera_lightning.checkpoint.layer_traits import CONV1D, EMBEDDING, ENDS_ANOTHER, expert_parts
 from pera_lightning.checkpoint.peft_lora import PREFIX, read_peft_lora
 from pera_lightning.export.lora_factors import LoraFactors, StoredLora

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from pera_lightning.checkpoint.adapter_files import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+from pera_lightning.checkpoint.adapter_folder import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from pera_lightning.checkpoint.folder_kind import FolderKind, check_ours, listed_files
 from pera_lightning.checkpoint.manifest import PEFT_TYPE
 from pera_lightning.checkpoint.out_folder import check_out_folder

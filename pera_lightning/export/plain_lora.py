@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pera_lightning.checkpoint import Manifest, adapter_state_dict, manifest_of
-from pera_lightning.checkpoint.adapter_files import read_adapter
+from pera_lightning.checkpoint.adapter_folder import read_adapter
 from pera_lightning.checkpoint.remote import Place
 from pera_lightning.errors import ConfigError, ExportError
 from pera_lightning.export.lora_factors import LoraFactors, exact_factors, padded, relative_rounding, spectrum

@@ -8,7 +8,7 @@ from typing import cast
 
 from pera_lightning.bases import QUANTIZATIONS, Quantization
 from pera_lightning.checkpoint import Manifest
-from pera_lightning.checkpoint.adapter_files import CONFIG_FILE
+from pera_lightning.checkpoint.adapter_folder import CONFIG_FILE
 from pera_lightning.checkpoint.manifest import FLOATING
 from pera_lightning.checkpoint.remote import Place, local_name
 from pera_lightning.errors import ConfigError

@@ -11,9 +11,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from pera_lightning.checkpoint.comparison import shapes
+from pera_lightning.checkpoint.finite_values import describe_infinite, not_finite
 from pera_lightning.checkpoint.remote import place
 from pera_lightning.checkpoint.training_checkpoint import read_checkpoint
 from pera_lightning.integration.messages import rank_zero_warn
+
+_LONGEST = 300
+"""Characters of a reason in the model card."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,12 @@ def _key(callback: ModelCheckpoint) -> tuple[int, str, float]:
 
 def best_weights(
     trainer: pl.Trainer, prefix: str, present: dict[str, Tensor], earlier: EarlierBests, steps: StepsOfBests
-) -> WrittenWeights | None:
+) -> WrittenWeights | str:
     """The adapter of the best checkpoint, of the first ModelCheckpoint that monitors a metric and has one.
 
     Best is best of the whole run, also of the part before it was resumed, but only where the metric was computed in
     this fit: otherwise nothing says that what it has learned since is worse. What keeps a best checkpoint from being
-    written is said in a warning.
+    written, such as damage of whatever kind, is said in a warning and returned.
 
     Args:
         trainer: The Trainer at the end of its fit.
@@ -91,8 +95,9 @@ def best_weights(
         steps: When those of this one were written.
 
     Returns:
-        None without such a checkpoint.
+        The adapter, or why it is not that of any best checkpoint; no text if there is none.
     """
+    reasons = []
     for callback in monitoring(trainer):
         path = callback.best_model_path
         if not path:
@@ -101,11 +106,12 @@ def best_weights(
             found = _unfit(trainer, callback, earlier) or _weights(callback, prefix, present, steps)
         # Any: a remote file system has errors of its own, and the last step's adapter must not be lost by one.
         except Exception as error:
-            found = str(error)
+            found = f"{type(error).__name__}: {error}"
         if isinstance(found, WrittenWeights):
             return found
         rank_zero_warn(f"PERA: the best checkpoint {path} is not what the adapter folder gets: {found}.")
-    return None
+        reasons.append(f"the best checkpoint {path} is not used: {' '.join(found.split())[:_LONGEST]}")
+    return "; ".join(reasons)
 
 
 def monitoring(trainer: pl.Trainer) -> Iterator[ModelCheckpoint]:
@@ -148,10 +154,14 @@ def _weights(
     if steps.of(callback) not in (None, held.step):
         return f"step {held.step} has written over it, and the best was step {steps.of(callback)}"
     tensors = held.tensors()
+    best = {key: tensors[prefix + key] for key in wanted}
+    spoiled = {key: count for key, count in not_finite(best).items() if wanted[key].isfinite().all()}
+    if spoiled:
+        return f"it holds {describe_infinite(spoiled)} that are not finite"
     step = "" if held.step is None else f"step {held.step}, "
     score = float(callback.best_model_score)  # type: ignore[arg-type]
     return WrittenWeights(
-        {key: tensors[prefix + key] for key in wanted},
+        best,
         f"{step}the best checkpoint {path} ({callback.monitor} {score:.4g})",
         held.step,
         (str(callback.monitor), score),

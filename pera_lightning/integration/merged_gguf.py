@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 
 from pera_lightning.checkpoint import load_adapter
-from pera_lightning.checkpoint.adapter_files import CONFIG_FILE
+from pera_lightning.checkpoint.adapter_folder import CONFIG_FILE
 from pera_lightning.checkpoint.manifest import read_manifest
 from pera_lightning.checkpoint.remote import Place, local_path, place
 from pera_lightning.checkpoint.whole_folder import whole_folder

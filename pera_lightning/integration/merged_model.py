@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pera_lightning.checkpoint import Manifest, load_adapter
-from pera_lightning.checkpoint.adapter_files import CONFIG_FILE
+from pera_lightning.checkpoint.adapter_folder import CONFIG_FILE
 from pera_lightning.checkpoint.manifest import FLOATING, read_manifest
 from pera_lightning.checkpoint.out_folder import check_room
 from pera_lightning.checkpoint.remote import Place, local_path, place

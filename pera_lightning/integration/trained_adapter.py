@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,10 +14,12 @@ import lightning.pytorch as pl
 from torch import nn
 
 from pera_lightning.checkpoint import Manifest, adapter_state_dict, write_adapter
-from pera_lightning.checkpoint.adapter_files import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+from pera_lightning.checkpoint.adapter_files import refuse_infinite
+from pera_lightning.checkpoint.adapter_folder import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, check_adapter_place
+from pera_lightning.checkpoint.manifest import base_name
 from pera_lightning.checkpoint.out_folder import check_out_folder
 from pera_lightning.checkpoint.remote import Place, place
-from pera_lightning.errors import AdapterFileError, ConfigError
+from pera_lightning.errors import AdapterFileError, PeraError
 from pera_lightning.functional.distributed import whole
 from pera_lightning.injection import clean_name
 from pera_lightning.injection.saved_modules import kept_infinities
@@ -30,6 +32,7 @@ from pera_lightning.integration.run_summary import run_summary
 
 _SMALL_FILES = 1 << 20
 """Bytes to spare for what is written beside the weights."""
+_FILES = (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)
 
 
 class TrainedAdapter:
@@ -72,7 +75,7 @@ class TrainedAdapter:
             chosen: `adapter_dir`.
 
         Raises:
-            ConfigError: In every process, if nothing can be written there.
+            ConfigError: In every process, if nothing can be written there, or it is somebody else's folder.
         """
         self._trained = False
         self._steps_of_bests = StepsOfBests()
@@ -83,7 +86,9 @@ class TrainedAdapter:
             return
         refuse_remote_shards(trainer)
         size = sum(value.numel() * value.element_size() for value in adapter_state_dict(root).values())
-        problem = trainer.strategy.broadcast(_problem(folder, size) if trainer.is_global_zero else None)
+        problem = trainer.strategy.broadcast(
+            _problem(folder, size, base_name(root)) if trainer.is_global_zero else None
+        )
         if problem is not None:
             raise problem
         if trainer.is_global_zero and (folder / CONFIG_FILE).is_file():
@@ -135,12 +140,16 @@ class TrainedAdapter:
         problem = None
         if trainer.is_global_zero:
             prefix = clean_name(prefix_of(pl_module, root))
-            last = WrittenWeights(present, f"step {trainer.global_step}, the last one")
-            weights = best_weights(trainer, prefix, present, self._earlier, self._steps_of_bests) or last
+            weights = best_weights(trainer, prefix, present, self._earlier, self._steps_of_bests)
+            if isinstance(weights, str):
+                reason = f" ({weights})" if weights else ""
+                weights = WrittenWeights(present, f"step {trainer.global_step}, the last one{reason}")
             weights = self._steps_of_metrics.tell(weights)
+            constants = kept_infinities(root)
             about = run_summary(trainer, weights.origin)
-            write = partial(write_adapter, manifest=manifest, run=about, constants=kept_infinities(root))
-            problem = _write(self._folder, _other_places(trainer), weights, write)
+            write = partial(write_adapter, manifest=manifest, run=about, constants=constants)
+            problem = _not_finite(self._folder, weights, constants)
+            problem = problem or _write(self._folder, _other_places(trainer), weights, write)
         # All wait here until it is written.
         problem = trainer.strategy.broadcast(problem)
         if problem is not None:
@@ -153,12 +162,22 @@ def adapter_folder(trainer: pl.Trainer, chosen: str | None) -> Place:
     return folder.absolute() if isinstance(folder, Path) else folder
 
 
-def _problem(folder: Place, size: int) -> ConfigError | None:
+def _problem(folder: Place, size: int, base_model: str | None) -> PeraError | None:
     """Why an adapter cannot be written; None if it can."""
-    files = (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)
+    option = "PeraCallback's adapter_dir"
     try:
-        check_out_folder(folder, bytes_needed=size + _SMALL_FILES, names=files, option="PeraCallback's adapter_dir")
-    except ConfigError as error:
+        check_out_folder(folder, bytes_needed=size + _SMALL_FILES, names=_FILES, option=option)
+        check_adapter_place(folder, base_model, permit=None, option=option)
+    except PeraError as error:
+        return error
+    return None
+
+
+def _not_finite(folder: Place, weights: WrittenWeights, constants: Collection[str]) -> AdapterFileError | None:
+    """What is wrong with the adapter itself, and so in every folder; None if nothing is."""
+    try:
+        refuse_infinite({key: value for key, value in weights.tensors.items() if key not in constants}, folder)
+    except AdapterFileError as error:
         return error
     return None
 
@@ -168,13 +187,13 @@ def _write(
 ) -> AdapterFileError | None:
     """Write the adapter, else somewhere else; then what is to be raised."""
     try:
-        write(folder, weights.tensors)
-    # What is wrong with the adapter itself is so everywhere.
-    except AdapterFileError as error:
-        return error
+        # What has come into the folder since it was looked at stays; only of our own names nothing may have.
+        write(folder, weights.tensors, overwrite=not any((folder / name).exists() for name in _FILES))
     # Any: a remote file system has errors of its own, and what was trained must not be lost by one.
     except Exception as error:
-        return _rescue(f"{folder}: {type(error).__name__}: {error}", others, weights, write)
+        cause = error.__cause__ or error
+        reason = " ".join(f"{type(cause).__name__}: {cause}".split())
+        return _rescue(f"{folder}: {reason}", others, weights, write)
     rank_zero_info(f"PERA: adapter of {weights.origin} written to {folder}")
     return None
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from pera_lightning import PeraConfig, save_adapter
 from pera_lightning.errors import ConfigError, ExportError, PeraError
 from tests.support.base_folders import add_tied_head, merge_files, rewrite, save_base_and_adapter
+from tests.support.earlier_adapters import forget_checksums
 from tests.support.models import tiny_gpt2, tiny_llama
 
 
@@ -34,7 +35,7 @@ def config_of(base: Path, **values: Any) -> None:
 
 
 def forget_kinds(adapter: Path) -> None:
-    path = adapter / "adapter_config.json"
+    path = forget_checksums(adapter) / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "architecture": None, "layer_traits": {}}))
 
 
@@ -47,7 +48,7 @@ def rename_layers(base: Path) -> None:
 
 
 def make_infinite(adapter: Path) -> None:
-    path = adapter / "adapter_model.safetensors"
+    path = forget_checksums(adapter) / "adapter_model.safetensors"
     tensors = load_file(path)
     tensors["model.layers.0.mlp.up_proj.pera_h"][0] = float("nan")
     save_file(tensors, path)
@@ -153,7 +154,7 @@ def test_a_transposed_weight_is_not_mistaken(tmp_path: Path) -> None:
     """GPT-2's c_proj is square: only the kind of the layer tells which way round it is."""
     model = tiny_gpt2()
     base, adapter = save_base_and_adapter(model, tmp_path, PeraConfig(2, target_modules=["attn.c_proj"]))
-    path = adapter / "adapter_config.json"
+    path = forget_checksums(adapter) / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "layer_traits": {}}))
     with pytest.raises(ConfigError, match="other weights"):
         merge_files(adapter, base, tmp_path / "out")

@@ -27,6 +27,7 @@ from pera_lightning.checkpoint.consolidate import consolidate
 from pera_lightning.cli.push import push
 from pera_lightning.errors import AdapterFileError, ExportError, InjectionError, TrainingError
 from tests.support.averaging import exponential_average
+from tests.support.earlier_adapters import forget_checksums
 from tests.support.models import Regressor
 from tests.support.spoiled import content, fit, refused
 
@@ -184,6 +185,7 @@ def test_nothing_is_uploaded_or_exported(tmp_path: Path) -> None:
     tensors = adapter_state_dict(model)
     tensors["0.pera_A"][0, 0] = math.inf
     # As an earlier version may have written it.
+    forget_checksums(folder)
     save_file({name: value.clone() for name, value in tensors.items()}, folder / "adapter_model.safetensors")
     with pytest.raises(AdapterFileError, match=r"to upload(.|\n)*1 values of '0\.pera_A'"):
         push(str(folder), "me/mine", dry_run=True)

@@ -30,7 +30,7 @@ from pera_lightning import (
 from pera_lightning.analysis import inspect_adapter
 from pera_lightning.checkpoint.consolidate import consolidate
 from pera_lightning.checkpoint.remote import RemotePath, collapsed_url, local_path, place
-from pera_lightning.errors import ConfigError, PeraError
+from pera_lightning.errors import ConfigError, FolderError, PeraError
 from pera_lightning.integration.pretrained import PretrainedSource
 from pera_lightning.integration.remote_places import refuse_remote_shards
 from tests.cli.test_main import run
@@ -90,7 +90,7 @@ def test_an_interrupted_upload_leaves_the_earlier_adapter(monkeypatch: pytest.Mo
     monkeypatch.setattr(type(memory), "_open", broken)
     with torch.no_grad():
         model[0].pera_B.add_(1)
-    with pytest.raises(OSError, match="connection"):
+    with pytest.raises(FolderError, match="connection"):
         save_adapter(model, "memory://bucket/adapter")
     assert {path: memory.cat(path) for path in files()} == before
 

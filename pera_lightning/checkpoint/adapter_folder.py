@@ -1,0 +1,174 @@
+"""An adapter folder: what it is recognised by, and reading both of its files as one save wrote them."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, load_file
+from torch import Tensor
+
+from pera_lightning.checkpoint.checksums import damage
+from pera_lightning.checkpoint.folder_kind import FolderKind, check_ours
+from pera_lightning.checkpoint.manifest import PEFT_TYPE, Manifest, read_manifest
+from pera_lightning.checkpoint.remote import Place, RemotePath, place
+from pera_lightning.checkpoint.whole_folder import settle
+from pera_lightning.errors import AdapterFileError, FolderError
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+CARD_FILE = "README.md"
+_OF_RUNS = (
+    *("*.ckpt", "checkpoints", "lightning_logs", "version_*", "events.out.tfevents.*", "hparams.yaml", "metrics.csv"),
+    *("config.yaml", "checkpoint-*", "runs", "trainer_state.json", "training_args.bin", "optimizer.pt", "scheduler.pt"),
+    *("scaler.pt", "rng_state*.pth"),
+)
+"""What Trainers write, Lightning's and that of transformers: a run that was interrupted goes on in its folder."""
+ADAPTER = FolderKind(
+    "a PERA adapter",
+    marker=CONFIG_FILE,
+    recognise=lambda values: values.get("peft_type") == PEFT_TYPE,
+    files=(WEIGHTS_FILE, CARD_FILE),
+    beside=_OF_RUNS,
+)
+_TRIES = 100
+_PAUSE = 0.002
+"""Seconds, beside a writer; a little longer each time."""
+
+
+def check_adapter_place(folder: Place, base_model: str | None, *, overwrite: bool = False, **options: Any) -> None:
+    """Raise FolderError unless an adapter may be written into a folder; nothing is changed.
+
+    Args:
+        folder: The folder, here or at a URL.
+        base_model: Name or path of the base model, whose own folder it must not be.
+        overwrite: Whether the folder may hold other things too.
+        **options: As of `check_ours`.
+    """
+    if isinstance(folder, Path) and base_model and _is_same(folder, Path(base_model)):
+        raise FolderError(
+            "An adapter in the folder of its base model makes that unloadable.",
+            got=f"{folder}, which is {base_model}",
+            expected="a folder of its own",
+            fix="name another folder",
+        )
+    check_ours(folder, ADAPTER, overwrite=overwrite, **options)
+
+
+def _is_same(folder: Path, base: Path) -> bool:
+    try:
+        return (base.parent if base.is_file() else base).samefile(folder)
+    except (OSError, ValueError):
+        return False
+
+
+def read_adapter(directory: str | Place) -> tuple[Manifest, dict[str, Tensor]]:
+    """What an adapter folder holds, without a model to put it into.
+
+    Raises:
+        AdapterFileError: A file is missing or damaged, or the two do not belong together.
+    """
+    folder = place(directory)
+    manifest, tensors, problem = read_both(folder)
+    missing = [name for name in manifest.layers if not {f"{name}.pera_A", f"{name}.pera_B"} <= tensors.keys()]
+    if missing:
+        raise AdapterFileError(
+            "The adapter's files do not belong together.",
+            got=f"{folder}: no factors of layer {missing[0]!r}, which {CONFIG_FILE} lists",
+            expected="both files of one save",
+            fix="save the adapter again",
+        )
+    refuse_damage(problem)
+    return manifest, tensors
+
+
+def refuse_damage(problem: AdapterFileError | None) -> None:
+    """Raise what `read_both` found, if it found something."""
+    if problem is not None:
+        raise problem
+
+
+def read_weights(path: Place) -> dict[str, Tensor]:
+    """The tensors of an adapter's safetensors file.
+
+    Raises:
+        AdapterFileError: The file is missing or damaged.
+    """
+    try:
+        return load(path.read_bytes()) if isinstance(path, RemotePath) else load_file(path)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise AdapterFileError(
+            "The adapter's weights are missing.",
+            got=f"no file {path}",
+            expected="a folder written by save_adapter",
+            fix="check the path, or save the adapter again",
+        ) from None
+    except (SafetensorError, ValueError) as error:
+        raise AdapterFileError(
+            "The adapter's weights cannot be read.",
+            got=f"{path}: {error}",
+            expected="a whole safetensors file",
+            fix="copy or save it again; it is truncated or of another format",
+        ) from error
+
+
+def read_both(folder: Place) -> tuple[Manifest, dict[str, Tensor], AdapterFileError | None]:
+    """Manifest and tensors of one save, also beside a process that writes the folder again and again.
+
+    Returns:
+        Both, and an error to raise if they are damaged or of two saves: later, if nothing else says more of it.
+
+    Raises:
+        AdapterFileError: A file is missing or cannot be read.
+    """
+    for number in range(_TRIES):
+        # Without permission to write there is nothing to do, and the files are compared below.
+        with contextlib.suppress(OSError):
+            settle(folder, ADAPTER)
+        before, last = _state(folder), number == _TRIES - 1
+        try:
+            manifest, tensors = read_manifest(folder / CONFIG_FILE), read_weights(folder / WEIGHTS_FILE)
+        except AdapterFileError:
+            if last or _state(folder) == before:
+                raise
+        else:
+            problem = damage(manifest.checksums, tensors, folder)
+            if last or (manifest.checksums and not problem) or _state(folder) == before:
+                break
+        time.sleep(_PAUSE * (number + 1))
+    return manifest, tensors, problem
+
+
+def stored_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, each in memory of its own: safetensors refuses tied ones. None is copied for nothing."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for key, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        memory = value.untyped_storage()
+        if memory.data_ptr() in seen or memory.nbytes() != value.nbytes:
+            value = value.clone()
+        seen.add(value.untyped_storage().data_ptr())
+        found[key] = value
+    return found
+
+
+def _state(folder: Place) -> list[object]:
+    """What tells that the files are others than before."""
+    found: list[object] = []
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        path = folder / name
+        try:
+            if isinstance(path, Path):
+                entry = path.stat()
+                found.append((entry.st_ino, entry.st_size, entry.st_mtime_ns))
+            else:
+                found.append(path.changed())
+        # Any: each file system has errors of its own.
+        except Exception:
+            found.append(None)
+    return found
