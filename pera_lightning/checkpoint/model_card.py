@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+from pera_lightning.checkpoint.card_text import in_header, in_markdown
 from pera_lightning.checkpoint.manifest import Manifest
 
 
@@ -32,7 +34,7 @@ def model_card(manifest: Manifest, parameters: int, run: Mapping[str, str]) -> s
         **run,
         "written with": ", ".join(f"{name} {number}" for name, number in manifest.versions.items()),
     }
-    table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    table = ["| | |", "|---|---|", *(f"| {in_markdown(name)} | {in_markdown(value)} |" for name, value in rows.items())]
     usage = _usage_of_classifier(base) if _is_classifier(manifest) else _usage()
     title = "# PERA adapter"
     text = "An adapter by Polynomial Expansion Rank Adaptation (arXiv 2604.11841): low-rank factors with products."
@@ -81,8 +83,8 @@ def _usage_of_classifier(base: str) -> list[str]:
 
 def hub_header(manifest: Manifest, library: str, tags: list[str]) -> list[str]:
     """Lines of the YAML header that model hubs read."""
-    lines = ["---", f"library_name: {library}", f"tags: [{', '.join(tags)}]"]
+    values: dict[str, Any] = {"library_name": library, "tags": tags}
     base = manifest.base_model
     if base and "/" in base and not base.startswith((".", "/")):
-        lines.append(f"base_model: {base}")
-    return [*lines, "---"]
+        values["base_model"] = base
+    return in_header(values)

@@ -8,7 +8,8 @@ from pera_lightning.cli.screen import show
 def consolidate(checkpoint: str, out: str, overwrite: bool = False) -> None:
     """Write the adapter in a Trainer's checkpoint as a folder for load_adapter and `generate`.
 
-    Needs neither the base model nor the processes that wrote the checkpoint.
+    Needs neither the base model nor the processes that wrote the checkpoint. Nothing that the checkpoint names is
+    called: it may come from others.
 
     Args:
         checkpoint: A .ckpt file, or the folder of DeepSpeed or a strategy with save_distributed_checkpoint=True.

@@ -60,7 +60,7 @@ class BaseFiles:
         names = [SINGLE_FILE]
         if not (folder / SINGLE_FILE).is_file():
             index = _json(folder / INDEX_FILE)
-            names = sorted(set(index["weight_map"].values()))
+            names = _names(folder, index)
         tensors = {key: tensor for name in names for key, tensor in _stored(folder / name).items()}
         lost = [] if index is None else sorted(index["weight_map"].keys() - tensors.keys())
         if lost:
@@ -99,7 +99,18 @@ def is_complete(folder: Path) -> bool:
         return True
     if not (folder / INDEX_FILE).is_file():
         return False
-    return all((folder / name).is_file() for name in set(_json(folder / INDEX_FILE)["weight_map"].values()))
+    return all((folder / name).is_file() for name in _names(folder, _json(folder / INDEX_FILE)))
+
+
+def _names(folder: Path, index: dict[str, Any]) -> list[str]:
+    """The files that an index names, which have to be in its own folder: some will be written by the same name."""
+    listed = index.get("weight_map")
+    if not isinstance(listed, dict):
+        raise _unreadable(folder / INDEX_FILE, "it has no weight_map")
+    for name in listed.values():
+        if not isinstance(name, str) or set(name) & set("/\\:\0") or not name.endswith(".safetensors"):
+            raise _unreadable(folder / INDEX_FILE, f"it names {name!r}, which is no safetensors file of this folder")
+    return sorted(set(listed.values()))
 
 
 def _stored(file: Path) -> dict[str, StoredTensor]:

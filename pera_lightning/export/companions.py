@@ -12,6 +12,9 @@ import torch
 from pera_lightning.checkpoint.adapter_folder import CONFIG_FILE
 from pera_lightning.export.base_files import MODEL_CONFIG_FILE
 from pera_lightning.export.export_report import REPORT_FILE
+from pera_lightning.visible_text import visible_logger
+
+logger = visible_logger(__name__)
 
 SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".tiktoken", ".py"})
 """Of the files that a model or its tokenizer is loaded from; weights and states of optimizers have others."""
@@ -28,10 +31,13 @@ def copy_companions(base: Path, folder: Path) -> None:
         folder: Where to.
     """
     for path in sorted(base.iterdir()):
-        if path.is_file() and _belongs(path) and not (folder / path.name).exists():
+        if path.is_file() and _belongs(path) and _is_here(path, base) and not (folder / path.name).exists():
             shutil.copyfile(path, folder / path.name)
     if (base / TEMPLATES).is_dir() and not (folder / TEMPLATES).exists():
-        shutil.copytree(base / TEMPLATES, folder / TEMPLATES)
+        (folder / TEMPLATES).mkdir()
+        for path in sorted((base / TEMPLATES).iterdir()):
+            if path.is_file() and _is_here(path, base):
+                shutil.copyfile(path, folder / TEMPLATES / path.name)
 
 
 def write_model_config(config: dict[str, Any], folder: Path, dtype: torch.dtype | None) -> None:
@@ -47,3 +53,13 @@ def _belongs(path: Path) -> bool:
     if path.name in _NOT_COPIED or path.name.endswith(".index.json") or path.name.endswith("_results.json"):
         return False
     return path.suffix in SUFFIXES or path.name.startswith(LICENCES)
+
+
+def _is_here(path: Path, base: Path) -> bool:
+    """Whether a file is in the model's folder, or in the hub's cache that its links lead to: not the user's own."""
+    home, found = base.resolve(), path.resolve()
+    cached = home.parent.name == "snapshots" and found.is_relative_to(home.parent.parent / "blobs")
+    if cached or found.is_relative_to(home):
+        return True
+    logger.warning("%s is not copied: it is a link to %s, outside of the model's folder", path, found)
+    return False

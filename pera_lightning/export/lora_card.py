@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pera_lightning.checkpoint import Manifest
 from pera_lightning.checkpoint.adapter_folder import CARD_FILE
+from pera_lightning.checkpoint.card_text import in_markdown
 from pera_lightning.checkpoint.model_card import hub_header
 from pera_lightning.export.export_report import ExportReport
 
@@ -24,16 +25,16 @@ def write_lora_card(folder: Path, manifest: Manifest, report: ExportReport) -> N
         "",
         "# LoRA of a PERA adapter",
         "",
-        f"A PERA adapter (arXiv 2604.11841; rank {config.rank}, order {config.order}) of {base}, written as the plain "
-        "LoRA that it is.",
+        f"A PERA adapter (arXiv 2604.11841; rank {config.rank}, order {config.order}) of "
+        f"{in_markdown(base)}, written as the plain LoRA that it is.",
         "",
-        *(f"- {line}" for line in str(report).splitlines()),
+        *(f"- {in_markdown(line)}" for line in str(report).splitlines()),
         "",
         "```python",
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM",
         "",
-        f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "this folder")',
+        f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), 'this folder')",
         "```",
         "",
     ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.strategies import DeepSpeedStrategy
+from torch.serialization import safe_globals
 
 from pera_lightning.checkpoint import install_state_hooks
 from pera_lightning.integration.checkpoint_contents import keep_base_out
@@ -35,7 +36,19 @@ def keep_adapter_alone(trainer: pl.Trainer, pl_module: pl.LightningModule) -> No
     def load_checkpoint(checkpoint_path: str | Path, **options: Any) -> dict[str, Any]:
         stop_checking(trainer)
         install_state_hooks(pl_module)
-        with plain_values_alone(checkpoint_path, options):
+        with safe_globals(_of_deepspeed()), plain_values_alone(checkpoint_path, options):
             return strategy.load_checkpoint(checkpoint_path, **options)
 
     strategy.__dict__["load_checkpoint"] = load_checkpoint
+
+
+def _of_deepspeed() -> list[type]:
+    """The classes of objects that DeepSpeed puts into its files; to make them runs nothing else."""
+    from deepspeed.runtime.fp16 import loss_scaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    names = ("LossScaler", "DynamicLossScaler", "LossScaleProfile", "LossScaleProfileDefaults", "LossScaleConfig")
+    # Not all versions have all of them.
+    scalers = [getattr(loss_scaler, name) for name in names if hasattr(loss_scaler, name)]
+    return [*scalers, ZeroStageEnum, fragment_address]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -274,7 +275,7 @@ def loading_errors() -> tuple[type[Exception], ...]:
     from safetensors import SafetensorError
 
     # RuntimeError: huggingface_hub before 1.33, asked for what is not there, without a network.
-    return OSError, ValueError, ImportError, RuntimeError, SafetensorError
+    return OSError, ValueError, ImportError, RuntimeError, SafetensorError, pickle.UnpicklingError
 
 
 def cannot_load(what: str, source: PretrainedSource, error: Exception) -> ConfigError:

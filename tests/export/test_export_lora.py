@@ -101,7 +101,7 @@ def test_the_card_tells_where_it_comes_from(tmp_path: Path) -> None:
     assert card.startswith("---\nlibrary_name: peft\n")
     assert "base_model: org/base\n---" in card
     assert str(report) in card
-    assert 'AutoModelForCausalLM.from_pretrained("org/base")' in card
+    assert "AutoModelForCausalLM.from_pretrained('org/base')" in card
 
 
 def test_a_folder_is_exported_without_its_model(tmp_path: Path) -> None:
