@@ -9,7 +9,7 @@ RUNS := runs/quickstart
 QPERA := configs/qpera_smollm2_cpu.yaml
 QPERA_RUNS := runs/qpera_smollm2_cpu
 
-.PHONY: help quickstart qpera test test-lowest test-gpu lint models bench bench-gpu bench-quantization strategies killed-worker at-scale exports quality compatibility docs clean
+.PHONY: help quickstart qpera test test-lowest test-gpu lint models bench bench-gpu bench-quantization strategies killed-worker at-scale exports quality compatibility reliability docs clean
 
 help:
 	@echo "make quickstart  train SmolLM2-135M on spoken requests -> tool calls (a few minutes on a CPU)"
@@ -26,6 +26,7 @@ help:
 	@echo "make exports     what exports of the quickstart's adapter lose (minutes, after make quickstart), written to docs/export.md"
 	@echo "make quality     methods side by side on tasks in data/ (many hours), written to docs/RESULTS.md"
 	@echo "make compatibility   which models work: writes docs/compatibility.md from the tests"
+	@echo "make reliability     thousands of hostile inputs and kills (an hour), written to docs/reliability.md"
 	@echo "make docs        writes docs/errors.md from the messages in the source"
 	@echo "make clean       remove the environment, models and runs"
 
@@ -104,6 +105,9 @@ at-scale: $(VENV)/.quant
 
 compatibility: $(VENV)/.developer
 	PERA_WRITE_COMPATIBILITY=1 $(RUN) -m pytest tests/compatibility
+
+reliability: $(VENV)/.developer
+	OMP_NUM_THREADS=1 PERA_WRITE_RELIABILITY=1 PERA_HOSTILE_CASES=6000 PERA_HOSTILE_KILLS=400 $(RUN) -m pytest tests/hostile
 
 docs: $(VENV)/.developer
 	$(RUN) docs/generate_errors.py

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from pera_lightning.checkpoint.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, read_weights
+from pera_lightning.checkpoint.bounded_json import JsonError, read_json
 from pera_lightning.checkpoint.manifest import PEFT_TYPE
 from pera_lightning.checkpoint.remote import Place, place
 from pera_lightning.config import PeraConfig
@@ -129,7 +129,7 @@ def read_peft_lora(directory: str | Place) -> PeftLora:
 
 def _read_config(folder: Place) -> dict[str, Any]:
     try:
-        values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        values = read_json(folder / CONFIG_FILE)
     except OSError as error:
         raise AdapterFileError(
             "The LoRA's config is missing.",
@@ -139,7 +139,7 @@ def _read_config(folder: Place) -> dict[str, Any]:
             "started from it can be tested and resumed without it: give PeraCallback the config that is in the "
             f"{CONFIG_FILE} of its own adapter",
         ) from None
-    except ValueError as error:
+    except JsonError as error:
         raise AdapterFileError(
             "The LoRA's config is no JSON.",
             got=f"{folder / CONFIG_FILE}: {error}",

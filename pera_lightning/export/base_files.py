@@ -125,7 +125,7 @@ def _stored(file: Path) -> dict[str, StoredTensor]:
 def _json(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(file, error) from error
     if not isinstance(values, dict):
         raise _unreadable(file, f"a {type(values).__name__}")

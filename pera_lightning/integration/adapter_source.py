@@ -72,6 +72,6 @@ def adapter_quantization(manifest: Manifest, source: PretrainedSource) -> Quanti
 def _is_quantized(source: PretrainedSource) -> bool:
     try:
         config = json.loads((Path(source.pretrained) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
-    return "quantization_config" in config
+    return isinstance(config, dict) and "quantization_config" in config

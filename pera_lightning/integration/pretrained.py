@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import torch
 
 from pera_lightning.bases import Quantization, check_quantization, set_compute_dtype
 from pera_lightning.checkpoint.remote import local_name
-from pera_lightning.errors import ConfigError
+from pera_lightning.errors import ConfigError, PeraError
 from pera_lightning.injection import quantize_model
 from pera_lightning.integration.narrow_weights import widen_activations
 from pera_lightning.requirements import READS_GGUF, require
@@ -92,10 +93,8 @@ def load_tokenizer(source: PretrainedSource) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     source.check()
-    try:
+    with while_loading("tokenizer", source):
         tokenizer = AutoTokenizer.from_pretrained(source.pretrained, **source.options())
-    except loading_errors() as error:
-        raise cannot_load("tokenizer", source, error) from error
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ConfigError(
@@ -147,13 +146,11 @@ def load_causal_lm(
         require("Loading a model in 4 or 8 bits", "bitsandbytes", "accelerate", extra="quant")
         options["quantization_config"] = _quantization_config(quantization)
     dtype = native_dtype() if dtype == "native" else dtype
-    try:
+    with while_loading("causal language model", source):
         # Any: with output_loading_info it returns a pair, which its annotation does not know.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.pretrained, dtype=dtype, output_loading_info=True, **options
         )
-    except loading_errors() as error:
-        raise cannot_load("causal language model", source, error) from error
     model, loading = loaded
     if missing := sorted(loading["missing_keys"]):
         # transformers fills these with random numbers and only warns; frozen under an adapter they stay random.
@@ -182,7 +179,7 @@ def build_causal_lm(source: PretrainedSource, *, dtype: torch.dtype, attn_implem
     from transformers import AutoModelForCausalLM
 
     options = {"attn_implementation": attn_implementation, "trust_remote_code": source.trust_remote_code}
-    with torch.device("meta"):
+    with torch.device("meta"), while_loading("causal language model", source):
         model = AutoModelForCausalLM.from_config(load_config(source), dtype=dtype, **options)
     return model.eval()
 
@@ -192,10 +189,8 @@ def load_config(source: PretrainedSource) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     source.check()
-    try:
+    with while_loading("config", source):
         return AutoConfig.from_pretrained(source.pretrained, **source.options())
-    except loading_errors() as error:
-        raise cannot_load("config", source, error) from error
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -270,15 +265,19 @@ def _dense_gguf() -> dict[str, Any]:
     return {"quantization_config": transformers.GgufConfig(dequantize=True)}
 
 
-def loading_errors() -> tuple[type[Exception], ...]:
-    """What `from_pretrained` raises for a source that is missing, damaged or of another kind."""
-    from safetensors import SafetensorError
+@contextmanager
+def while_loading(what: str, source: PretrainedSource) -> Iterator[None]:
+    """Make a ConfigError of whatever transformers raises while it loads `what` from a source."""
+    try:
+        yield
+    except PeraError:
+        raise
+    # Any: transformers takes configs, tokenizers and GGUF files apart without asking first whether they are whole.
+    except Exception as error:
+        raise _cannot_load(what, source, error) from error
 
-    # RuntimeError: huggingface_hub before 1.33, asked for what is not there, without a network.
-    return OSError, ValueError, ImportError, RuntimeError, SafetensorError, pickle.UnpicklingError
 
-
-def cannot_load(what: str, source: PretrainedSource, error: Exception) -> ConfigError:
+def _cannot_load(what: str, source: PretrainedSource, error: Exception) -> ConfigError:
     """The error of a source from which transformers could not load `what`."""
     if Path(source.pretrained).is_dir():
         expected = f"a folder from which transformers can load a {what}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from pera_lightning.errors import ConfigError
-from pera_lightning.integration.pretrained import PretrainedSource, cannot_load, loading_errors, native_dtype
+from pera_lightning.integration.pretrained import PretrainedSource, native_dtype, while_loading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,7 +38,7 @@ def load_classifier(
     options = source.options()
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
-    try:
+    with while_loading("sequence classifier", source):
         # Any: with output_loading_info it returns a pair, which its annotation does not know.
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
             source.pretrained,
@@ -48,8 +48,6 @@ def load_classifier(
             output_loading_info=True,
             **options,
         )
-    except loading_errors() as error:
-        raise cannot_load("sequence classifier", source, error) from error
     model, loading = loaded
     fresh = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
     body = [name for name, part in model.named_children() if part is model.base_model]
