@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pera_lightning.checkpoint.adapter_fit import check_fit, check_sizes
 from pera_lightning.checkpoint.adapter_folder import (
     ADAPTER,
     CARD_FILE,
@@ -21,13 +22,12 @@ from pera_lightning.checkpoint.adapter_folder import (
     stored_tensors,
 )
 from pera_lightning.checkpoint.adapter_state import adapter_state_dict, copy_into, refuse_merged
+from pera_lightning.checkpoint.adapter_tensors import check_tensors
 from pera_lightning.checkpoint.checksums import with_checksums
 from pera_lightning.checkpoint.comparison import (
     base_difference,
-    describe_mismatch,
     form_difference,
     quantization_difference,
-    shapes,
 )
 from pera_lightning.checkpoint.finite_values import describe_infinite, not_finite
 from pera_lightning.checkpoint.manifest import Manifest, manifest_of
@@ -35,7 +35,7 @@ from pera_lightning.checkpoint.model_card import model_card
 from pera_lightning.checkpoint.remote import Place, place
 from pera_lightning.checkpoint.whole_folder import whole_folder
 from pera_lightning.concurrency import changing
-from pera_lightning.errors import AdapterFileError, InjectionError, TargetError
+from pera_lightning.errors import AdapterFileError, ConfigError, InjectionError, TargetError
 from pera_lightning.functional.distributed import is_distributed, whole
 from pera_lightning.injection import InjectionReport, adapted_layers, init_loftq, inject_plan, remove_adapter
 from pera_lightning.injection.saved_modules import kept_infinities
@@ -171,20 +171,22 @@ def _put(
     allow_other_base: bool,
     float_model: nn.Module | None,
 ) -> InjectionReport | None:
+    originals = check_tensors(manifest, tensors, folder)
     if any(True for _ in adapted_layers(model)):
         refuse_merged(model, InjectionError)
         present = manifest_of(model)
         _check_same_form(manifest, present, folder)
-        _check_fit(tensors, model, folder)
+        check_fit(tensors, model, folder)
         _check_quantization(manifest, present, folder, allow_other_quantization)
         _check_base(manifest, present, folder, allow_other_base)
         refuse_damage(problem)
         copy_into(model, tensors)
         return None
     _check_steps(manifest, float_model, folder)
+    check_sizes(manifest, originals, model, folder)
     try:
         report = inject_plan(model, manifest.plan)
-    except TargetError as error:
+    except (TargetError, ConfigError) as error:
         raise AdapterFileError(
             "The adapter was made for another model.",
             got=f"{folder}: {error}",
@@ -192,7 +194,7 @@ def _put(
             fix=f"load it into {manifest.base_model or 'its own base model'}, into the module it was saved from",
         ) from error
     try:
-        _check_fit(tensors, model, folder)
+        check_fit(tensors, model, folder)
         if manifest.config.base_steps > 1 and float_model is not None:
             init_loftq(model, float_model, steps=manifest.config.base_steps)
         present = manifest_of(model)
@@ -204,32 +206,6 @@ def _put(
         raise
     copy_into(model, tensors)
     return report
-
-
-def _check_fit(tensors: dict[str, Tensor], model: nn.Module, folder: Place) -> None:
-    mismatch = describe_mismatch(shapes(tensors), shapes(adapter_state_dict(model)))
-    if mismatch:
-        raise AdapterFileError(
-            "The adapter does not fit this model.",
-            got=f"{folder}: {mismatch}",
-            expected="the same layers, ranks and sizes as the model's",
-            fix="load it into the base model it was trained on",
-        )
-    infinite = not_finite({key: value for key, value in tensors.items() if key not in _constants(tensors, model)})
-    if infinite:
-        raise AdapterFileError(
-            "The adapter holds values that are not finite.",
-            got=f"{folder}: {describe_infinite(infinite)}",
-            expected="finite values",
-            fix="use the adapter of an earlier checkpoint; that training diverged",
-        )
-
-
-def _constants(tensors: Mapping[str, Tensor], model: nn.Module) -> set[str]:
-    """Buffers, such as masks, that are infinite where the model's own are."""
-    present = adapter_state_dict(model)
-    kept = kept_infinities(model)
-    return {key for key in kept if torch.equal(tensors[key].isfinite(), present[key].isfinite().cpu())}
 
 
 def refuse_infinite(tensors: Mapping[str, Tensor], folder: Place) -> None:

@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 from torch import Tensor
 
+from pera_lightning.checkpoint.adapter_tensors import check_tensors
 from pera_lightning.checkpoint.checksums import damage
 from pera_lightning.checkpoint.folder_kind import FolderKind, check_ours
 from pera_lightning.checkpoint.manifest import PEFT_TYPE, Manifest, read_manifest
+from pera_lightning.checkpoint.regular_file import check_regular
 from pera_lightning.checkpoint.remote import Place, RemotePath, place
 from pera_lightning.checkpoint.whole_folder import settle
-from pera_lightning.errors import AdapterFileError, FolderError
+from pera_lightning.errors import AdapterFileError, FolderError, PeraError
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -74,13 +75,14 @@ def read_adapter(directory: str | Place) -> tuple[Manifest, dict[str, Tensor]]:
     """
     folder = place(directory)
     manifest, tensors, problem = read_both(folder)
-    missing = [name for name in manifest.layers if not {f"{name}.pera_A", f"{name}.pera_B"} <= tensors.keys()]
-    if missing:
+    check_tensors(manifest, tensors, folder)
+    nested = [name for name in manifest.layers if f"{name}.pera_A" not in tensors]
+    if nested:
         raise AdapterFileError(
-            "The adapter's files do not belong together.",
-            got=f"{folder}: no factors of layer {missing[0]!r}, which {CONFIG_FILE} lists",
-            expected="both files of one save",
-            fix="save the adapter again",
+            "An adapter inside another one cannot be read without its model.",
+            got=f"{folder}: layer {nested[0]!r} is inside an adapted one",
+            expected="adapted layers beside each other",
+            fix="load_adapter(model, folder), and go on with the model",
         )
     refuse_damage(problem)
     return manifest, tensors
@@ -99,7 +101,10 @@ def read_weights(path: Place) -> dict[str, Tensor]:
         AdapterFileError: The file is missing or damaged.
     """
     try:
-        return load(path.read_bytes()) if isinstance(path, RemotePath) else load_file(path)
+        if isinstance(path, RemotePath):
+            return load(path.read_bytes())
+        check_regular(path)
+        return load_file(path)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise AdapterFileError(
             "The adapter's weights are missing.",
@@ -107,10 +112,13 @@ def read_weights(path: Place) -> dict[str, Tensor]:
             expected="a folder written by save_adapter",
             fix="check the path, or save the adapter again",
         ) from None
-    except (SafetensorError, ValueError) as error:
+    except PeraError:
+        raise
+    # Any: a damaged header makes of torch and safetensors what it says.
+    except Exception as error:
         raise AdapterFileError(
             "The adapter's weights cannot be read.",
-            got=f"{path}: {error}",
+            got=f"{path}: {type(error).__name__}: {error}",
             expected="a whole safetensors file",
             fix="copy or save it again; it is truncated or of another format",
         ) from error

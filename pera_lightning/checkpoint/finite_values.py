@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -21,26 +22,43 @@ def not_finite(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     Returns:
         Name -> number of values that are not finite; empty if all are finite.
     """
+    largest = largest_values(tensors)
+    return {
+        name: int((~own_part(tensors[name]).isfinite()).sum())
+        for name, value in largest.items()
+        if not math.isfinite(value)
+    }
+
+
+def largest_values(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    """The largest absolute value of each floating tensor; NaN if one of its values is, 0 if it has none.
+
+    Args:
+        tensors: As for `not_finite`. Those of whole numbers, of eight bits and on the meta device are left out.
+    """
     parts = {name: own_part(value.detach()) for name, value in tensors.items()}
     # Eight bits hold what a quantiser has put there.
     judged = {
-        name: value
+        name: _largest(value)
         for name, value in parts.items()
         if (value.is_floating_point() or value.is_complex()) and value.itemsize > 1 and not value.is_meta
     }
-    flags = {name: _is_finite(value) for name, value in judged.items()}
-    finite: dict[str, bool] = {}
-    for device in {flag.device for flag in flags.values()}:
-        names = [name for name, flag in flags.items() if flag.device == device]
+    found: dict[str, float] = {}
+    for kind in {(value.device, value.dtype) for value in judged.values()}:
+        names = [name for name, value in judged.items() if (value.device, value.dtype) == kind]
         # One answer for all: each by itself would make a GPU wait.
-        finite |= dict(zip(names, torch.stack([flags[name] for name in names]).tolist(), strict=True))
-    return {name: int((~value.isfinite()).sum()) for name, value in judged.items() if not finite[name]}
+        found |= dict(zip(names, torch.stack([judged[name] for name in names]).tolist(), strict=True))
+    return {name: found[name] for name in judged}
 
 
-def _is_finite(value: Tensor) -> Tensor:
-    # In one pass, without a flag for each value: the extremes of what holds NaN are NaN.
-    value = torch.view_as_real(value) if value.is_complex() else value
-    return torch.stack(torch.aminmax(value)).isfinite().all() if value.numel() else value.isfinite().all()
+def _largest(value: Tensor) -> Tensor:
+    if value.numel() == 0:
+        return torch.zeros((), dtype=torch.float32, device=value.device)
+    if value.is_complex():
+        value = torch.view_as_real(value)
+    # One pass, without anything of the tensor's size.
+    least, most = value.aminmax()
+    return torch.maximum(-least, most).to(torch.promote_types(value.dtype, torch.float32))
 
 
 def infinite_values(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, int]:

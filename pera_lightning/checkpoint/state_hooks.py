@@ -11,7 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from pera_lightning.checkpoint.adapter_state import adapter_state_dict, refuse_merged
+from pera_lightning.checkpoint.adapter_tensors import dtype_difference
 from pera_lightning.checkpoint.comparison import describe_mismatch, shapes
+from pera_lightning.checkpoint.computable import constant_infinities, forms_in, value_problem
+from pera_lightning.checkpoint.finite_values import describe_infinite, not_finite
 from pera_lightning.errors import CheckpointError
 from pera_lightning.injection import clean_name
 
@@ -72,6 +75,8 @@ def _check_adapter(
         if isinstance(value, Tensor) and (clean_name(name) in wanted or name not in present)
     }
     mismatch = describe_mismatch(shapes(given), shapes(wanted))
+    if not mismatch:
+        _check_values(root, given, wanted)
     if mismatch and not any(name in wanted for name in given):
         mismatch = f"no tensor of this adapter: the file looks like a checkpoint of the plain model ({mismatch})"
     if mismatch:
@@ -81,6 +86,23 @@ def _check_adapter(
             expected="an adapter-only checkpoint of the same rank, order and targets",
             fix="use the options of the run that wrote it (adapter_config.json beside the adapter lists them); "
             "weights of the plain model are loaded before the adapter is injected",
+        )
+
+
+def _check_values(root: nn.Module, given: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    constants = constant_infinities(given, root, wanted)
+    infinite = not_finite({key: value for key, value in given.items() if key not in constants})
+    problem = (
+        f"values that are not finite: {describe_infinite(infinite)}"
+        if infinite
+        else dtype_difference(given, wanted) or value_problem(given, forms_in(root), wanted, constants)
+    )
+    if problem:
+        raise CheckpointError(
+            "The checkpoint holds an adapter that the model cannot compute with.",
+            got=problem,
+            expected="finite values, in float32, float16, bfloat16 or the model's own dtypes",
+            fix="go on from an earlier checkpoint; that training diverged, or the file is damaged",
         )
 
 

@@ -12,7 +12,7 @@ from pera_lightning.layers import PeraLinear, TokenRowsLayer
 WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """Name components that torch.compile, FSDP and activation checkpointing put between a user's names."""
 
-_BELOW = "base_layer"
+BELOW = "base_layer"
 """Where an adapted layer keeps its base; a user's own module may be called the same."""
 
 
@@ -63,7 +63,7 @@ def original_names(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in own_modules(model):
         above, _, own = name.rpartition(".")
         original, parent = seen.get(above, ("", module))
-        if own not in WRAPPERS and not (own == _BELOW and isinstance(parent, PeraLinear | TokenRowsLayer)):
+        if own not in WRAPPERS and not (own == BELOW and isinstance(parent, PeraLinear | TokenRowsLayer)):
             original = f"{original}.{own}" if original else own
         seen[name] = original, module
         yield original, module
