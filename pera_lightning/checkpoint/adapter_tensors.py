@@ -19,6 +19,8 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _FACTORS = (*FLOATS, torch.float64)
 _WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 """Buffers of modules saved whole: counts, masks, positions."""
+STORED = (*_FACTORS, *_WHOLE)
+"""What any tensor beside a model may be."""
 ROWS = "token_rows.delta"
 
 
@@ -83,7 +85,7 @@ def _of_layer(
         yield f"coefficients of shape {given} for layer {name!r}, whose rank, order and terms take {wanted}"
     for own, value in (("pera_A", A), ("pera_B", B), ("pera_h", h)):
         if value is not None and value.dtype not in _FACTORS:
-            yield f"{own} of layer {name!r} of dtype {_named(value)}"
+            yield f"{own} of layer {name!r} of dtype {dtype_name(value)}"
 
 
 def _of_rows(name: str, count: int, delta: Tensor | None) -> Iterator[str]:
@@ -93,7 +95,7 @@ def _of_rows(name: str, count: int, delta: Tensor | None) -> Iterator[str]:
     elif delta.dim() != 2 or delta.shape[0] != count:
         yield f"{key!r} of shape {tuple(delta.shape)} for {count:,} tokens"
     elif delta.dtype not in _FACTORS:
-        yield f"{key!r} of dtype {_named(delta)}"
+        yield f"{key!r} of dtype {dtype_name(delta)}"
 
 
 def _of_others(saved: set[str], others: Mapping[str, Tensor]) -> Iterator[str]:
@@ -105,8 +107,8 @@ def _of_others(saved: set[str], others: Mapping[str, Tensor]) -> Iterator[str]:
             yield f"{shown(key)}, which the config does not list"
             return
         found.add(owner)
-        if value.dtype not in (*_FACTORS, *_WHOLE):
-            yield f"{key!r} of dtype {_named(value)}"
+        if value.dtype not in STORED:
+            yield f"{key!r} of dtype {dtype_name(value)}"
     for name in saved - found:
         yield f"no tensor of {name!r}, which is saved whole"
 
@@ -134,7 +136,8 @@ def _repeated(found: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str
     return None if len(found) == len(tensors) else "two tensors of one name, beside and below an adapter"
 
 
-def _named(value: Tensor) -> str:
+def dtype_name(value: Tensor) -> str:
+    """Of a tensor, as torch calls it."""
     return str(value.dtype).removeprefix("torch.")
 
 
@@ -148,5 +151,5 @@ def dtype_difference(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
         own = wanted[key].dtype
         narrow = own.is_floating_point and own.itemsize > 1 and value.dtype in FLOATS
         if value.dtype != own and not narrow:
-            return f"{key!r} of dtype {_named(value)}, here {_named(wanted[key])}"
+            return f"{key!r} of dtype {dtype_name(value)}, here {dtype_name(wanted[key])}"
     return None

@@ -10,14 +10,17 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pera_lightning.bases import base_of, describe_supported
+from pera_lightning.bases import base_of, describe_supported, expect_base
 from pera_lightning.checkpoint.adapter_state import adapter_state_dict, copy_into
+from pera_lightning.checkpoint.adapter_tensors import dtype_difference
 from pera_lightning.checkpoint.comparison import describe_mismatch, shapes
+from pera_lightning.checkpoint.computable import LayerForm, value_problem
 from pera_lightning.checkpoint.peft_lora import LayerFactors, PeftLora, read_peft_lora
 from pera_lightning.concurrency import changing
 from pera_lightning.config import PeraConfig, Terms
 from pera_lightning.errors import AdapterFileError, InjectionError
 from pera_lightning.functional.distributed import whole
+from pera_lightning.functional.precision import factor_dtype
 from pera_lightning.injection import InjectionPlan, InjectionReport, clean_name, inject_plan, remove_adapter
 from pera_lightning.injection.names import near_names, within_any
 from pera_lightning.injection.plan import refuse_adapted
@@ -87,7 +90,9 @@ def plan_lora(lora: PeftLora, model: nn.Module, config: PeraConfig) -> Injection
     _check_saved(lora, modules)
     _check_base(lora, tensors)
     _check_ties(lora, tensors)
+    _check_dtypes(lora, modules, tensors)
     _check_finite(lora)
+    _check_values(lora, config, modules, tensors)
     return InjectionPlan(config, lora.layers, tuple(config.modules_to_save))
 
 
@@ -211,6 +216,50 @@ def _untied(lora: PeftLora, name: str, other: str) -> AdapterFileError:
         fix="load the model with tie_word_embeddings=False; or merge the LoRA into the base with PEFT "
         "(merge_and_unload) and train a new adapter on that",
     )
+
+
+def _as_adapter(lora: PeftLora) -> dict[str, Tensor]:
+    parts = {name: {"pera_A": factors.A, "pera_B": factors.B} for name, factors in lora.factors.items()}
+    return lora.saved | {f"{name}.{own}": value for name, pair in parts.items() for own, value in pair.items()}
+
+
+def _own_tensors(lora: PeftLora, modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the tensors of the LoRA are going to be copied into, or empty ones of the same dtype."""
+    own = {key: tensors[key] for key in lora.saved}
+    for name in lora.factors:
+        factor = torch.empty(0, dtype=factor_dtype(expect_base(modules[name]).dtype(modules[name])))
+        own |= {f"{name}.pera_A": factor, f"{name}.pera_B": factor}
+    return own
+
+
+def _check_dtypes(lora: PeftLora, modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
+    difference = dtype_difference(_as_adapter(lora), _own_tensors(lora, modules, tensors))
+    if difference:
+        raise AdapterFileError(
+            "The LoRA holds a tensor of a dtype that the model cannot take.",
+            got=f"{lora.folder}: {difference}",
+            expected="float32, float16 or bfloat16, or the model's own dtype",
+            fix="convert the tensor",
+        )
+
+
+def _check_values(
+    lora: PeftLora, config: PeraConfig, modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]
+) -> None:
+    # Its terms of higher order start at zero.
+    plain = dataclasses.replace(lora.config, order=1)
+    forms = {
+        name: LayerForm(plain, config.scaling(layer.rank, layer.alpha), expect_base(modules[name]).dtype(modules[name]))
+        for name, layer in lora.layers.items()
+    }
+    problem = value_problem(_as_adapter(lora), forms, _own_tensors(lora, modules, tensors), set())
+    if problem:
+        raise AdapterFileError(
+            "The LoRA holds values that the model cannot compute with.",
+            got=f"{lora.folder}: {problem}",
+            expected="values that stay finite in the model's dtypes",
+            fix="use the LoRA of an earlier checkpoint; that training diverged, or the files are damaged",
+        )
 
 
 def _check_finite(lora: PeftLora) -> None:

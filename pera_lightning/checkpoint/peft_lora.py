@@ -9,13 +9,20 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from pera_lightning.checkpoint.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, read_weights
+<<<<<<< HEAD
 from pera_lightning.checkpoint.bounded_json import JsonError, read_json
+=======
+from pera_lightning.checkpoint.adapter_tensors import STORED, dtype_name
+from pera_lightning.checkpoint.bounded_json import read_json
+>>>>>>> 5bfce28 (LoRA folders of PEFT and the JSON of bases are read with bounds and checked by a schema; dtypes and values that the model cannot compute with are refused)
 from pera_lightning.checkpoint.manifest import PEFT_TYPE
+from pera_lightning.checkpoint.peft_schema import checked_lora
 from pera_lightning.checkpoint.remote import Place, place
+from pera_lightning.checkpoint.schema import SchemaError
 from pera_lightning.config import PeraConfig
-from pera_lightning.errors import AdapterFileError, ConfigError
+from pera_lightning.errors import AdapterFileError, ConfigError, shown
 from pera_lightning.injection import LayerPlan
-from pera_lightning.injection.names import within_any
+from pera_lightning.injection.names import parents
 from pera_lightning.patterns import LONGEST_PATTERN, FirstMatch, LinearMatcher, literal
 
 PREFIX = "base_model.model."
@@ -89,6 +96,7 @@ def read_peft_lora(directory: str | Place) -> PeftLora:
     _refuse_pickle(folder)
     tensors = {key.removeprefix(PREFIX): value for key, value in read_weights(folder / WEIGHTS_FILE).items()}
     _refuse_long_names(tensors, folder)
+    _refuse_dtypes(tensors, folder)
     factors = dict(_factors(tensors, folder))
     if not factors:
         raise AdapterFileError(
@@ -106,7 +114,7 @@ def read_peft_lora(directory: str | Place) -> PeftLora:
     modules = _saved_modules(rest, patterns)
     try:
         config, layers = _config(values, factors, modules)
-    except (ConfigError, TypeError, AttributeError) as error:
+    except ConfigError as error:
         raise AdapterFileError(
             "The LoRA's config is damaged.",
             got=f"{folder / CONFIG_FILE}: {error}",
@@ -114,7 +122,8 @@ def read_peft_lora(directory: str | Place) -> PeftLora:
             fix="copy or save the LoRA again",
         ) from error
     _check_ranks(factors, layers, folder)
-    saved = {key: value for key, value in rest.items() if within_any(key, modules)}
+    owners = set(modules)
+    saved = {key: value for key, value in rest.items() if not owners.isdisjoint((*parents(key), key))}
     return PeftLora(
         folder=folder,
         config=config,
@@ -143,20 +152,28 @@ def _read_config(folder: Place) -> dict[str, Any]:
         raise AdapterFileError(
             "The LoRA's config is no JSON.",
             got=f"{folder / CONFIG_FILE}: {error}",
-            expected="JSON",
+            expected="JSON in UTF-8: an object with each name once and finite numbers",
             fix="copy or save the LoRA again",
         ) from None
     kind = values.get("peft_type") if isinstance(values, dict) else None
     if kind != "LORA":
         raise AdapterFileError(
             "This is no LoRA.",
-            got=f"{folder} of peft_type {kind!r}",
+            got=f"{folder} of peft_type {shown(kind)}",
             expected="peft_type 'LORA'",
             fix="load it with load_adapter"
             if kind == PEFT_TYPE
             else "start from a LoRA; no other kind is one of rank r",
         )
-    return values
+    try:
+        return checked_lora(values)
+    except SchemaError as error:
+        raise AdapterFileError(
+            "The LoRA's config is damaged.",
+            got=f"{folder / CONFIG_FILE}: {error}",
+            expected=error.expected,
+            fix="copy or save the LoRA again",
+        ) from None
 
 
 def _refuse_other_forms(values: Mapping[str, Any], folder: Place) -> None:
@@ -164,7 +181,7 @@ def _refuse_other_forms(values: Mapping[str, Any], folder: Place) -> None:
     if used:
         raise AdapterFileError(
             "The LoRA computes more than its two factors.",
-            got=f"{folder} with {used[0]}={values[used[0]]!r}",
+            got=f"{folder} with {used[0]}={shown(values[used[0]])}",
             expected="a plain LoRA, with rslora or patterns if need be",
             fix="merge it into the base with PEFT (merge_and_unload) and train a new adapter on that",
         )
@@ -172,7 +189,7 @@ def _refuse_other_forms(values: Mapping[str, Any], folder: Place) -> None:
     if isinstance(start, str) and start.lower().startswith(_OTHER_BASES):
         raise AdapterFileError(
             "The LoRA belongs to a base that was changed when its training began.",
-            got=f"{folder} with init_lora_weights={start!r}",
+            got=f"{folder} with init_lora_weights={shown(start)}",
             expected="a LoRA for the base as it is",
             fix="convert it with PEFT: save_pretrained(folder, path_initial_model_for_weight_conversion=...); or merge "
             "it (merge_and_unload) and train a new adapter on that",
@@ -227,6 +244,17 @@ def _refuse_long_names(names: Iterable[str], folder: Place) -> None:
         )
 
 
+def _refuse_dtypes(tensors: Mapping[str, Tensor], folder: Place) -> None:
+    unknown = [key for key, value in tensors.items() if value.dtype not in STORED]
+    if unknown:
+        raise AdapterFileError(
+            "The LoRA holds a tensor of a dtype that no model can take.",
+            got=f"{folder}: {unknown[0]!r} of dtype {dtype_name(tensors[unknown[0]])}",
+            expected="float32, float16 or bfloat16; in buffers also whole numbers",
+            fix="convert the tensor",
+        )
+
+
 def _refuse_unknown(rest: Mapping[str, Tensor], folder: Place) -> None:
     unknown = [key for key in rest if ".lora_" in key or "trainable_tokens_" in key]
     if unknown:
@@ -267,7 +295,7 @@ def _config(
         rank,
         1,
         alpha=alpha,
-        use_rslora=values.get("use_rslora", False),
+        use_rslora=values.get("use_rslora") or False,
         target_modules=tuple(ranks),
         modules_to_save=modules,
         rank_pattern={literal(name): own for name, own in ranks.items() if own != rank} or None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pera_lightning.checkpoint.bounded_json import read_json
 from pera_lightning.errors import ConfigError
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -124,8 +124,13 @@ def _stored(file: Path) -> dict[str, StoredTensor]:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
+<<<<<<< HEAD
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
+=======
+        values = read_json(file)
+    except (OSError, ValueError) as error:
+>>>>>>> 5bfce28 (LoRA folders of PEFT and the JSON of bases are read with bounds and checked by a schema; dtypes and values that the model cannot compute with are refused)
         raise _unreadable(file, error) from error
     if not isinstance(values, dict):
         raise _unreadable(file, f"a {type(values).__name__}")

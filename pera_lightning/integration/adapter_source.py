@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import cast
 
 from pera_lightning.bases import QUANTIZATIONS, Quantization
 from pera_lightning.checkpoint import Manifest
 from pera_lightning.checkpoint.adapter_folder import CONFIG_FILE
+from pera_lightning.checkpoint.bounded_json import read_json
 from pera_lightning.checkpoint.manifest import FLOATING
 from pera_lightning.checkpoint.remote import Place, local_name
 from pera_lightning.errors import ConfigError
@@ -71,7 +71,12 @@ def adapter_quantization(manifest: Manifest, source: PretrainedSource) -> Quanti
 
 def _is_quantized(source: PretrainedSource) -> bool:
     try:
+<<<<<<< HEAD
         config = json.loads((Path(source.pretrained) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
+=======
+        config = read_json(Path(source.pretrained) / "config.json")
+    except (OSError, ValueError):
+>>>>>>> 5bfce28 (LoRA folders of PEFT and the JSON of bases are read with bounds and checked by a schema; dtypes and values that the model cannot compute with are refused)
         return False
     return isinstance(config, dict) and "quantization_config" in config
