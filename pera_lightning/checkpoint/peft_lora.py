@@ -9,12 +9,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from pera_lightning.checkpoint.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, read_weights
-<<<<<<< HEAD
-from pera_lightning.checkpoint.bounded_json import JsonError, read_json
-=======
 from pera_lightning.checkpoint.adapter_tensors import STORED, dtype_name
-from pera_lightning.checkpoint.bounded_json import read_json
->>>>>>> 5bfce28 (LoRA folders of PEFT and the JSON of bases are read with bounds and checked by a schema; dtypes and values that the model cannot compute with are refused)
+from pera_lightning.checkpoint.bounded_json import JsonError, read_json
 from pera_lightning.checkpoint.manifest import PEFT_TYPE
 from pera_lightning.checkpoint.peft_schema import checked_lora
 from pera_lightning.checkpoint.remote import Place, place

@@ -124,13 +124,8 @@ def _stored(file: Path) -> dict[str, StoredTensor]:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-<<<<<<< HEAD
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-=======
         values = read_json(file)
     except (OSError, ValueError) as error:
->>>>>>> 5bfce28 (LoRA folders of PEFT and the JSON of bases are read with bounds and checked by a schema; dtypes and values that the model cannot compute with are refused)
         raise _unreadable(file, error) from error
     if not isinstance(values, dict):
         raise _unreadable(file, f"a {type(values).__name__}")

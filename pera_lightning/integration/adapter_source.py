@@ -71,12 +71,7 @@ def adapter_quantization(manifest: Manifest, source: PretrainedSource) -> Quanti
 
 def _is_quantized(source: PretrainedSource) -> bool:
     try:
-<<<<<<< HEAD
-        config = json.loads((Path(source.pretrained) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-=======
         config = read_json(Path(source.pretrained) / "config.json")
     except (OSError, ValueError):
->>>>>>> 5bfce28 (LoRA folders of PEFT and the JSON of bases are read with bounds and checked by a schema; dtypes and values that the model cannot compute with are refused)
         return False
     return isinstance(config, dict) and "quantization_config" in config
