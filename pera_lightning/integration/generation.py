@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from pera_lightning.integration.answer_loss import IGNORE_INDEX
+from pera_lightning.integration.data.chat_template import ChatTemplate
 from pera_lightning.integration.evaluation_mode import evaluation_mode
 from pera_lightning.integration.messages import rank_zero_warn
 from pera_lightning.integration.model_limits import ModelLimits
@@ -199,9 +200,14 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The first special token that the chat template writes after an assistant's message."""
     if tokenizer.chat_template is None:
         return None
+    from jinja2.exceptions import TemplateError
+
     answer = "9f0c5e"
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
-    tail = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(answer)[2]
+    try:
+        tail = ChatTemplate(tokenizer, None).render(turns).rpartition(answer)[2]
+    except TemplateError:  # then answers were not learnt with it either
+        return None
     special = {token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
     return next((token for token in tokenizer(tail, add_special_tokens=False)["input_ids"] if token in special), None)
 

@@ -8,8 +8,9 @@ from functools import partial
 from typing import Any
 
 from pera_lightning.errors import DataError
-from pera_lightning.integration.data.chat_template import ChatTemplate, Exchange
+from pera_lightning.integration.data.chat_template import ChatTemplate
 from pera_lightning.integration.data.conversations import TEMPLATE_FIELDS, Conversation, Message
+from pera_lightning.integration.data.exchanges import Exchange
 from pera_lightning.integration.data.parsed_row import shorten
 
 _PROBE = "9f0c5e"

@@ -73,11 +73,10 @@ def tokenise_split(split: Split, rows: SplitRows, encoder: ChatEncoder) -> Token
 def _encode(split: Split, rows: SplitRows, encoder: ChatEncoder, summary: SplitSummary) -> Iterator[Example]:
     few = len(rows.conversations) < _ROWS_WORTH_A_PROGRESS_BAR
     hidden = few or getattr(rank_zero_only, "rank", 0) != 0
-    for conversation in track(rows.conversations, f"Tokenising {split}", transient=True, disable=hidden):
-        try:
-            examples = encoder.encode(conversation)
-        except DataError as error:
-            rows.bad_rows.handle(error)
+    conversations = track(rows.conversations, f"Tokenising {split}", transient=True, disable=hidden)
+    for examples in encoder.encode_all(conversations):
+        if isinstance(examples, DataError):
+            rows.bad_rows.handle(examples)
             continue
         summary.rows += 1
         summary.prompts_cut += sum(example.prompt_cut for example in examples)
