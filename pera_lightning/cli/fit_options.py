@@ -200,8 +200,9 @@ def _architecture(source: PretrainedSource) -> Any:
     options = {"revision": source.revision, "gguf_file": source.gguf_file}
     given = {name: value for name, value in options.items() if value is not None}
     try:
+        source.header()
         return AutoConfig.from_pretrained(source.pretrained, trust_remote_code=source.trust_remote_code, **given)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever it does with a damaged file
         raise ConfigError(
             "The model's architecture cannot be read.",
             got=f"{source.name}: {type(error).__name__}: {str(error).strip()}",

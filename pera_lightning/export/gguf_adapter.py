@@ -12,7 +12,8 @@ from pera_lightning.checkpoint.atomic import replacing
 from pera_lightning.checkpoint.remote import local_path
 from pera_lightning.errors import AdapterFileError
 from pera_lightning.export.gguf_base import GgufBase
-from pera_lightning.export.gguf_tensors import decoded, encoded, gguf_package, gguf_reader, tensor_type
+from pera_lightning.export.gguf_header import gguf_package
+from pera_lightning.export.gguf_tensors import decoded, encoded, gguf_reader, tensor_type
 from pera_lightning.export.lora_factors import LoraFactors, StoredLora
 from pera_lightning.export.plain_lora import PlainLora
 from pera_lightning.export.servers import refuse_losses

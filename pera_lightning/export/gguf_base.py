@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from pera_lightning.errors import ExportError
-from pera_lightning.export.gguf_tensors import gguf_package
+from pera_lightning.export.gguf_header import gguf_package
 
 ARCHITECTURES = {
     "llama": "llama",
@@ -77,7 +77,8 @@ class GgufBase:
             raise _unknown(f"a GGUF file of the architecture {name!r}", known)
         blocks, heads = _value(reader, f"{name}.block_count"), _value(reader, f"{name}.attention.head_count")
         kv_heads = _value(reader, f"{name}.attention.head_count_kv") or heads
-        if not (isinstance(blocks, int) and isinstance(heads, int) and isinstance(kv_heads, int)):
+        counts = (blocks, heads, kv_heads)
+        if not all(isinstance(count, int) and count > 0 for count in counts):
             raise _unknown(f"a GGUF file with {blocks!r} blocks of {heads!r} and {kv_heads!r} heads", known)
         return cls(name, blocks, heads, kv_heads)
 
@@ -111,6 +112,11 @@ class GgufBase:
         """The inverse of `to_file`."""
         heads = self._rotated_heads(tensor)
         return rows if heads is None else rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+
+    def fits(self, tensor: str, rows: int) -> bool:
+        """Whether a weight with so many rows can be brought into the other order."""
+        heads = self._rotated_heads(tensor)
+        return heads is None or rows % (2 * heads) == 0
 
     def _rotated_heads(self, tensor: str) -> int | None:
         if self.architecture not in PAIRED:

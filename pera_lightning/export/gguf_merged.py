@@ -16,7 +16,8 @@ from pera_lightning.checkpoint.comparison import file_difference
 from pera_lightning.checkpoint.remote import local_path
 from pera_lightning.errors import ExportError
 from pera_lightning.export.gguf_base import GgufBase
-from pera_lightning.export.gguf_tensors import DTYPES, decoded, encoded, gguf_package, gguf_reader, tensor_type
+from pera_lightning.export.gguf_header import gguf_package
+from pera_lightning.export.gguf_tensors import DTYPES, decoded, encoded, gguf_reader, tensor_type
 from pera_lightning.export.lora_factors import LoraFactors
 from pera_lightning.export.merge import MergeReport
 from pera_lightning.export.plain_lora import PlainLora
@@ -53,7 +54,7 @@ def write_merged_gguf(
     reader = gguf_reader(base_file)
     base = GgufBase.of_file(reader)
     names = base.tensor_names(lora.factors)
-    _check_base(reader, base_file, {names[layer]: factors for layer, factors in lora.factors.items()})
+    _check_base(reader, base_file, base, {names[layer]: factors for layer, factors in lora.factors.items()})
     _check_sample(reader, base_file, base, names, lora.manifest)
     _check_place(path, base_file)
     layer_of = {name: layer for layer, name in names.items()}
@@ -142,7 +143,7 @@ def _check_place(path: Path, base_file: str | Path) -> None:
         )
 
 
-def _check_base(reader: Any, base_file: str | Path, factors: dict[str, LoraFactors]) -> None:
+def _check_base(reader: Any, base_file: str | Path, base: GgufBase, factors: dict[str, LoraFactors]) -> None:
     if reader.endianess != gguf_package().GGUFEndian.LITTLE:
         raise ExportError(
             "The GGUF file is written for big-endian machines.",
@@ -159,6 +160,13 @@ def _check_base(reader: Any, base_file: str | Path, factors: dict[str, LoraFacto
                 got=f"{base_file} with {name!r} of shape {shapes.get(name)}",
                 expected=f"shape {wanted}",
                 fix="name the base model's file; of one in several files, merge them with llama.cpp's llama-gguf-split",
+            )
+        if not base.fits(name, wanted[0]):
+            raise ExportError(
+                "The GGUF file contradicts itself.",
+                got=f"{base_file}: {base.heads} and {base.kv_heads} heads, and {name!r} with {wanted[0]} rows",
+                expected="as many rows in each head",
+                fix="get the file again",
             )
 
 

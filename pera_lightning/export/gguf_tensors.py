@@ -9,22 +9,10 @@ import torch
 from torch import Tensor
 
 from pera_lightning.errors import ExportError
-from pera_lightning.requirements import require
+from pera_lightning.export.gguf_header import gguf_package, read_header
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """Those of LoRAs and merged weights, as GGUF calls them."""
-
-
-def gguf_package() -> Any:
-    """The gguf package.
-
-    Raises:
-        ConfigError: It is not installed, or too old.
-    """
-    require("Reading and writing GGUF files", "gguf", extra="gguf")
-    import gguf
-
-    return gguf
 
 
 def gguf_reader(path: str | Path) -> Any:
@@ -36,8 +24,9 @@ def gguf_reader(path: str | Path) -> Any:
     """
     gguf = gguf_package()
     try:
+        read_header(path)
         return gguf.GGUFReader(path)
-    except (OSError, ValueError, IndexError) as error:
+    except Exception as error:  # the package's own checks raise this and that
         raise ExportError(
             "The GGUF file cannot be read.",
             got=f"{path}: {error}",

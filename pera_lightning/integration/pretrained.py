@@ -14,6 +14,7 @@ import torch
 from pera_lightning.bases import Quantization, check_quantization, set_compute_dtype
 from pera_lightning.checkpoint.remote import local_name
 from pera_lightning.errors import ConfigError, PeraError
+from pera_lightning.export.gguf_header import GgufDamage, GgufHeader, read_header
 from pera_lightning.injection import quantize_model
 from pera_lightning.integration.narrow_weights import widen_activations
 from pera_lightning.requirements import READS_GGUF, require
@@ -74,6 +75,15 @@ class PretrainedSource:
             require("Loading GGUF files", "gguf", "accelerate", extra="gguf")
             require("Loading GGUF files", "transformers", oldest=READS_GGUF)
 
+    def header(self) -> GgufHeader | None:
+        """What the GGUF file says of itself; None without one. GgufDamage or OSError if it cannot be right or read."""
+        if self.gguf_file is None or Path(self.pretrained).is_dir():
+            return None if self.gguf_file is None else read_header(Path(self.pretrained) / self.gguf_file)
+        from transformers.utils.hub import cached_file
+
+        downloaded = cached_file(self.pretrained, self.gguf_file, revision=self.revision)
+        return None if downloaded is None else read_header(downloaded)
+
     def options(self) -> dict[str, Any]:
         """The keyword arguments that every `from_pretrained` of this source gets."""
         options: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
@@ -94,6 +104,7 @@ def load_tokenizer(source: PretrainedSource) -> PreTrainedTokenizerBase:
 
     source.check()
     with while_loading("tokenizer", source):
+        source.header()
         tokenizer = AutoTokenizer.from_pretrained(source.pretrained, **source.options())
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
@@ -147,6 +158,7 @@ def load_causal_lm(
         options["quantization_config"] = _quantization_config(quantization)
     dtype = native_dtype() if dtype == "native" else dtype
     with while_loading("causal language model", source):
+        _refuse_larger(source)
         # Any: with output_loading_info it returns a pair, which its annotation does not know.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.pretrained, dtype=dtype, output_loading_info=True, **options
@@ -184,12 +196,23 @@ def build_causal_lm(source: PretrainedSource, *, dtype: torch.dtype, attn_implem
     return model.eval()
 
 
+def _refuse_larger(source: PretrainedSource) -> None:
+    """Raise GgufDamage for a GGUF file whose metadata make a larger model than its tensors fill."""
+    if (header := source.header()) is None:
+        return
+    model = build_causal_lm(source, dtype=torch.float32, attn_implementation="eager")
+    found = sum(value.numel() for value in (*model.parameters(), *model.buffers()))
+    if found > 2 * header.elements + 10_000_000:
+        raise GgufDamage(f"its metadata make a model of {found:,} values, and its tensors hold {header.elements:,}")
+
+
 def load_config(source: PretrainedSource) -> PreTrainedConfig:
     """The config of a model, without its weights; ConfigError if it cannot be loaded."""
     from transformers import AutoConfig
 
     source.check()
     with while_loading("config", source):
+        source.header()
         return AutoConfig.from_pretrained(source.pretrained, **source.options())
 
 

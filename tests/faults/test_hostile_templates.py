@@ -121,6 +121,7 @@ def test_generation_knows_no_end_of_turn_of_a_template_that_fails() -> None:
 
 
 TOOLS = [{"type": "function", "function": {"name": "f", "description": "é <&>", "parameters": {"type": "object"}}}]
+DAY = datetime.date(2024, 2, 29)
 RICH = """{%- if tools %}{{- '<tools>' }}{%- for tool in tools %}{{- tool | tojson(indent=2) }}{%- endfor %}
 {%- endif %}
 {%- macro part(m) %}{{ m.role | upper }}:
