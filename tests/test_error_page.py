@@ -58,13 +58,18 @@ OTHER_RAISES = {
     ("integration/activation_offloading.py", "raise RuntimeError(message)"),
     ("integration/data/blocks.py", "raise row"),
     # What a template says of a conversation; its caller makes a DataError of it, as of the template's own.
-    ("integration/data/chat_template.py", "raise TemplateError(f'{type(error).__name__}: {error}')"),
+    ("integration/data/chat_template.py", "raise text"),
+    ("integration/data/prompts.py", "raise found"),
     ("integration/data/conversations.py", "raise error"),
     ("integration/data/conversations.py", "raise row"),
     ("integration/data/conversations.py", "raise next((row for row in rows if isinstance(row, DataError)))"),
     ("integration/data/text_lines.py", "raise line"),
     ("integration/evaluation/questions.py", "raise row"),
 }
+
+
+# Caught where a file is opened, and an error of ours from there.
+INTERNAL = {"GgufDamage"}
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +106,7 @@ def test_every_raise_is_a_pera_error(nodes: list[tuple[str, ast.AST]]) -> None:
         if isinstance(node, ast.Raise) and node.exc is not None:
             raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
             parameter = file == "checkpoint/adapter_state.py" and ast.unparse(raised) == "error"
-            if ast.unparse(raised) not in CLASSES | OF_VALUES | helpers and not parameter:
+            if ast.unparse(raised) not in CLASSES | OF_VALUES | INTERNAL | helpers and not parameter:
                 others.add((file, ast.unparse(ast.Raise(node.exc))))
     assert others == OTHER_RAISES
 
