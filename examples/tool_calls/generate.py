@@ -28,6 +28,9 @@ from tool import Templates, Tool
 from tools import TOOLS
 from values import Split, Value
 
+from pera_lightning.checkpoint.folder_kind import FolderKind
+from pera_lightning.checkpoint.whole_folder import whole_folder
+
 PLACEHOLDER = re.compile(r"{(\w+)}")
 MAX_DRAWS_PER_ROW = 200
 
@@ -183,12 +186,33 @@ def make_splits(train: int, val: int, test: int, seed: int) -> dict[Split, list[
     }
 
 
+SPLITS = FolderKind(
+    "spoken requests",
+    marker=".tool_calls",
+    recognise=lambda values: "rows" in values,
+    files=("train.jsonl", "val.jsonl", "test.jsonl"),
+)
+
+
 def write_splits(splits: dict[Split, list[Row]], folder: Path) -> None:
-    """Writes each split as `<name>.jsonl` with the fields `prompt` and `completion`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in splits.items():
-        lines = (json.dumps({"prompt": r.prompt, "completion": r.completion}, ensure_ascii=False) for r in rows)
-        (folder / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+    """Writes each split as `<name>.jsonl` with the fields `prompt` and `completion`, all of them or none.
+
+    The folder is new, empty, or of an earlier call; one with the same rows stays as it is.
+    """
+    contents = {f"{name}.jsonl": as_lines(rows) for name, rows in splits.items()}
+    if all((folder / name).is_file() and (folder / name).read_bytes() == rows for name, rows in contents.items()):
+        return
+    with whole_folder(folder, SPLITS) as new:
+        for name, rows in contents.items():
+            (new / name).write_bytes(rows)
+        about = {"rows": {name: len(rows) for name, rows in splits.items()}}
+        (new / SPLITS.marker).write_text(json.dumps(about), encoding="utf-8")
+
+
+def as_lines(rows: list[Row]) -> bytes:
+    """The content of a file of rows."""
+    lines = (json.dumps({"prompt": r.prompt, "completion": r.completion}, ensure_ascii=False) for r in rows)
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def main() -> None:

@@ -5,6 +5,11 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from pera_lightning.checkpoint.atomic import replacing
+from pera_lightning.checkpoint.remote import Place
+
+_SOFTWARE = "pera_lightning"
+
 
 def plot_loss_curve(metrics: str, picture: Path) -> Path:
     """Draw training and validation loss over optimizer steps.
@@ -35,8 +40,15 @@ def plot_loss_curve(metrics: str, picture: Path) -> Path:
     if axes.lines:
         axes.legend()
     FigureCanvasAgg(figure)
-    figure.savefig(picture, dpi=150)
+    with replacing(picture) as temporary:
+        figure.savefig(temporary, dpi=150, format="png", metadata={"Software": _SOFTWARE})
     return picture
+
+
+def is_loss_curve(picture: Place) -> bool:
+    """Whether a file is a picture that `plot_loss_curve` wrote."""
+    # As PNG files say by what they were written, before the picture itself.
+    return f"Software\0{_SOFTWARE}".encode() in picture.read_bytes()[:500]
 
 
 def _column(metrics: str, name: str) -> tuple[list[int], list[float]]:

@@ -7,7 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pera_lightning.analysis.plain_table import PlainTable
+from pera_lightning.checkpoint.atomic import check_file, replacing
+from pera_lightning.checkpoint.remote import Place
 
+COMPARISON_FILE = "comparison.csv"
+_COLUMNS = ("metric", "base", "adapted")
 Comparison = dict[str, tuple[float, float]]
 """Metric -> its value for the base model and for the adapted one."""
 
@@ -27,9 +31,15 @@ def as_table(values: Comparison) -> PlainTable:
     return table
 
 
+def check_comparison(path: Place, *, overwrite: bool = False) -> None:
+    """Raise FolderError unless a comparison may be written to a file: there is none, or it holds another one."""
+    heading = ",".join(_COLUMNS).encode()
+    check_file(path, lambda path: path.read_bytes().startswith(heading), overwrite=overwrite)
+
+
 def write_comparison(values: Comparison, path: Path) -> None:
     """A CSV file with the columns metric, base and adapted."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["metric", "base", "adapted"])
+        writer.writerow(_COLUMNS)
         writer.writerows([name, *pair] for name, pair in values.items())

@@ -31,7 +31,7 @@ def compare(words: Sequence[str]) -> None:
         words: Options of `compare`, and `--config` and overrides as `fit` takes them.
 
     Raises:
-        ConfigError: An option, the config or an override is wrong, or `--out` holds another comparison.
+        ConfigError: An option, the config or an override is wrong, or `--out` holds another comparison or other files.
     """
     from pera_lightning.analysis.method_comparison import summarise
     from pera_lightning.analysis.method_table import as_table
@@ -51,6 +51,7 @@ def compare(words: Sequence[str]) -> None:
         out=local_path(arguments.out, "--out"),
         learning_rate_option=arguments.learning_rate_option,
         workers=arguments.workers,
+        overwrite=arguments.overwrite == "true",
     )
     runs = run_comparison(plan)
     show_table(as_table(summarise(runs, plan.tuning, plan.mode), plan.report))
@@ -98,6 +99,12 @@ def _parser() -> argparse.ArgumentParser:
         default="model.init_args.learning_rate",
         metavar="OPTION",
         help="the option of fit that is the learning rate (default: model.init_args.learning_rate)",
+    )
+    parser.add_argument(
+        "--overwrite",
+        choices=["true", "false"],
+        default="false",
+        help="write into a folder with other files too, and replace those of the same names (default: false)",
     )
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
     return parser

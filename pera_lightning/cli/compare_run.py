@@ -129,7 +129,6 @@ def _refused(cell: Cell) -> ConfigError:
 
 def keep_result(cell: Cell, found: ComparedRun) -> None:
     """Write a result to where `Cell.result` finds it."""
-    cell.folder.mkdir(parents=True, exist_ok=True)
     with replacing(cell.folder / RESULT) as temporary:
         temporary.write_text(json.dumps(found.to_dict(), indent=1), encoding="utf-8")
 

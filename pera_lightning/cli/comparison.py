@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -12,14 +13,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pera_lightning.checkpoint.folder_kind import FolderKind, check_ours
 from pera_lightning.checkpoint.out_folder import check_out_folder
-from pera_lightning.cli.comparison_settings import check_fit, keep_settings
+from pera_lightning.checkpoint.whole_folder import whole_folder
+from pera_lightning.cli.comparison_settings import SETTINGS, check_fit, keep_settings
 from pera_lightning.errors import ConfigError
 from pera_lightning.visible_text import visible
 
 if TYPE_CHECKING:
     from pera_lightning.analysis.method_comparison import ComparedRun
     from pera_lightning.cli.compare_run import Cell
+
+COMPARISON = FolderKind(
+    "a comparison",
+    marker=SETTINGS,
+    recognise=lambda values: {"selection", "report", "methods"} <= values.keys(),
+    files=("runs.csv", "comparison.png"),
+    # One that was interrupted before its settings were written.
+    beside=(".lock",),
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,7 @@ class Plan:
         out: Folder of the comparison. Runs that it holds already are not made again.
         learning_rate_option: The option of `fit` that is the learning rate.
         workers: Runs made at a time: one in this process, or several in processes of their own.
+        overwrite: Whether `out` may be a folder with other files; those of the same names are then replaced.
     """
 
     words: tuple[str, ...]
@@ -51,6 +64,7 @@ class Plan:
     out: Path
     learning_rate_option: str = "model.init_args.learning_rate"
     workers: int = 1
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         for name, values in (("learning_rates", self.learning_rates), ("seeds", self.seeds)):
@@ -102,11 +116,13 @@ def run_comparison(plan: Plan) -> list[ComparedRun]:
     First every method tries every learning rate with the tuning seeds, then its best one with the other seeds.
 
     Raises:
-        ConfigError: The config or an override is wrong, or `plan.out` holds another comparison or is in use.
+        ConfigError: The config or an override is wrong, or `plan.out` holds another comparison or other files, or is in
+            use.
     """
     from filelock import FileLock, Timeout
 
     check_out_folder(plan.out)
+    check_ours(plan.out, COMPARISON, overwrite=plan.overwrite)
     plan.out.mkdir(parents=True, exist_ok=True)
     try:
         # Two at a time would delete what the other one's run has written so far.
@@ -136,9 +152,11 @@ def _run_comparison(plan: Plan) -> list[ComparedRun]:
     others = plan.seeds[plan.tuning_seeds :]
     final = [cell(method, rate, seed) for method, rate in best.items() if rate is not None for seed in others]
     runs += _run_all(final, plan.workers, "the best, other seeds")
-    write_runs(runs, plan.out / "runs.csv")
     figure = plot_methods(runs, summarise(runs, plan.tuning, plan.mode), plan.selection, plan.report)
-    save_figure(figure, plan.out / "comparison.png")
+    with whole_folder(plan.out, COMPARISON, overwrite=plan.overwrite) as new:
+        write_runs(runs, new / "runs.csv")
+        save_figure(figure, new / "comparison.png")
+        shutil.copyfile(plan.out / SETTINGS, new / SETTINGS)
     return runs
 
 
@@ -153,6 +171,8 @@ def make_cells(plan: Plan) -> Callable[[str, float, int], Cell]:
     words = {method: shlex.split(text) for method, text in plan.methods.items()}
     parsed = {method: parse_fit("compare", [*plan.words, *own, *rate]).as_dict() for method, own in words.items()}
     for method, options in parsed.items():
+        # It is of no fit.
+        options.pop("overwrite", None)
         check_fit(method, words[method], options, plan.learning_rate_option)
         # Its checks; the model and the data are checked by the first run.
         PeraCallback(**options["pera"])

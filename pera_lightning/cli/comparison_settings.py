@@ -80,7 +80,6 @@ def keep_settings(out: Path, metrics: Mapping[str, str], parsed: Mapping[str, An
                 fix=f"name another folder with --out, or set what the comparison there had ({path})",
             )
         settings["methods"] = stored["methods"] | settings["methods"]
-    out.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
 

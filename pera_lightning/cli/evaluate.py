@@ -25,6 +25,7 @@ def evaluate(
     merged: bool = False,
     dtype: Literal["auto", "native", "float32", "bfloat16", "float16"] = "auto",
     out: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Answer the commonsense tasks of LLM-Adapters with an adapter, or with a plain or merged model; print accuracies.
 
@@ -43,17 +44,26 @@ def evaluate(
         max_new_tokens: Longest generated answer, in tokens.
         merged: Merge the adapter into the base first, which makes an answer cost what the base's costs.
         dtype: Dtype of the base's weights; that of the training (`model.init_args.dtype`) is the best choice.
-        out: Folder for results.json and one file of predictions (JSONL) for each task.
+        out: Folder for results.json and one file of predictions (JSONL) for each task: new, empty, or with those of an
+            earlier evaluation, which are replaced.
+        overwrite: Write into a folder with other files too, and replace those of the same names.
     """
     import torch
 
+    from pera_lightning.checkpoint.folder_kind import check_ours
     from pera_lightning.checkpoint.out_folder import check_out_folder
     from pera_lightning.checkpoint.remote import local_path
     from pera_lightning.integration.evaluation import evaluate_commonsense
+    from pera_lightning.integration.evaluation.results import RESULTS
 
     questions = local_path(tasks, "--tasks")
     if out is not None:
-        check_out_folder(local_path(out, "--out"))
+        folder, names = (
+            local_path(out, "--out"),
+            [f"{path.parent.name}.jsonl" for path in questions.glob("*/test.json")],
+        )
+        check_out_folder(folder, names=names)
+        check_ours(folder, RESULTS, overwrite=overwrite, names=names)
     model, tokenizer = _load(adapter, base, gguf_file, merged, dtype)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     evaluation = evaluate_commonsense(
@@ -71,7 +81,7 @@ def evaluate(
     show_table(evaluation.table())
     if out is not None:
         options = {"template": template, "limit": limit, "num_beams": num_beams, "merged": merged}
-        evaluation.write(out, {"adapter": adapter, "base": base, **options})
+        evaluation.write(out, {"adapter": adapter, "base": base, **options}, overwrite=overwrite)
 
 
 def _load(

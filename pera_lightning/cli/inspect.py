@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pera_lightning.checkpoint.folder_kind import FolderKind, check_ours, listed_files
+from pera_lightning.checkpoint.manifest import versions
 from pera_lightning.checkpoint.out_folder import check_out_folder
 from pera_lightning.checkpoint.remote import Place, local_path, place
+from pera_lightning.checkpoint.whole_folder import whole_folder
 from pera_lightning.cli.screen import show, show_table
 from pera_lightning.errors import PeraError
 
 if TYPE_CHECKING:
     from pera_lightning.analysis import AdapterInspection, Interactions
 
-PICTURES = {"spectrum", "parts", "coefficients", "interactions"}
+PICTURES = ("spectrum", "parts", "coefficients", "interactions")
 """Names of all pictures; not every adapter has all."""
+INSPECTION = FolderKind(
+    "the pictures and the table of an inspection",
+    marker="inspection.json",
+    recognise=lambda values: "adapter" in values and "layers.csv" in listed_files(values),
+    listed=listed_files,
+)
 
 
 def inspect(
@@ -24,21 +34,24 @@ def inspect(
     prompts: list[str] | None = None,
     base: str | None = None,
     gguf_file: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Print a table of an adapter's layers, and write it and pictures.
 
     They show how large each layer's weight change is, of what rank, and how much of it the polynomial terms hold.
-    Writes layers.csv, spectrum.png, parts.png, coefficients.png (from order 2) and interactions.png. Only the last one
-    needs the base model; without one it is left out. How to read them: docs/inspect.md.
+    Writes layers.csv, spectrum.png, parts.png, coefficients.png (from order 2) and interactions.png, and
+    inspection.json, which lists them. Only the last picture needs the base model; without one it is left out. How to
+    read them: docs/inspect.md.
 
     Args:
         adapter: Folder of the adapter, as the fit wrote it.
         out: Folder to write to; by default the adapter's with "-inspect" after its name (of one at a URL, in the
-            working directory).
+            working directory). It is new, empty, or an earlier inspection, which is replaced.
         interactions: Load the base model and measure how strongly the rank components act together on prompts.
         prompts: These prompts, as plain text; some sentences by default.
         base: Hub id or folder of the base model; by default the one that the adapter names.
         gguf_file: Name of a GGUF file in `base`.
+        overwrite: Write into a folder with other files too, and replace those of the same names.
     """
     import torch
     from rich import get_console
@@ -48,7 +61,9 @@ def inspect(
 
     source = place(adapter)
     folder = _beside(source) if out is None else local_path(out, "--out")
-    check_out_folder(folder)
+    names = ("layers.csv", *(f"{name}.png" for name in PICTURES))
+    check_out_folder(folder, names=names)
+    check_ours(folder, INSPECTION, overwrite=overwrite, names=names)
     threads = torch.get_num_threads()
     # The matrices are so small that threads cost more than they bring.
     torch.set_num_threads(1)
@@ -60,9 +75,12 @@ def inspect(
     show_table(as_table(found, get_console().width))
     for words in found.others:
         show(f"also trained, in no row: {words}")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_table(found, folder / "layers.csv")
-    show(folder / "layers.csv", *_draw(found, strengths, folder))
+    with whole_folder(folder, INSPECTION, overwrite=overwrite) as new:
+        write_table(found, new / "layers.csv")
+        written = ["layers.csv", *_draw(found, strengths, new)]
+        about = {"adapter": str(source), "files": [INSPECTION.marker, *written], "versions": versions()}
+        (new / INSPECTION.marker).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    show(*(folder / name for name in written))
 
 
 def _beside(adapter: Place) -> Path:
@@ -93,7 +111,7 @@ def _strengths(
     return interaction_strength(model, sentence_inputs(tokenizer, prompts))
 
 
-def _draw(found: AdapterInspection, strengths: Interactions | None, folder: Path) -> list[Path]:
+def _draw(found: AdapterInspection, strengths: Interactions | None, folder: Path) -> list[str]:
     from pera_lightning.analysis.plots import plot_inspection, plot_interactions
     from pera_lightning.analysis.plots.figure import save_figure
 
@@ -101,11 +119,6 @@ def _draw(found: AdapterInspection, strengths: Interactions | None, folder: Path
     picture = None if strengths is None else plot_interactions(strengths)
     if picture is not None:
         figures["interactions"] = picture
-    for name in PICTURES - figures.keys():
-        # Of another adapter, or of another call.
-        (folder / f"{name}.png").unlink(missing_ok=True)
-    written = []
     for name, figure in figures.items():
-        written.append(folder / f"{name}.png")
-        save_figure(figure, written[-1])
-    return written
+        save_figure(figure, folder / f"{name}.png")
+    return [f"{name}.png" for name in figures]

@@ -9,8 +9,23 @@ from typing import Any
 
 from torch import Tensor
 
-from pera_lightning.checkpoint.atomic import replacing
+from pera_lightning.checkpoint.atomic import check_file, replacing
+from pera_lightning.checkpoint.remote import Place
 from pera_lightning.errors import DataError
+
+
+def check_predictions(path: Place, *, overwrite: bool = False) -> None:
+    """Raise FolderError unless predictions may be written to a file: there is none, or they are of an earlier call.
+
+    Args:
+        path: The file. Beside it a hidden file of the same name and `.pera` tells that we wrote it.
+        overwrite: Whether it may be another one.
+    """
+    check_file(path, lambda path: _mark(path).is_file(), overwrite=overwrite)
+
+
+def _mark(path: Any) -> Any:
+    return path.parent / f".{path.name}.pera"
 
 
 def write_predictions(batches: Sequence[Any], path: Path) -> int:
@@ -30,9 +45,11 @@ def write_predictions(batches: Sequence[Any], path: Path) -> int:
         ValueError: The values of a mapping are not equally many; nothing is written.
     """
     rows = [row for batch in batches for row in _rows(batch)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    with replacing(path) as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8")
+        # First: without it, nobody's predictions would be in the way of the next.
+        _mark(path).write_text(f"{path.name} was written by pera_lightning, which may replace it.\n", encoding="utf-8")
     return len(rows)
 
 

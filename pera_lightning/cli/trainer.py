@@ -12,13 +12,19 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger
 from typing_extensions import override
 
-from pera_lightning.checkpoint.remote import place, written
-from pera_lightning.cli.base_comparison import as_table, comparison, write_comparison
-from pera_lightning.cli.predictions import write_predictions
+from pera_lightning.checkpoint.remote import Place, place, written
+from pera_lightning.cli.base_comparison import (
+    COMPARISON_FILE,
+    as_table,
+    check_comparison,
+    comparison,
+    write_comparison,
+)
+from pera_lightning.cli.predictions import check_predictions, write_predictions
 from pera_lightning.cli.progress_bar import PeraProgressBar
 from pera_lightning.cli.screen import show, show_table
 from pera_lightning.cli.untrained_base import RefuseUntrained, refuse_without_checkpoint
-from pera_lightning.errors import CheckpointError
+from pera_lightning.errors import CheckpointError, FolderError
 from pera_lightning.injection import adapter_disabled
 
 # Not used here, but with the classes imported the command line accepts and offers their short names.
@@ -41,6 +47,7 @@ EPILOG = (
     "compare, diff, inspect, estimate, consolidate, export, push. "
     "Options of the adapter are under `pera`; any LightningModule and LightningDataModule can be named by class_path."
 )
+LOSS_CURVE_FILE = "loss_curve.png"
 
 
 class SaveFitConfig(SaveConfigCallback):
@@ -78,6 +85,13 @@ class PeraCLI(LightningCLI):
             "and write comparison.csv beside the logs.",
         )
 
+        parser.add_argument(
+            "--overwrite",
+            type=bool,
+            default=False,
+            help="In a test or a prediction: replace comparison.csv or predictions.jsonl although others wrote it.",
+        )
+
     @override
     def before_instantiate_classes(self) -> None:
         torch.set_float32_matmul_precision(self._get(self.config, "float32_matmul_precision"))
@@ -108,6 +122,26 @@ class PeraCLI(LightningCLI):
         options["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
 
+    def before_test(self) -> None:
+        """Look whether the comparison may be written."""
+        if self._get(self.config, "compare_base") and self.trainer.log_dir is not None:
+            check_comparison(place(self.trainer.log_dir) / COMPARISON_FILE, overwrite=self._overwrites)
+
+    def before_predict(self) -> None:
+        """Look whether the predictions may be written."""
+        check_predictions(self._predictions, overwrite=self._overwrites)
+
+    @property
+    def _overwrites(self) -> bool:
+        return bool(self._get(self.config, "overwrite"))
+
+    @property
+    def _predictions(self) -> Place:
+        """The file of this process."""
+        trainer = self.trainer
+        name = "predictions" if trainer.world_size == 1 else f"predictions_{trainer.global_rank}"
+        return place(trainer.log_dir or trainer.default_root_dir) / f"{name}.jsonl"
+
     def after_test(self) -> None:
         """Test the base model on the same data where asked to, and show both side by side."""
         if not self._get(self.config, "compare_base"):
@@ -121,23 +155,24 @@ class PeraCLI(LightningCLI):
             show_table(as_table(table))
             if folder is not None:
                 with written(place(folder)) as local:
-                    write_comparison(table, local / "comparison.csv")
+                    write_comparison(table, local / COMPARISON_FILE)
 
     def after_predict(self) -> None:
         """Write the predictions beside the logs."""
         trainer = self.trainer
         if trainer.predict_loop.num_dataloaders != 1 or not trainer.predict_loop.predictions:
             return
-        name = "predictions" if trainer.world_size == 1 else f"predictions_{trainer.global_rank}"
-        folder = place(trainer.log_dir or trainer.default_root_dir)
+        path = self._predictions
         try:
-            with written(folder) as local:
-                rows = write_predictions(trainer.predict_loop.predictions, local / f"{name}.jsonl")
+            with written(path.parent) as local:
+                rows = write_predictions(trainer.predict_loop.predictions, local / path.name)
+        except FolderError:
+            raise
         except (TypeError, ValueError) as error:
             # Any module may predict; what it returns need not be rows.
             show(error)
         else:
-            show(f"{rows:,} predictions written to {folder / name}.jsonl")
+            show(f"{rows:,} predictions written to {path}")
 
     def after_fit(self) -> None:
         """Draw the loss curve of the run beside its CSV metrics."""
@@ -145,11 +180,14 @@ class PeraCLI(LightningCLI):
             folder = place(logger.log_dir) if isinstance(logger, CSVLogger) else None
             if folder is not None and self.trainer.is_global_zero and (folder / "metrics.csv").is_file():
                 # Imported late: matplotlib would slow every --help down.
-                from pera_lightning.analysis.loss_curve import plot_loss_curve
+                from pera_lightning.analysis.loss_curve import is_loss_curve, plot_loss_curve
 
+                if (folder / LOSS_CURVE_FILE).is_file() and not is_loss_curve(folder / LOSS_CURVE_FILE):
+                    rank_zero_info(f"No loss curve: {folder / LOSS_CURVE_FILE} is somebody else's, and stays.")
+                    continue
                 metrics = (folder / "metrics.csv").read_text("utf-8")
                 with written(folder) as local:
-                    picture = plot_loss_curve(metrics, local / "loss_curve.png")
+                    picture = plot_loss_curve(metrics, local / LOSS_CURVE_FILE)
                 rank_zero_info(f"Loss curve written to {folder / picture.name}")
 
 

@@ -13,36 +13,40 @@ from pera_lightning.checkpoint.remote import local_path
 from pera_lightning.errors import AdapterFileError
 from pera_lightning.export.gguf_base import GgufBase
 from pera_lightning.export.gguf_header import gguf_package
-from pera_lightning.export.gguf_tensors import decoded, encoded, gguf_reader, tensor_type
+from pera_lightning.export.gguf_tensors import OURS, check_gguf_file, decoded, encoded, gguf_reader, tensor_type
 from pera_lightning.export.lora_factors import LoraFactors, StoredLora
 from pera_lightning.export.plain_lora import PlainLora
 from pera_lightning.export.servers import refuse_losses
 
 GGUF_FILE = "adapter.gguf"
+_FORM = "adapter"
 _A, _B = ".lora_a", ".lora_b"
 
 
-def write_gguf_adapter(lora: PlainLora, path: str | Path, config: Any) -> None:
+def write_gguf_adapter(lora: PlainLora, path: str | Path, config: Any, *, overwrite: bool = False) -> None:
     """Write the file for `llama-cli --lora`, in the dtype of the factors.
 
     Args:
         lora: The LoRA.
         path: The file; its folder is made if needed.
         config: Of the transformers model that the adapter belongs to (`model.config`).
+        overwrite: Whether the path may be a file that was not written here.
 
     Raises:
+        FolderError: The file is somebody else's, or cannot be written.
         ExportError: The gguf package is missing, the model is of a kind that is not known here, or llama.cpp would not
             apply all of the adapter.
     """
     gguf, base, path = gguf_package(), GgufBase.of(config), local_path(path, "path")
+    check_gguf_file(path, _FORM, overwrite=overwrite)
     refuse_losses("llamacpp", lora.manifest)
     tensors = {name: (encoded(value), tensor_type(value.dtype)) for name, value in _tensors(lora, base).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         writer = gguf.GGUFWriter(temporary, base.architecture)
         try:
             writer.add_type(gguf.GGUFType.ADAPTER)
             writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+            writer.add_string(OURS, _FORM)
             # llama.cpp divides it by the rank of each tensor.
             writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(lora.rank))
             for name, (data, kind) in tensors.items():

@@ -13,21 +13,28 @@ from torch import Tensor
 from pera_lightning.checkpoint import Manifest
 from pera_lightning.checkpoint.atomic import replacing
 from pera_lightning.checkpoint.comparison import file_difference
+from pera_lightning.checkpoint.out_folder import check_room
 from pera_lightning.checkpoint.remote import local_path
 from pera_lightning.errors import ExportError
 from pera_lightning.export.gguf_base import GgufBase
 from pera_lightning.export.gguf_header import gguf_package
-from pera_lightning.export.gguf_tensors import DTYPES, decoded, encoded, gguf_reader, tensor_type
+from pera_lightning.export.gguf_tensors import DTYPES, OURS, check_gguf_file, decoded, encoded, gguf_reader, tensor_type
 from pera_lightning.export.lora_factors import LoraFactors
 from pera_lightning.export.merge import MergeReport
 from pera_lightning.export.plain_lora import PlainLora
 from pera_lightning.export.servers import refuse_losses
 
 MERGED_GGUF_FILE = "model.gguf"
+_FORM = "merged model"
 
 
 def write_merged_gguf(
-    lora: PlainLora, base_file: str | Path, path: str | Path, dtype: torch.dtype = torch.float16
+    lora: PlainLora,
+    base_file: str | Path,
+    path: str | Path,
+    dtype: torch.dtype = torch.float16,
+    *,
+    overwrite: bool = False,
 ) -> MergeReport:
     """Copy a base model's GGUF file and merge a LoRA into it, one weight after the other.
 
@@ -39,6 +46,7 @@ def write_merged_gguf(
         base_file: The base model, in one file.
         path: The file to write; its folder is made if needed.
         dtype: Of the merged weights.
+        overwrite: Whether the path may be a file that was not written here; never the base model's.
 
     Returns:
         What the dtype rounds.
@@ -47,6 +55,7 @@ def write_merged_gguf(
         ExportError: The gguf package is missing, the base cannot be read, is of a kind that is not known here or not
             the adapter's (by its shapes, and by some weights that the adapter keeps), a merged weight does not fit the
             dtype, or a LoRA cannot hold all of the adapter.
+        FolderError: The file is somebody else's, there is no room, or it cannot be written.
     """
     gguf, path = gguf_package(), local_path(path, "path")
     kind = tensor_type(dtype)
@@ -57,13 +66,16 @@ def write_merged_gguf(
     _check_base(reader, base_file, base, {names[layer]: factors for layer, factors in lora.factors.items()})
     _check_sample(reader, base_file, base, names, lora.manifest)
     _check_place(path, base_file)
+    check_gguf_file(path, _FORM, overwrite=overwrite)
     layer_of = {name: layer for layer, name in names.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     errors = {}
+    sizes = (t.n_elements * dtype.itemsize if t.name in layer_of else int(t.n_bytes) for t in reader.tensors)
     with replacing(path) as temporary:
+        check_room(temporary, sum(map(int, sizes)))
         writer = gguf.GGUFWriter(temporary, base.architecture)
         try:
             _copy_metadata(reader, writer)
+            writer.add_string(OURS, _FORM)
             for tensor in reader.tensors:
                 _announce(writer, tensor, kind if tensor.name in layer_of else None, dtype.itemsize)
             writer.write_header_to_file()
@@ -107,7 +119,7 @@ def _narrow(name: str, exact: Tensor, dtype: torch.dtype) -> Tensor:
 def _copy_metadata(reader: Any, writer: Any) -> None:
     gguf = gguf_package()
     # The writer has its own for the first; the second would no longer be true, and llama.cpp counts types without it.
-    left_out = {gguf.Keys.General.ARCHITECTURE, gguf.Keys.General.FILE_TYPE}
+    left_out = {gguf.Keys.General.ARCHITECTURE, gguf.Keys.General.FILE_TYPE, OURS}
     for field in reader.fields.values():
         if field.name in left_out or field.name.startswith("GGUF."):
             continue

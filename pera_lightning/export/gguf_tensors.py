@@ -8,11 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pera_lightning.checkpoint.atomic import check_file
+from pera_lightning.checkpoint.remote import Place
 from pera_lightning.errors import ExportError
 from pera_lightning.export.gguf_header import gguf_package, read_header
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """Those of LoRAs and merged weights, as GGUF calls them."""
+
+OURS = "pera_lightning.form"
+"""Metadata of files that are written here: what they hold."""
 
 
 def gguf_reader(path: str | Path) -> Any:
@@ -33,6 +38,25 @@ def gguf_reader(path: str | Path) -> Any:
             expected="a complete GGUF file",
             fix="correct the path, or get the file again",
         ) from error
+
+
+def check_gguf_file(path: Path, form: str, *, overwrite: bool) -> None:
+    """Raise FolderError unless a GGUF file is new, or was written here and holds the same.
+
+    Args:
+        path: The file that is to be written.
+        form: What it is to hold, as under `OURS`.
+        overwrite: Whether it may be another one.
+    """
+
+    def is_ours(path: Place) -> bool:
+        try:
+            field = gguf_reader(str(path)).get_field(OURS)
+        except ExportError:
+            return False
+        return field is not None and field.contents() == form
+
+    check_file(path, is_ours, overwrite=overwrite)
 
 
 def tensor_type(dtype: torch.dtype) -> Any:

@@ -3,8 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
-from pera_lightning.analysis.loss_curve import _running_mean, plot_loss_curve
+from pera_lightning.analysis.loss_curve import _running_mean, is_loss_curve, plot_loss_curve
 
 
 def test_draws_a_picture(tmp_path: Path) -> None:
@@ -12,6 +13,11 @@ def test_draws_a_picture(tmp_path: Path) -> None:
     picture = plot_loss_curve(metrics, tmp_path / "loss_curve.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert picture.stat().st_size > 5000
+    assert is_loss_curve(picture)
+    # Others of matplotlib are none.
+    figure = Figure()
+    figure.savefig(tmp_path / "mine.png")
+    assert not is_loss_curve(tmp_path / "mine.png")
 
 
 def test_running_mean() -> None:

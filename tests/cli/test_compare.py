@@ -142,7 +142,8 @@ def test_damaged_files_are_named(project: Path, compared: str, tmp_path: Path, t
     result.write_text(text)
     assert f"got:      {result}: " in compare(project, *words, ok=False)
     (tmp_path / "out/settings.json").write_text(text)
-    assert "settings of a comparison are damaged" in compare(project, *words, ok=False)
+    assert "The folder is not ours" in compare(project, *words, ok=False)
+    assert "settings of a comparison are damaged" in compare(project, *words, "--overwrite", "true", ok=False)
 
 
 def test_two_comparisons_at_a_time_need_two_folders(project: Path, compared: str) -> None:

@@ -69,6 +69,7 @@ def test_generation(project: Path) -> None:
         (("--base", "model", "--merged", "true"), "nothing to merge"),
         # Before the model, which is not there, is looked for.
         (("--base", "nowhere", "--out", "tasks/piqa/test.json/out"), "which is a file"),
+        (("--base", "nowhere", "--out", "model"), "The folder is not ours"),
     ],
 )
 def test_refusals(project: Path, words: tuple[str, ...], message: str) -> None:

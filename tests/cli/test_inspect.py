@@ -70,6 +70,27 @@ def test_pictures_of_another_adapter_are_gone(project: Path) -> None:
     (project / "again/mine.png").touch()
     run("inspect", "--adapter", "lora", *words, folder=project)
     assert pictures(project / "again") == ["mine", "parts", "spectrum"]
+    # Not among those of that inspection.
+    (project / "again/coefficients.png").write_text("mine")
+    run("inspect", "--adapter", "lora", *words, folder=project, ok=False)
+    assert (project / "again/coefficients.png").read_text() == "mine"
+
+
+def test_pictures_of_others_stay(project: Path) -> None:
+    words = ("inspect", "--adapter", "adapter", "--interactions", "false", "--out", ".")
+    theirs = project / "theirs"
+    theirs.mkdir()
+    for name in ("parts.png", "interactions.png", "layers.csv"):
+        (theirs / name).write_text("mine")
+    (theirs / "adapter").symlink_to(project / "adapter")
+    assert "The folder is not ours" in run(*words, folder=theirs, ok=False)
+    assert {path.read_text() for path in theirs.iterdir() if path.is_file()} == {"mine"}
+    run(*words, "--overwrite", "true", folder=theirs)
+    # What no picture of this adapter replaces.
+    assert (theirs / "interactions.png").read_text() == "mine"
+    assert pictures(theirs) == ["coefficients", "interactions", "parts", "spectrum"]
+    with Image.open(theirs / "parts.png") as image:
+        assert image.format == "PNG"
 
 
 def test_a_folder_named_from_within_has_its_pictures_beside_it(project: Path) -> None:

@@ -232,7 +232,7 @@ def test_dtype_without_a_type(tmp_path: Path) -> None:
     model = adapted(tiny_llama())
     (tmp_path / "a.gguf").write_bytes(b"there before")
     with pytest.raises(ExportError, match=r"no such dtype[\s\S]*torch\.float64"):
-        write_gguf_adapter(lora_of(model, dtype=torch.float64), tmp_path / "a.gguf", model.config)
+        write_gguf_adapter(lora_of(model, dtype=torch.float64), tmp_path / "a.gguf", model.config, overwrite=True)
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("a.gguf", b"there before")]
 
 

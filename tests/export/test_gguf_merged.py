@@ -175,7 +175,7 @@ def test_weights_beyond_the_dtype(tmp_path: Path) -> None:
     lora.factors["model.layers.1.mlp.down_proj"].up.fill_(1e6)
     (tmp_path / "merged.gguf").write_bytes(b"there before")
     with pytest.raises(ExportError, match=r"'blk\.1\.ffn_down\.weight' beyond torch\.float16"):
-        write_merged_gguf(lora, tmp_path / "base.gguf", tmp_path / "merged.gguf")
+        write_merged_gguf(lora, tmp_path / "base.gguf", tmp_path / "merged.gguf", overwrite=True)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["base.gguf", "merged.gguf"]
     assert (tmp_path / "merged.gguf").read_bytes() == b"there before"
 

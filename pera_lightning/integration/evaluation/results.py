@@ -8,14 +8,28 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from pera_lightning.checkpoint.atomic import replacing
+from pera_lightning.checkpoint.folder_kind import FolderKind
 from pera_lightning.checkpoint.remote import local_path
-from pera_lightning.integration.data.commonsense import CommonsenseTask
+from pera_lightning.checkpoint.whole_folder import whole_folder
 
 if TYPE_CHECKING:
     from pera_lightning.analysis.plain_table import PlainTable
+
+RESULTS_FILE = "results.json"
+
+
+def _is_results(values: dict[str, Any]) -> bool:
+    return {"how", "tasks", "mean", "seconds"} <= values.keys() and isinstance(values["tasks"], dict)
+
+
+RESULTS = FolderKind(
+    "results of an evaluation",
+    marker=RESULTS_FILE,
+    recognise=_is_results,
+    listed=lambda values: [f"{task}.jsonl" for task in values["tasks"]],
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,29 +116,25 @@ class Evaluation:
         table.add_row("mean of the tasks", f"{100 * self.mean_accuracy:.1f}", f"{100 * self.mean_error:.1f}", "", "")
         return table
 
-    def write(self, folder: str | Path, about: Mapping[str, Any] | None = None) -> None:
-        """Writes `results.json` and one `<task>.jsonl` of predictions for each task, each file whole or not at all.
+    def write(self, folder: str | Path, about: Mapping[str, Any] | None = None, *, overwrite: bool = False) -> None:
+        """Writes `results.json` and one `<task>.jsonl` of predictions for each task, all of them or none.
 
-        Files of tasks that an earlier evaluation wrote there, and that are not among these, are deleted.
+        Those of an earlier evaluation there are replaced as a whole; other files stay.
 
         Args:
-            folder: Made if it is not there.
+            folder: New, empty, or with an earlier evaluation.
             about: Further entries of `results.json`, such as the adapter's name.
+            overwrite: Whether the folder may be another one: files of the same names are then replaced.
+
+        Raises:
+            FolderError: The folder is somebody else's, or cannot be written to; it is as it was.
         """
-        folder = local_path(folder, "folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        for task in get_args(CommonsenseTask):
-            if task not in self.predictions:
-                (folder / f"{task}.jsonl").unlink(missing_ok=True)
-        for task, rows in self.predictions.items():
-            lines = (json.dumps({**dataclasses.asdict(row), "correct": row.correct}) + "\n" for row in rows)
-            _write(folder / f"{task}.jsonl", "".join(lines))
-        _write(folder / "results.json", json.dumps({**(about or {}), **self.summary()}, indent=2) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        with whole_folder(local_path(folder, "folder"), RESULTS, overwrite=overwrite) as new:
+            for task, rows in self.predictions.items():
+                lines = (json.dumps({**dataclasses.asdict(row), "correct": row.correct}) + "\n" for row in rows)
+                (new / f"{task}.jsonl").write_text("".join(lines), encoding="utf-8")
+            results = json.dumps({**(about or {}), **self.summary()}, indent=2) + "\n"
+            (new / RESULTS_FILE).write_text(results, encoding="utf-8")
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pera_lightning import PeraConfig, adapter_disabled, inject_adapter
-from pera_lightning.errors import ConfigError, DataError
+from pera_lightning.errors import ConfigError, DataError, FolderError
 from pera_lightning.integration.evaluation import Evaluation, Prediction, evaluate_commonsense
 from pera_lightning.integration.evaluation.ranking import best_option
 from tests.support.commonsense import OPTIONS, question, write_commonsense, write_rows
@@ -149,6 +149,26 @@ def test_files_of_an_earlier_evaluation_of_more_tasks_are_gone(tmp_path: Path) -
     (tmp_path / "notes.jsonl").write_text("mine")
     Evaluation("rank", {"piqa": whole.predictions["piqa"]}, 1.0).write(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "piqa.jsonl", "notes.jsonl"}
+
+
+def test_files_of_others_stay(tmp_path: Path) -> None:
+    """A folder of tasks' own rows, and one of results beside which somebody keeps rows of a task."""
+    (tmp_path / "theirs").mkdir()
+    for name in ("boolq.jsonl", "results.json"):
+        (tmp_path / "theirs" / name).write_text('{"mean": "mine"}')
+    with pytest.raises(FolderError, match="The folder is not ours"):
+        made_up().write(tmp_path / "theirs")
+    whole = made_up()
+    Evaluation("rank", {"piqa": whole.predictions["piqa"]}, 1.0).write(tmp_path / "out")
+    (tmp_path / "out/boolq.jsonl").write_text("mine")
+    before = (tmp_path / "out/results.json").read_bytes()
+    with pytest.raises(FolderError, match=r"(?s)not ours.*out with 'boolq.jsonl'"):
+        whole.write(tmp_path / "out")
+    assert (tmp_path / "out/boolq.jsonl").read_text() == "mine"
+    assert (tmp_path / "out/results.json").read_bytes() == before
+    assert {path.read_text() for path in (tmp_path / "theirs").iterdir()} == {'{"mean": "mine"}'}
+    whole.write(tmp_path / "out", overwrite=True)
+    assert len((tmp_path / "out/boolq.jsonl").read_text().splitlines()) == 4
 
 
 @pytest.mark.parametrize("text", ["", "[]"])
