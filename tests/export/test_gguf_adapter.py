@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pera_lightning import PeraConfig, inject_adapter
-from pera_lightning.errors import AdapterFileError, ConfigError, ExportError
+from pera_lightning.errors import AdapterFileError, ConfigError, ExportError, FolderError
 from pera_lightning.export.certificate import Reference
 from pera_lightning.export.gguf_adapter import read_gguf_adapter, write_gguf_adapter
 from pera_lightning.export.gguf_base import ARCHITECTURES
@@ -150,7 +150,26 @@ def test_metadata(tmp_path: Path, model_type: str, architecture: str) -> None:
         "general.type": "adapter",
         "adapter.type": "lora",
         "adapter.lora.alpha": float(lora.rank),
+        "pera_lightning.form": "adapter",
     }
+
+
+def test_files_of_others_stay(tmp_path: Path) -> None:
+    model = adapted()
+    path = tmp_path / "a.gguf"
+    for _ in range(2):
+        write_gguf_adapter(lora_of(model), path, model.config)
+    ours = path.read_bytes()
+    # Of another program: without our entry in the metadata.
+    theirs = ours.replace(b"pera_lightning.form", b"somebody_else_.form")
+    for content in (theirs, b"mine"):
+        path.write_bytes(content)
+        with pytest.raises(FolderError, match=r"(?s)The file is not ours.*a.gguf"):
+            write_gguf_adapter(lora_of(model), path, model.config)
+        assert path.read_bytes() == content
+    write_gguf_adapter(lora_of(model), path, model.config, overwrite=True)
+    assert path.read_bytes() == ours
+    assert [found.name for found in tmp_path.iterdir()] == ["a.gguf"]
 
 
 def test_head_that_is_not_tied(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_metadata_is_the_bases(tmp_path: Path) -> None:
     assert wanted.pop("general.file_type") == 0
     assert wanted["general.languages"] == ["en", "de"]
     assert wanted["general.alignment"] == 256
-    assert contents(merged) == wanted
+    assert contents(merged) == {**wanted, "pera_lightning.form": "merged model"}
     # Where the reader looks for them with that alignment.
     for name in ("token_embd.weight", "blk.1.attn_norm.weight", "output.weight"):
         assert np.array_equal(tensors(merged)[name].data, tensors(base)[name].data)
