@@ -155,7 +155,7 @@ def test_metadata(tmp_path: Path, model_type: str, architecture: str) -> None:
 
 
 def test_files_of_others_stay(tmp_path: Path) -> None:
-    model = adapted()
+    model = adapted(tiny_llama())
     path = tmp_path / "a.gguf"
     for _ in range(2):
         write_gguf_adapter(lora_of(model), path, model.config)
