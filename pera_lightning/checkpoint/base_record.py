@@ -202,13 +202,26 @@ def record_difference(stored: Mapping[str, str], present: Mapping[str, str]) -> 
 
 
 def _may_be_same(there: LayerRecord, here: LayerRecord) -> bool:
-    if (there.format, there.digest) == (here.format, here.digest):
-        return True
+    same_digest = (there.format, there.digest) == (here.format, here.digest)
     if len(there.values) != len(here.values):
-        return False
+        return same_digest
+    # The digest is without small weights, which may be all that a layer has.
+    if same_digest and _are_alike(there.values, here.values):
+        return True
     if there.kind == here.kind and there.kind in (DENSE, GGUF):
         return there.format != here.format and _close(there.values, here.values, _rounding(there), _rounding(here))
     return _close(there.values, here.values, there.reach(), here.reach())
+
+
+def _are_alike(there: tuple[float, ...], here: tuple[float, ...]) -> bool:
+    """Whether weights are equal but for the rounding of small ones, and of the same codes on another device."""
+    least = 2 * _least(there, here)
+    return all(abs(a - b) <= least + SAME_VALUE * abs(a) for a, b in zip(there, here, strict=True))
+
+
+def _least(there: tuple[float, ...], here: tuple[float, ...]) -> float:
+    """How far apart float16 may have set small weights; of a layer that it would hardly keep at all, less."""
+    return min(LEAST_NORMAL * 2**-10, max(map(abs, (*there, *here)), default=0.0) / 16)
 
 
 def _rounding(record: LayerRecord) -> Iterator[float]:
@@ -218,8 +231,8 @@ def _rounding(record: LayerRecord) -> Iterator[float]:
 def _close(
     there: tuple[float, ...], here: tuple[float, ...], reach: Iterator[float], other_reach: Iterator[float]
 ) -> bool:
-    steps = zip(there, here, reach, other_reach, strict=True)
-    return all(abs(a - b) <= TWICE_ROUNDED * (left + right) + LEAST_NORMAL * 2**-10 for a, b, left, right in steps)
+    least, steps = _least(there, here), zip(there, here, reach, other_reach, strict=True)
+    return all(abs(a - b) <= TWICE_ROUNDED * (left + right) + least for a, b, left, right in steps)
 
 
 def _same_quantization(there: LayerRecord, here: LayerRecord) -> bool:
