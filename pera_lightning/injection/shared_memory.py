@@ -125,9 +125,9 @@ def _blocks(tensor: Any) -> Iterator[_Block]:
     address = 0 if tensor.is_meta or is_fake else storage.data_ptr()
     # Without an address a storage has a space of its own. Not from 0, which numpy takes for no memory.
     space = tensor.device if address else (tensor.device, storage._cdata)
-    start = (address or size) + tensor.storage_offset() * size
-    strides = tuple(step * size for step in tensor.stride())
-    end = start + sum((count - 1) * step for count, step in zip(tensor.shape, strides, strict=True)) + size
+    start = int((address or size) + tensor.storage_offset() * size)
+    strides = tuple(int(step * size) for step in tensor.stride())
+    end = int(start + sum((count - 1) * step for count, step in zip(tensor.shape, strides, strict=True)) + size)
     yield _Block(space, start, end, tuple(tensor.shape), strides, size)
 
 
