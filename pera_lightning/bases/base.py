@@ -47,6 +47,10 @@ class Base(ABC):
         """The floating dtype that the layer's weight stands for."""
         return cast("Tensor", layer.weight).dtype
 
+    def written_dtype(self, layer: nn.Module) -> torch.dtype:
+        """The floating dtype that `write` rounds to, before it quantises where it does."""
+        return cast("Tensor", layer.weight).dtype
+
     def quantization(self, layer: nn.Module) -> str | None:
         """How the stored weight is quantised ("nf4", "int8", ...), or None if it is the weight itself."""
         return None

@@ -48,6 +48,10 @@ class EightBitBase(Base):
         """Always "int8"."""
         return "int8"
 
+    def written_dtype(self, layer: Any) -> torch.dtype:
+        """float16, which bitsandbytes quantises from; that of the weight while it is not quantised yet."""
+        return layer.weight.dtype if _scales_of(layer) is None else torch.float16
+
     def scales(self, layer: Any) -> list[Tensor]:
         """The largest absolute value of each row."""
         scales = _scales_of(layer)

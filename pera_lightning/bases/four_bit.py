@@ -50,6 +50,10 @@ class FourBitBase(Base):
         kind = (weight if state is None else state).quant_type + ("-dq" if nested else "")
         return kind if blocksize == BLOCKSIZE else f"{kind}, blocks of {blocksize}"
 
+    def written_dtype(self, layer: Any) -> torch.dtype:
+        """float32, as the scales are; that of the weight while it is not quantised yet."""
+        return layer.weight.dtype if _state_of(layer) is None else torch.float32
+
     def scales(self, layer: Any) -> list[Tensor]:
         """Scales of the blocks, and with double quantisation the scales of those."""
         state = _state_of(layer)

@@ -33,6 +33,10 @@ TWICE_ROUNDED = 1.125
 """A weight may have been rounded to float16 before it was rounded to bfloat16."""
 SAME_VALUE = 1e-5
 """Largest relative difference of the same code and scale, unpacked on another device."""
+SAME_CODE = 0.02
+"""Relative difference of the values of one code in 4 bits, where the sources' dtypes round their scales otherwise."""
+FEW_CODES = 3
+"""Of them, whatever the number of weights, that may get another code where the sources have different dtypes."""
 OTHER_CODES = 0.02
 """Share of weights that may get another code when the same weights are quantised in the same way somewhere else."""
 
@@ -194,22 +198,46 @@ def record_difference(stored: Mapping[str, str], present: Mapping[str, str]) -> 
     differing = [name for name, (there, here) in pairs.items() if not _may_be_same(there, here)]
     if differing:
         return _describe(differing, pairs)
-    recoded = [pair for pair in pairs.values() if _same_quantization(*pair)]
-    changed = sum(_is_other(a, b) for there, here in recoded for a, b in zip(there.values, here.values, strict=True))
-    total = sum(len(there.values) for there, _ in recoded)
-    if changed > OTHER_CODES * total:
-        return f"{changed} of {total} compared weights have other quantised values"
+    return _other_codes(list(pairs.values()), SAME_VALUE, 0) or _other_codes(list(pairs.values()), SAME_CODE, FEW_CODES)
+
+
+def _other_codes(pairs: list[tuple[LayerRecord, LayerRecord]], tolerance: float, few: int) -> str | None:
+    """In words, if too many weights of equally quantised layers have other codes.
+
+    Args:
+        pairs: Of all layers; those count that were quantised from the same dtype, with `few` those of different ones.
+        tolerance: Relative, of one value.
+        few: How many more may be others by chance.
+    """
+    recoded = [pair for pair in pairs if _same_quantization(*pair, same_source=not few)]
+    compared = [values for there, here in recoded for values in zip(there.values, here.values, strict=True)]
+    changed = sum(not math.isclose(there, here, rel_tol=tolerance) for there, here in compared)
+    if changed > OTHER_CODES * len(compared) + few:
+        return f"{changed} of {len(compared)} compared weights have other quantised values"
     return None
 
 
 def _may_be_same(there: LayerRecord, here: LayerRecord) -> bool:
-    if (there.format, there.digest) == (here.format, here.digest):
-        return True
+    same_digest = (there.format, there.digest) == (here.format, here.digest)
     if len(there.values) != len(here.values):
-        return False
+        return same_digest
+    # The digest is without small weights, which may be all that a layer has.
+    if same_digest and _are_alike(there.values, here.values):
+        return True
     if there.kind == here.kind and there.kind in (DENSE, GGUF):
         return there.format != here.format and _close(there.values, here.values, _rounding(there), _rounding(here))
     return _close(there.values, here.values, there.reach(), here.reach())
+
+
+def _are_alike(there: tuple[float, ...], here: tuple[float, ...]) -> bool:
+    """Whether weights are equal but for the rounding of small ones, and of the same codes on another device."""
+    least = 2 * _least(there, here)
+    return all(abs(a - b) <= least + SAME_VALUE * abs(a) for a, b in zip(there, here, strict=True))
+
+
+def _least(there: tuple[float, ...], here: tuple[float, ...]) -> float:
+    """How far apart float16 may have set small weights; of a layer that it would hardly keep at all, less."""
+    return min(LEAST_NORMAL * 2**-10, max(map(abs, (*there, *here)), default=0.0) / 16)
 
 
 def _rounding(record: LayerRecord) -> Iterator[float]:
@@ -219,16 +247,15 @@ def _rounding(record: LayerRecord) -> Iterator[float]:
 def _close(
     there: tuple[float, ...], here: tuple[float, ...], reach: Iterator[float], other_reach: Iterator[float]
 ) -> bool:
-    steps = zip(there, here, reach, other_reach, strict=True)
-    return all(abs(a - b) <= TWICE_ROUNDED * (left + right) + LEAST_NORMAL * 2**-10 for a, b, left, right in steps)
+    least, steps = _least(there, here), zip(there, here, reach, other_reach, strict=True)
+    return all(abs(a - b) <= TWICE_ROUNDED * (left + right) + least for a, b, left, right in steps)
 
 
-def _same_quantization(there: LayerRecord, here: LayerRecord) -> bool:
-    return there.kind not in (DENSE, GGUF) and (there.kind, there.format) == (here.kind, here.format)
-
-
-def _is_other(there: float, here: float) -> bool:
-    return not math.isclose(there, here, rel_tol=SAME_VALUE)
+def _same_quantization(there: LayerRecord, here: LayerRecord, same_source: bool) -> bool:
+    if there.kind in (DENSE, GGUF) or there.kind != here.kind:
+        return False
+    # In 8 bits the rounding of the source alone changes a quarter of the codes, each by one step.
+    return there.format == here.format if same_source else there.format != here.format and there.kind != "int8"
 
 
 def _describe(differing: list[str], pairs: Mapping[str, tuple[LayerRecord, LayerRecord]]) -> str:

@@ -14,7 +14,8 @@ from pera_lightning.functional.distributed import is_distributed
 from pera_lightning.injection import adapted_layers, marked_modules
 from pera_lightning.injection.copies import following
 from pera_lightning.injection.saved_modules import saved_parameters
-from pera_lightning.layers import PeraLinear
+from pera_lightning.injection.shared_memory import SharedMemory
+from pera_lightning.layers import PeraLinear, stored_weight
 
 BaseSample = Mapping[str, Sequence[float]]
 """Layer name -> some of its weights."""
@@ -43,12 +44,12 @@ def base_sample(model: nn.Module) -> dict[str, list[float]]:
 def frozen_layers(model: nn.Module) -> tuple[list[tuple[str, PeraLinear]], int]:
     """The adapted layers whose weights are here and stay as they are, by name; and how many are adapted in all."""
     trained = {id(value) for _, module in marked_modules(model) for value in saved_parameters(module)}
-    layers, copied = list(adapted_layers(model)), following(model)
+    layers, copied, memory = list(adapted_layers(model)), following(model), SharedMemory(model)
     found = [
         (name, layer)
         for name, layer in layers
-        if id(layer.base_layer.weight) not in trained
-        and not layer.merged
+        if not layer.merged
+        and not memory.reaches(stored_weight(layer), trained)
         and _is_here(layer.base_layer.weight)
         # An average of equal weights is only about the same.
         and id(layer) not in copied

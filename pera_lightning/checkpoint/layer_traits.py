@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from torch import nn
 
 from pera_lightning.injection import original_names, saved_modules
-from pera_lightning.layers import PeraEmbedding, PeraLinear
+from pera_lightning.injection.shared_memory import SharedMemory
+from pera_lightning.layers import PeraEmbedding, PeraLinear, stored_weight
 
 EMBEDDING = "embedding"
 CONV1D = "conv1d"
@@ -50,37 +50,35 @@ def _is_part(name: str) -> bool:
 def layer_traits(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """Adapted layer or module saved whole -> what sets it apart; those with nothing of the kind are left out."""
     modules = list(original_names(model))
-    owners = Counter(id(module._parameters.get("weight")) for _, module in modules)
+    memory = SharedMemory(model)
     fused = any(name in module._parameters for _, module in modules for name in _FUSED)
     found = {
-        name: _traits(layer, owners) + ((EXPERT_PART,) if fused and _is_part(name) else ())
+        name: _traits(layer, memory) + ((EXPERT_PART,) if fused and _is_part(name) else ())
         for name, layer in modules
         if isinstance(layer, PeraLinear)
     }
-    found |= {name: _traits_of_saved(name, module, model) for name, module in saved_modules(model)}
+    found |= {name: _traits_of_saved(name, module, model, memory) for name, module in saved_modules(model)}
     return {name: traits for name, traits in found.items() if traits}
 
 
-def _traits(layer: PeraLinear, owners: Counter[int]) -> tuple[str, ...]:
+def _traits(layer: PeraLinear, memory: SharedMemory) -> tuple[str, ...]:
     base = layer.base_layer
     kind = type(base).__name__ if layer.quantization is None else getattr(base, "source_cls", nn.Linear).__name__
     traits = {
         EMBEDDING: isinstance(layer, PeraEmbedding),
         CONV1D: kind == "Conv1D",
-        TIED: owners[id(base.weight)] > 1,
+        TIED: bool(memory.owners(stored_weight(layer), besides=[base])),
     }
     return tuple(name for name, holds in traits.items() if holds)
 
 
-def _traits_of_saved(name: str, module: nn.Module, model: nn.Module) -> tuple[str, ...]:
+def _traits_of_saved(name: str, module: nn.Module, model: nn.Module, memory: SharedMemory) -> tuple[str, ...]:
     others = {other for other, _ in original_names(model) if other != name}
-    traits = {TIED: _is_tied(module, model), ENDS_ANOTHER: any(other.endswith(name) for other in others)}
+    traits = {TIED: _is_tied(module, model, memory), ENDS_ANOTHER: any(other.endswith(name) for other in others)}
     return tuple(trait for trait, holds in traits.items() if holds)
 
 
-def _is_tied(module: nn.Module, model: nn.Module) -> bool:
-    """Whether a module that is not saved whole has a parameter of one that is."""
-    inside = {id(part) for _, saved in saved_modules(model) for part in saved.modules()}
-    others = [part for part in model.modules() if id(part) not in inside]
-    outside = {id(value) for part in others for value in part._parameters.values() if value is not None}
-    return any(id(value) in outside for value in module.parameters())
+def _is_tied(module: nn.Module, model: nn.Module, memory: SharedMemory) -> bool:
+    """Whether a module that is not saved whole has a parameter of one that is, or one over the same memory."""
+    inside = [part for _, saved in saved_modules(model) for part in saved.modules()]
+    return any(memory.is_outside(value, inside) for value in module.parameters())

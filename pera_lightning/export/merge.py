@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pera_lightning.bases import base_of, expect_base
 from pera_lightning.concurrency import in_turn
 from pera_lightning.errors import ConfigError, InjectionError
+from pera_lightning.export.merge_overflow import refuse_sums_beyond
 from pera_lightning.export.probe import probe_outputs, relative_error
 from pera_lightning.export.room import check_room
 from pera_lightning.export.rounding import Rounding, measured_rounding, row_differences
@@ -20,9 +21,10 @@ from pera_lightning.injection import adapted_layers, adapter_layers, clean_name,
 from pera_lightning.injection.inject import take_out
 from pera_lightning.injection.loftq import check_float_model, float_weight
 from pera_lightning.injection.replacement import replace_modules
-from pera_lightning.layers import PeraLinear, TokenRowsLayer
+from pera_lightning.injection.shared_memory import SharedMemory
+from pera_lightning.layers import PeraLinear, TokenRowsLayer, stored_weight
 from pera_lightning.layers.call_hooks import carry_hooks
-from pera_lightning.layers.merging import refuse_infinite, refuse_more
+from pera_lightning.layers.merging import overwrite, refuse_infinite, refuse_more
 from pera_lightning.visible_text import visible_logger
 
 logger = visible_logger(__name__)
@@ -102,9 +104,10 @@ def merge_adapter(
 
     Raises:
         ConfigError: The options do not go together.
-        InjectionError: The model holds no adapter, an adapter holds a value that is not finite, an adapted weight is
-            shared with another module (a tied embedding; trained token rows are merged for all of them), or there is
-            no room for the plain weights.
+        InjectionError: The model holds no adapter, an adapter holds a value that is not finite, the dtype of a weight
+            does not hold its sum with the adapter, an adapted weight is another module's too, or shares memory with one
+            (a tied embedding; trained token rows are merged for all of them), or there is no room for the plain
+            weights.
     """
     logger.info("%s", merge_and_report(model, into=into, original=original, probe=probe))
     return model
@@ -124,6 +127,8 @@ def merge_and_report(
     quantized = _check_merge(model, layers, into, original)
     way: MergeInto = "dequantized" if into == "auto" else into
     dtype = _activation_dtype(model)
+    starts = {name: float_weight(original, name) for name in quantized} if original is not None else {}
+    refuse_sums_beyond(layers, starts, None if way == "requantized" else dtype)
     if quantized and way != "requantized":
         check_room(_plain_sizes(model), dtype)
     for _, layer in reversed(list(adapter_layers(model))):
@@ -167,8 +172,8 @@ def _warn_of_change(rounding: Rounding, before: Tensor, after: Tensor) -> None:
         )
 
 
-def _check_merge(model: nn.Module, layers: dict[str, PeraLinear], into: str, original: nn.Module | None) -> bool:
-    """Raise if the merge cannot be done; returns whether there is a quantised base."""
+def _check_merge(model: nn.Module, layers: dict[str, PeraLinear], into: str, original: nn.Module | None) -> list[str]:
+    """Raise if the merge cannot be done; returns the names of the adapted layers with a quantised base."""
     if not layers:
         raise InjectionError(
             "There is no adapter to merge.",
@@ -193,7 +198,7 @@ def _check_merge(model: nn.Module, layers: dict[str, PeraLinear], into: str, ori
         refuse_infinite(layer.adapter())
     for _, rows in token_layers(model):
         rows.check_merge()
-    return bool(quantized)
+    return list(quantized)
 
 
 def _merge_layer(
@@ -203,7 +208,7 @@ def _merge_layer(
     base, below = expect_base(layer.base_layer), layer.base_layer
     exact = layer.merged_weight()
     if layer.quantization is None or way == "requantized":
-        base.write(below, exact)
+        overwrite(below, exact)
     else:
         start = None if original is None else float_weight(original, name)
         weight = exact if start is None else layer.merged_weight(start)
@@ -284,17 +289,22 @@ def _forget_quantization(model: nn.Module) -> None:
 
 
 def _refuse_tied(model: nn.Module, layers: dict[str, PeraLinear]) -> None:
-    for name, layer in layers.items():
-        weight = layer.base_layer.weight
-        owners = [
-            owner
-            for owner, module in model.named_modules()
-            if any(parameter is weight for parameter in module._parameters.values())
-        ]
-        if len(owners) > 1:
+    memory = SharedMemory(model)
+    merged: dict[str, tuple[Tensor, tuple[nn.Module, ...]]] = {
+        name: (stored_weight(layer), (layer.base_layer,)) for name, layer in layers.items()
+    }
+    # Layers that share trained rows share their weight, and are merged together.
+    merged |= {
+        name: (stored_weight(rows), tuple(one.base_layer for one in rows.token_rows.layers))
+        for name, rows in token_layers(model)
+    }
+    for name, (weight, together) in merged.items():
+        owners = memory.owners(weight, besides=together)
+        if owners:
             raise InjectionError(
                 "An adapted weight is tied to another module, which a merge would change too.",
                 got=f"the weight of {name!r} also belongs to {', '.join(owners)}",
                 expected="weights of their own in adapted layers",
-                fix="leave it out with exclude_modules, or untie the weights before training",
+                fix="leave it out of the adapter (exclude_modules), or untie the weights: for one of the two modules "
+                "module.weight = torch.nn.Parameter(module.weight.detach().clone()), and tie_word_embeddings=False",
             )

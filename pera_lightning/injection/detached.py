@@ -15,7 +15,8 @@ from pera_lightning.functional.precision import factor_dtype
 from pera_lightning.injection.inject import no_such_module, put_in, set_trainable, take_out, trainable_names
 from pera_lightning.injection.names import adapted_layers, adapter_layers, clean_name
 from pera_lightning.injection.plan import refuse_adapted
-from pera_lightning.injection.saved_modules import Mark, marked_modules, put_mark, take_mark
+from pera_lightning.injection.saved_modules import Mark, marked_modules, memory_of_saved, put_mark, take_mark
+from pera_lightning.injection.shared_memory import SharedMemory
 from pera_lightning.injection.token_plan import TokenPlan, present_plans
 from pera_lightning.layers import PeraLinear, TokenRowsLayer
 
@@ -57,7 +58,8 @@ def detach_adapter(model: nn.Module) -> DetachedAdapter:
     tokens = present_plans(model)
     refuse_unsettled(dict(adapter_layers(model)))
     trainable = frozenset(trainable_names(model))
-    saved = {name: take_mark(module) for name, module in list(marked_modules(model))}
+    memory = memory_of_saved(model)
+    saved = {name: take_mark(module, memory) for name, module in list(marked_modules(model))}
     take_out(model)
     for layer in layers.values():
         # Forgets the expanded factors, many times the size of the adapter.
@@ -81,16 +83,17 @@ def attach_adapter(model: nn.Module, adapter: DetachedAdapter) -> None:
     for name, layer in adapter.every.items():
         _follow(layer, modules[name], adapter.dtypes[name])
     put_in(model, {id(layer.base_layer): layer for layer in adapter.every.values()})
+    memory = SharedMemory(model) if adapter.saved else None
     put: list[nn.Module] = []
     try:
         # The opposite order of taking out: modules may share tensors.
         for name, mark in reversed(adapter.saved.items()):
-            put_mark(modules[owner_of(name, mark)], mark)
+            put_mark(modules[owner_of(name, mark)], mark, memory)
             put.append(modules[owner_of(name, mark)])
         set_trainable(model, adapter.trainable)
     except BaseException:
         for module in reversed(put):
-            take_mark(module)
+            take_mark(module, memory)
         take_out(model)
         raise
 

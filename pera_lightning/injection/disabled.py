@@ -11,7 +11,7 @@ from torch import nn
 from pera_lightning.concurrency import kept
 from pera_lightning.errors import InjectionError
 from pera_lightning.injection.names import adapted_layers, adapter_layers
-from pera_lightning.injection.saved_modules import marked_modules, swap_saved
+from pera_lightning.injection.saved_modules import marked_modules, memory_of_saved, swap_saved
 
 
 @contextmanager
@@ -57,13 +57,14 @@ def _disable(model: nn.Module) -> Callable[[], None]:
         layer.unmerge()
     for layer in enabled:
         layer.enabled = False
+    memory = memory_of_saved(model)
     for module in whole:
-        swap_saved(module)
+        swap_saved(module, memory)
 
     def enable() -> None:
         # The other way round, because they may share tensors.
         for module in reversed(whole):
-            swap_saved(module)
+            swap_saved(module, memory)
         for layer in enabled:
             layer.enabled = True
         for layer, into in merged:

@@ -30,6 +30,7 @@ from pera_lightning.injection.saved_modules import (
     forget_saved,
     mark_saved,
     marked_modules,
+    memory_of_saved,
     saved_parameters,
     swap_saved,
 )
@@ -251,8 +252,9 @@ def remove_adapter(model: nn.Module) -> nn.Module:
     for _, layer in reversed(list(adapter_layers(model))):
         if layer.merged:
             layer.unmerge()
+    memory = memory_of_saved(model)
     for _, module in marked_modules(model):
-        swap_saved(module)
+        swap_saved(module, memory)
     take_out(model)
     return model
 

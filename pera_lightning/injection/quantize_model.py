@@ -22,6 +22,7 @@ from pera_lightning.injection.names import clean_name, has_suffix, near_names
 from pera_lightning.injection.output_head import output_head
 from pera_lightning.injection.plan import refuse_adapted
 from pera_lightning.injection.replacement import replace_modules
+from pera_lightning.injection.shared_memory import SharedMemory
 from pera_lightning.injection.stored_bytes import stored_bytes
 from pera_lightning.layers.call_hooks import carry_hooks
 
@@ -117,10 +118,7 @@ def layers_to_quantize(model: nn.Module, skip_modules: Sequence[str] = ()) -> tu
     modules = dict(model.named_modules(remove_duplicate=False))
     _check_skipped(modules, skip_modules)
     head, read = output_head(model), _read_by_torch(model)
-    owners: dict[int, set[int]] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), set()).add(id(module))
+    memory = SharedMemory(model)
     chosen: dict[int, list[str]] = {}
     left = []
     for name, module in modules.items():
@@ -128,7 +126,7 @@ def layers_to_quantize(model: nn.Module, skip_modules: Sequence[str] = ()) -> tu
         if base is None or not base.linear or not name:
             continue
         _refuse_quantized(name, base.quantization(module))
-        tied = any(len(owners[id(parameter)]) > 1 for parameter in module.parameters(recurse=False))
+        tied = any(memory.owners(parameter, besides=[module]) for parameter in module.parameters(recurse=False))
         kept = name in head or tied or id(module) in read or beyond_multiplying(module) is not None
         if kept or _is_skipped(name, skip_modules):
             left.append(clean_name(name))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pera_lightning.injection.names import clean_name, original_names, own_modules
+from pera_lightning.injection.shared_memory import SharedMemory
 
 # A plain attribute on the module: the values it had before training. It must not enter state dicts, and it is
 # what disabling and removing the adapter bring back.
@@ -27,6 +28,11 @@ class Mark:
 
     values: dict[str, Tensor]
     only: str | None
+
+
+def memory_of_saved(model: nn.Module) -> SharedMemory | None:
+    """What `swap_saved` has to know of a model's memory; None where nothing is marked."""
+    return SharedMemory(model) if any(True for _ in marked_modules(model)) else None
 
 
 def mark_saved(module: nn.Module, only: str | None = None) -> None:
@@ -101,33 +107,46 @@ def forget_saved(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def swap_saved(module: nn.Module) -> None:
-    """Exchange the present values with the kept ones; twice is as never. Nothing is copied, and no parameter replaced.
+def swap_saved(module: nn.Module, memory: SharedMemory | None = None) -> None:
+    """Exchange the present values with the kept ones; twice is as never.
+
+    No parameter is replaced, and nothing is copied but what shares memory with another tensor.
 
     Of several modules, exchange back in the opposite order: they may share tensors.
+
+    Args:
+        module: A marked module.
+        memory: Of the model that it is in.
     """
     mark: Mark = getattr(module, _ORIGINAL)
     present = dict(_tensors(module))
     # The model may have been moved or converted since. All first: where memory is short nothing is exchanged.
     moved = {key: kept.to(present[key].device, present[key].dtype) for key, kept in mark.values.items()}
+    shared = {key for key in moved if memory is not None and memory.has_views(present[key])}
+    copied = {key: present[key].detach().clone() for key in shared}
     for key, kept in moved.items():
         tensor = present[key]
-        mark.values[key] = tensor.detach()
-        tensor.data = kept
+        if key in shared:
+            # Other tensors are views of the same memory: its values are exchanged.
+            mark.values[key] = copied[key]
+            tensor.data.copy_(kept)
+        else:
+            mark.values[key] = tensor.detach()
+            tensor.data = kept
 
 
-def take_mark(module: nn.Module) -> Mark:
+def take_mark(module: nn.Module, memory: SharedMemory | None = None) -> Mark:
     """Give a marked module its original values back; returns the mark, which holds the trained ones now."""
-    swap_saved(module)
+    swap_saved(module, memory)
     mark: Mark = getattr(module, _ORIGINAL)
     forget_saved(module)
     return mark
 
 
-def put_mark(module: nn.Module, mark: Mark) -> None:
+def put_mark(module: nn.Module, mark: Mark, memory: SharedMemory | None = None) -> None:
     """Undo `take_mark`."""
     setattr(module, _ORIGINAL, mark)
-    swap_saved(module)
+    swap_saved(module, memory)
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

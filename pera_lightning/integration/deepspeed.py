@@ -42,7 +42,7 @@ def keep_adapter_alone(trainer: pl.Trainer, pl_module: pl.LightningModule) -> No
     strategy.__dict__["load_checkpoint"] = load_checkpoint
 
 
-def _of_deepspeed() -> list[type]:
+def _of_deepspeed() -> list[Any]:
     """The classes of objects that DeepSpeed puts into its files; to make them runs nothing else."""
     from deepspeed.runtime.fp16 import loss_scaler
     from deepspeed.runtime.zero.config import ZeroStageEnum

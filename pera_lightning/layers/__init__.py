@@ -1,6 +1,6 @@
 """The adapted layers."""
 
-from pera_lightning.layers.adapted import adapted_layer
+from pera_lightning.layers.adapted import adapted_layer, stored_weight
 from pera_lightning.layers.pera_embedding import PeraEmbedding
 from pera_lightning.layers.pera_linear import PeraLinear
 from pera_lightning.layers.scaled_factors import scaled_factors
@@ -15,4 +15,5 @@ __all__ = [
     "TokenRowsLinear",
     "adapted_layer",
     "scaled_factors",
+    "stored_weight",
 ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import cast
+
+from torch import Tensor, nn
 
 from pera_lightning.bases import base_of
 from pera_lightning.config import PeraConfig
 from pera_lightning.layers.pera_embedding import PeraEmbedding
 from pera_lightning.layers.pera_linear import PeraLinear
+from pera_lightning.layers.token_rows import TokenRowsLayer
 
 
 def adapted_layer(
@@ -27,3 +30,9 @@ def adapted_layer(
     base = base_of(layer)
     kind = PeraLinear if base is None or base.linear else PeraEmbedding
     return kind(layer, config, rank=rank, alpha=alpha)
+
+
+def stored_weight(layer: PeraLinear | TokenRowsLayer) -> Tensor:
+    """What the base of an adapted layer stores as its weight, or did before it was merged."""
+    unmerged = layer._unmerged if isinstance(layer, PeraLinear) else layer.token_rows.replaced
+    return cast("Tensor", layer.base_layer.weight) if unmerged is None else unmerged.stored

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from pera_lightning.bases import beyond_multiplying, expect_base, replaced_forward
 from pera_lightning.errors import InjectionError
+from pera_lightning.functional.distributed import is_distributed, whole
 from pera_lightning.layers.call_hooks import changes_output
 
 MergeTarget = Literal["auto", "dequantized", "requantized"]
@@ -23,49 +25,101 @@ class Unmerged:
 
     Attributes:
         layer: The layer itself.
-        snapshot: What it stored; None if it still does, because a plain layer stands in for it.
+        weight: The parameter that it held, as it was; None if it still holds it.
+        snapshot: What else it takes to restore what it stored; None if nothing.
     """
 
     layer: nn.Module
-    snapshot: Any
+    weight: nn.Parameter | None = None
+    snapshot: Any = None
 
     @torch.no_grad()
     def restore(self) -> nn.Module:
         """The layer, storing what it did before."""
-        if not self.stand_in:
+        if self.weight is not None:
+            _put_back(self.layer, self.weight)
+        if self.snapshot is not None:
             expect_base(self.layer).restore(self.layer, self.snapshot)
         return self.layer
 
     @property
     def stand_in(self) -> bool:
         """Whether a plain layer stands in for a quantised one now."""
-        return self.snapshot is None
+        return self.weight is None and self.snapshot is None
+
+    @property
+    def stored(self) -> Tensor:
+        """The weight as `restore` will bring it back, or what it will be written to."""
+        return cast("Tensor", self.layer.weight) if self.weight is None else self.weight
 
 
 @torch.no_grad()
 def fold(layer: nn.Module, weight: Tensor, into: MergeTarget) -> tuple[nn.Module, Unmerged]:
-    """Make a layer compute with another weight.
+    """Make a layer compute with another weight, and no other layer that its own may be tied to.
 
     Args:
         layer: A layer that some `Base` accepts.
         weight: Shape (out, in).
         into: For a quantised layer, "dequantized" ("auto"): a plain layer in the dtype that it was quantised from
-            stands in for it; "requantized": it is overwritten. A dense layer is overwritten in any case.
+            stands in for it; "requantized": its weight is replaced. A dense layer's is replaced in any case.
 
     Returns:
         The layer to compute with, and what it takes to undo this.
 
     Raises:
-        InjectionError: The layer has come to do more than multiply.
+        InjectionError: The layer has come to do more than multiply, or its dtype does not hold the weight.
     """
     check_merge_target(into)
     base = expect_base(layer)
     refuse_more(layer)
-    if base.quantization(layer) is not None and into != "requantized":
-        return base.plain(layer, weight, base.dtype(layer)), Unmerged(layer, None)
-    unmerged = Unmerged(layer, base.snapshot(layer))
+    stands_in = base.quantization(layer) is not None and into != "requantized"
+    dtype = base.dtype(layer) if stands_in else base.written_dtype(layer)
+    refuse_overflow(weight, dtype, lambda: base.weight(layer))
+    if stands_in:
+        return base.plain(layer, weight, dtype), Unmerged(layer)
+    replaced = has_own_weight(layer)
+    is_dense = base.quantization(layer) is None
+    snapshot = None if replaced and is_dense else base.snapshot(layer)
+    before = give_new_weight(layer) if replaced else None
     base.write(layer, weight)
-    return layer, unmerged
+    return layer, Unmerged(layer, before, snapshot)
+
+
+def has_own_weight(layer: nn.Module) -> bool:
+    """Whether a layer's weight may be exchanged; FSDP, tensor parallelism and DeepSpeed hold on to theirs."""
+    stored = layer._parameters.get("weight")
+    kept = is_distributed(stored) or hasattr(stored, "ds_id") or getattr(layer, "_is_fsdp_managed_module", False)
+    return stored is not None and not kept
+
+
+def give_new_weight(layer: nn.Module) -> nn.Parameter:
+    """Have a layer hold a copy of its weight, which nobody else sees when it is written to.
+
+    Returns:
+        The parameter from before.
+    """
+    before = cast("nn.Parameter", layer.weight)
+    # No inference tensor, which could not be trained later.
+    with torch.inference_mode(mode=False):
+        layer.weight = copy.deepcopy(before)
+    return before
+
+
+def _put_back(layer: nn.Module, weight: nn.Parameter) -> None:
+    """Undo `give_new_weight`. The parameter follows what happened to the layer meanwhile: device, dtype, training."""
+    present = cast("nn.Parameter", layer.weight)
+    with torch.inference_mode(mode=False):
+        if (weight.device, weight.dtype) != (present.device, present.dtype):
+            weight.data = weight.data.to(present.device, present.dtype)
+        weight.requires_grad_(present.requires_grad)
+        layer.weight = weight
+
+
+def overwrite(layer: nn.Module, weight: Tensor) -> None:
+    """Give a layer another weight (out, in) for good, and no other layer that its own may be tied to."""
+    if has_own_weight(layer):
+        give_new_weight(layer)
+    expect_base(layer).write(layer, weight)
 
 
 def check_merge_target(into: str) -> None:
@@ -137,3 +191,30 @@ def refuse_infinite(adapter: Mapping[str, Tensor]) -> None:
                 expected="finite values",
                 fix="go back to an earlier checkpoint; training has diverged",
             )
+
+
+def refuse_overflow(weight: Tensor, dtype: torch.dtype, before: Callable[[], Tensor], name: str | None = None) -> None:
+    """Raise InjectionError if a merge would store infinities where there were none.
+
+    Args:
+        weight: The sum, in float32 or better.
+        dtype: What it is to be rounded to.
+        before: Gives the weight without the adapter, of the same shape.
+        name: Of the layer, for the message.
+    """
+    if not weight.numel() or fits(weight, dtype):
+        return
+    # Masks hold infinities of their own.
+    if (weight.to(dtype).isfinite() | ~before().isfinite()).all():
+        return
+    raise InjectionError(
+        "The merged weights do not fit their dtype.",
+        got=f"values of {'a layer' if name is None else repr(name)} beyond {dtype}",
+        expected="a dtype that holds the sum of base and adapter",
+        fix="convert the model before the merge: model.to(torch.bfloat16), or float32",
+    )
+
+
+def fits(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether all values of a tensor that is not empty stay finite in a dtype."""
+    return all(bool(whole(end.to(dtype)).isfinite()) for end in (weight.amin(), weight.amax()))

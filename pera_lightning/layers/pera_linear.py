@@ -272,10 +272,10 @@ class PeraLinear(nn.Module):
         Args:
             into: For a quantised base, "dequantized": a plain layer in the dtype that the base was quantised from
                 computes in its place until `unmerge`, or "requantized": the sum is quantised again, which saves memory
-                and changes the outputs. "auto" is "dequantized". A dense base is overwritten in any case.
+                and changes the outputs. "auto" is "dequantized". A dense base gets a new weight in any case.
 
         Raises:
-            InjectionError: Already merged, or the adapter holds a value that is not finite.
+            InjectionError: Already merged, or a value is not finite, of the adapter or of the sum in its dtype.
         """
         if self.merged:
             raise InjectionError(

@@ -15,10 +15,14 @@ from pera_lightning.functional.linear import needs_gradient
 from pera_lightning.functional.precision import factor_dtype, product_dtype, without_autocast
 from pera_lightning.layers.merging import (
     MergeTarget,
+    Unmerged,
     check_merge_target,
+    give_new_weight,
+    has_own_weight,
     refuse_infinite,
     refuse_more,
     refuse_other_values,
+    refuse_overflow,
 )
 
 
@@ -42,8 +46,8 @@ class TokenRows(nn.Module):
         self.ids = tuple(ids)
         self.layers: tuple[TokenRowsLayer, ...] = ()
         self.enabled = True
-        # The rows that a merge has replaced. No buffer: it must neither be saved nor follow the weight's dtype.
-        self.replaced: Tensor | None = None
+        # What a merge has replaced. No buffer: it must neither be saved nor follow the weight's dtype.
+        self.replaced: Unmerged | None = None
         self.register_buffer("tokens", torch.tensor(self.ids, device=weight.device), persistent=False)
         dtype = factor_dtype(weight.dtype)
         self.delta = nn.Parameter(torch.zeros(len(self.ids), weight.shape[1], device=weight.device, dtype=dtype))
@@ -135,13 +139,14 @@ class TokenRowsLayer(nn.Module):
     @in_turn
     @torch.no_grad()
     def merge(self, into: MergeTarget = "auto") -> None:
-        """Write the sum, rounded once, into the weight, for all layers that share it.
+        """Write the sum, rounded once, into a new weight for the layers that share these rows.
 
         Args:
             into: As for `PeraLinear`; makes no difference, since the weight is not quantised.
 
         Raises:
-            InjectionError: Merged already, a value is not finite, or the layers share their weight no longer.
+            InjectionError: Merged already, a value is or would become infinite, or the layers share their weight no
+                longer.
         """
         check_merge_target(into)
         if self.merged:
@@ -149,9 +154,20 @@ class TokenRowsLayer(nn.Module):
                 "The token rows are merged already.", got="merge() twice", expected="one merge()", fix="unmerge() first"
             )
         self.check_merge()
-        weight, tokens, rows = self._weight, self.token_rows.tokens, self.merged_rows()
-        self.token_rows.replaced = weight[tokens]
-        weight[tokens] = rows.to(weight.dtype)
+        before, tokens, rows = self._weight, self.token_rows.tokens, self.merged_rows()
+        # A weight for these layers alone: others that theirs is tied to keep it.
+        replaced = all(has_own_weight(layer.base_layer) for layer in self.token_rows.layers)
+        if replaced:
+            give_new_weight(self.base_layer)
+            self._share(self._weight)
+        self.token_rows.replaced = Unmerged(
+            self.base_layer, before if replaced else None, None if replaced else before[tokens]
+        )
+        self._weight[tokens] = rows.to(before.dtype)
+
+    def _share(self, weight: nn.Parameter) -> None:
+        for layer in self.token_rows.layers:
+            layer.base_layer.weight = weight
 
     def check_merge(self) -> None:
         """Raise InjectionError if a merge would not give what the layers compute now."""
@@ -164,6 +180,9 @@ class TokenRowsLayer(nn.Module):
                 expected="one weight",
                 fix="merge before the output head is quantised",
             )
+        if not self.merged:
+            rows, weight = self.merged_rows(), self._weight
+            refuse_overflow(rows, weight.dtype, lambda: weight[self.token_rows.tokens])
 
     @in_turn
     @torch.no_grad()
@@ -177,7 +196,12 @@ class TokenRowsLayer(nn.Module):
             raise InjectionError(
                 "The token rows are not merged.", got="unmerge()", expected="merge() before", fix="leave it out"
             )
-        self._weight[self.token_rows.tokens] = self.token_rows.replaced.to(self._weight)
+        replaced = self.token_rows.replaced
+        if replaced.weight is None:
+            self._weight[self.token_rows.tokens] = replaced.snapshot.to(self._weight)
+        else:
+            replaced.restore()
+            self._share(replaced.weight)
         self.token_rows.replaced = None
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:

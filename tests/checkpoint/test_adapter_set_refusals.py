@@ -21,6 +21,7 @@ from pera_lightning import (
 from pera_lightning.errors import AdapterFileError, ConfigError, InjectionError
 from pera_lightning.injection import adapted_layers
 from pera_lightning.injection.saved_modules import Mark, put_mark
+from pera_lightning.injection.shared_memory import SharedMemory
 from tests.support.several_adapters import CONFIGS, loaded, network, same_state
 
 
@@ -46,11 +47,11 @@ def test_a_switch_that_fails_half_way_changes_nothing(
     adapters.switch("music")
     done = []
 
-    def put_mark_once(module: nn.Module, mark: Mark) -> None:
+    def put_mark_once(module: nn.Module, mark: Mark, memory: SharedMemory) -> None:
         done.append(module)
         if len(done) == failing:
             raise MemoryError
-        put_mark(module, mark)
+        put_mark(module, mark, memory)
 
     monkeypatch.setattr("pera_lightning.injection.detached.put_mark", put_mark_once)
     with pytest.raises(MemoryError):
