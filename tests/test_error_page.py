@@ -21,7 +21,7 @@ CLASSES = {name for name, value in vars(errors).items() if isinstance(value, typ
 OTHER_RAISES = {
     ("__init__.py", "raise AttributeError(f'module {__name__!r} has no attribute {name!r}')"),
     # Caught where folders are written, which makes FolderErrors of what the system says.
-    ("checkpoint/folder_kind.py", "raise NotADirectoryError(errno.ENOTDIR, f'{found} is {kind}')"),
+    ("checkpoint/folder_kind.py", "raise NotADirectoryError(errno.ENOTDIR, f'{found}, which is {kind}')"),
     (
         "checkpoint/out_folder.py",
         "raise OSError(errno.ENOSPC, f'{os.strerror(errno.ENOSPC)}: {bytes_needed:,} bytes needed, {free:,} free')",

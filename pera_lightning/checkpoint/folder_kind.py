@@ -164,7 +164,7 @@ def _refuse_no_folder(folder: Place) -> None:
     found = nearest_existing(folder)
     if not found.is_dir():
         kind = "a link to nothing" if found.is_symlink() else "a file"
-        raise NotADirectoryError(errno.ENOTDIR, f"{found} is {kind}")
+        raise NotADirectoryError(errno.ENOTDIR, f"{found}, which is {kind}")
 
 
 def _others(folder: Place, kind: FolderKind, names: Collection[str]) -> list[str]:

@@ -140,9 +140,9 @@ def test_places_that_can_be_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for name, got in (
-        ("file", "file is a file"),
-        ("file/below", "file is a file"),
-        ("link", "link is a link to nothing"),
+        ("file", "file, which is a file"),
+        ("file/below", "file, which is a file"),
+        ("link", "link, which is a link to nothing"),
     ):
         with pytest.raises(ExportError, match=f"(?s)cannot be written to.*{got}"):
             export_lora(adapted(), tmp_path / name)
