@@ -71,9 +71,6 @@ def chosen_path(options: Options, tokens: int, rank: int, n: int, m: int, kind: 
     """The path asked for, or the cheapest; see `call_of` and `forward_path`."""
     if options.path != "auto":
         return options.path
-    # An exported program would hold for the numbers of tokens alone for which this way is the cheapest.
-    if torch.compiler.is_exporting():
-        return "factored"
     return forward_path(_sizes(options, tokens, rank, n, m, kind), prepared)
 
 

@@ -117,8 +117,7 @@ def _add(
     compiled = torch.compiler.is_compiling()
     if not compiled and is_transformed():
         return _composed(output, x, A, B, h, options, dtype)
-    # A program that is exported runs without this library and its operators.
-    if not torch.compiler.is_exporting() and _kernels_serve(x, options) and _alike(x, A, B, h):
+    if _kernels_serve(x, options) and _alike(x, A, B, h):
         result = (add_as_operator if compiled else _add_fused)(output, x, A, B, h, options, dtype)
         if result is not None:
             return result
