@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pera_lightning.errors import AdapterFileError
 from pera_lightning.functional.products import product_inner, product_norm
 from pera_lightning.visible_text import visible
 
@@ -101,6 +102,9 @@ def compare_layers(
         names: What the adapters are called.
         first: Factors of the first, by layer; made when their turn comes.
         second: Of the second.
+
+    Raises:
+        AdapterFileError: A layer of the same name is of another size in the second.
     """
     every = dict.fromkeys([*first, *second])
     return AdapterComparison(*names, tuple(_compare(name, first.get(name), second.get(name)) for name in every))
@@ -108,6 +112,14 @@ def compare_layers(
 
 def _compare(name: str, first: Factors | None, second: Factors | None) -> LayerComparison:
     one, other = (None if make is None else make() for make in (first, second))
+    sizes = {(left.shape[0], right.shape[1]) for left, right in filter(None, (one, other))}
+    if len(sizes) > 1:
+        raise AdapterFileError(
+            "The adapters are of different models.",
+            got=f"layer {name!r} of sizes (out, in) {' and '.join(map(str, sorted(sizes)))}",
+            expected="adapters of one base model",
+            fix="compare adapters that were trained on the same model",
+        )
     inner = 0.0 if one is None or other is None else product_inner(*one, *other).item()
     norms = (0.0 if factors is None else product_norm(*factors).item() for factors in (one, other))
     return LayerComparison(name, inner, *norms)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from pera_lightning.bases import base_of
 from pera_lightning.checkpoint.adapter_state import adapter_state_dict
 from pera_lightning.checkpoint.adapter_tensors import dtype_difference
 from pera_lightning.checkpoint.comparison import describe_mismatch, shapes
-from pera_lightning.checkpoint.computable import constant_infinities, forms_in, value_problem
+from pera_lightning.checkpoint.computable import LayerForm, constant_infinities, forms_in, value_problem
 from pera_lightning.checkpoint.finite_values import describe_infinite, not_finite
 from pera_lightning.checkpoint.manifest import Manifest
 from pera_lightning.errors import AdapterFileError
@@ -57,6 +58,34 @@ def check_fit(tensors: Mapping[str, Tensor], model: nn.Module, where: object) ->
             fix="save the adapter again, or convert the tensor",
         )
     constants = constant_infinities(tensors, model, present)
+    _refuse_values(tensors, forms_in(model), present, constants, where)
+
+
+def check_alone(manifest: Manifest, tensors: Mapping[str, Tensor], where: object) -> None:
+    """Raise AdapterFileError unless some model could compute with an adapter's factors, in float32.
+
+    Args:
+        manifest: What the adapter adapts.
+        tensors: What `check_tensors` gave.
+        where: Where the adapter is from, for the message.
+    """
+    config = manifest.config
+    forms = {
+        name: LayerForm(config, config.scaling(plan.rank, plan.alpha), torch.float32)
+        for name, plan in manifest.layers.items()
+    }
+    # What is saved whole may be infinite where the model's own is.
+    factors = {key: value for key, value in tensors.items() if key.rpartition(".")[0] in forms}
+    _refuse_values(factors, forms, factors, set(), where)
+
+
+def _refuse_values(
+    tensors: Mapping[str, Tensor],
+    forms: Mapping[str, LayerForm],
+    present: Mapping[str, Tensor],
+    constants: set[str],
+    where: object,
+) -> None:
     infinite = not_finite({key: value for key, value in tensors.items() if key not in constants})
     if infinite:
         raise AdapterFileError(
@@ -65,7 +94,7 @@ def check_fit(tensors: Mapping[str, Tensor], model: nn.Module, where: object) ->
             expected="finite values",
             fix="use the adapter of an earlier checkpoint; that training diverged",
         )
-    problem = value_problem(tensors, forms_in(model), present, constants)
+    problem = value_problem(tensors, forms, present, constants)
     if problem:
         raise AdapterFileError(
             "The adapter holds values that the model cannot compute with.",

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors.torch import load, load_file
 from torch import Tensor
 
+from pera_lightning.checkpoint.adapter_fit import check_alone
 from pera_lightning.checkpoint.adapter_tensors import check_tensors
 from pera_lightning.checkpoint.checksums import damage
 from pera_lightning.checkpoint.folder_kind import FolderKind, check_ours
@@ -71,7 +72,8 @@ def read_adapter(directory: str | Place) -> tuple[Manifest, dict[str, Tensor]]:
     """What an adapter folder holds, without a model to put it into.
 
     Raises:
-        AdapterFileError: A file is missing or damaged, or the two do not belong together.
+        AdapterFileError: A file is missing or damaged, the two do not belong together, or no model could compute with
+            them.
     """
     folder = place(directory)
     manifest, tensors, problem = read_both(folder)
@@ -85,6 +87,7 @@ def read_adapter(directory: str | Place) -> tuple[Manifest, dict[str, Tensor]]:
             fix="load_adapter(model, folder), and go on with the model",
         )
     refuse_damage(problem)
+    check_alone(manifest, tensors, folder)
     return manifest, tensors
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from torch import Tensor
 
 from pera_lightning.checkpoint.adapter_files import write_adapter
+from pera_lightning.checkpoint.adapter_fit import check_alone
 from pera_lightning.checkpoint.adapter_folder import check_adapter_place
+from pera_lightning.checkpoint.adapter_tensors import check_tensors
 from pera_lightning.checkpoint.manifest import Manifest
 from pera_lightning.checkpoint.remote import place
 from pera_lightning.checkpoint.training_checkpoint import TrainingCheckpoint, read_checkpoint
@@ -33,7 +35,8 @@ def consolidate(checkpoint: str | Path, directory: str | Path, *, overwrite: boo
     Raises:
         CheckpointError: There is no checkpoint, PeraCallback did not write it, or a part of the adapter is missing or
             lost (zeros where neither the start nor training leaves any).
-        AdapterFileError: A value is not finite.
+        AdapterFileError: A value is not finite, or none that a model could compute with; or the tensors are not those
+            that the checkpoint lists.
         FolderError: The folder is somebody else's, or cannot be written to; it is as it was.
     """
     check_flags(overwrite=overwrite)
@@ -56,6 +59,7 @@ def consolidate(checkpoint: str | Path, directory: str | Path, *, overwrite: boo
             expected="all tensors of the adapter, with the values of every process",
             fix="copy the whole folder, the files of all processes; or take an earlier checkpoint",
         )
+    check_alone(held.manifest, check_tensors(held.manifest, tensors, checkpoint), checkpoint)
     return write_adapter(directory, tensors, held.manifest, overwrite=overwrite)
 
 

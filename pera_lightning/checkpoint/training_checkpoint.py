@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pera_lightning.checkpoint.checkpoint_archive import check_archive
 from pera_lightning.checkpoint.manifest import Manifest
 from pera_lightning.checkpoint.remote import Place, RemotePath, place
 from pera_lightning.checkpoint.without_objects import load_without_objects
@@ -56,7 +57,7 @@ class TrainingCheckpoint:
         single = _single_file(self.path)
         if single is not None:
             file, model = single
-            return {key: value for key, value in _load(file)[model].items() if isinstance(value, Tensor)}
+            return _tensors(_load(file), model)
         from torch.distributed.checkpoint import CheckpointException, load
 
         from pera_lightning.checkpoint.distributed_metadata import PlainReader
@@ -101,8 +102,7 @@ def read_checkpoint(path: str | Place) -> TrainingCheckpoint:
     elif single is not None:
         file, model = single
         held = _load(file)
-        tensors = held.get(model, {})
-        shapes = {key: tuple(value.shape) for key, value in tensors.items() if isinstance(value, Tensor)}
+        shapes = {key: tuple(value.shape) for key, value in _tensors(held, model).items()}
     else:
         raise CheckpointError(
             "There is no checkpoint of a Trainer here.",
@@ -130,6 +130,7 @@ def _single_file(path: Place) -> tuple[Place, str] | None:
 
 
 def _load(path: Place) -> dict[str, Any]:
+    check_archive(path)
     try:
         held = _load_plain(path)
     # Whatever it is, a damaged file raises it below too.
@@ -159,6 +160,13 @@ def _load_plain(path: Place) -> Any:
         with path.open() as file:
             return torch.load(file, map_location="cpu", weights_only=True)
     return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+
+
+def _tensors(held: dict[str, Any], model: str) -> dict[str, Tensor]:
+    """The module's tensors by their names; a damaged file may hold anything in their place."""
+    found = held.get(model)
+    entries = found.items() if isinstance(found, dict) else ()
+    return {key: value for key, value in entries if isinstance(key, str) and isinstance(value, Tensor)}
 
 
 def _line(error: BaseException, which: int) -> str:

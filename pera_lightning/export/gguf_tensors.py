@@ -83,7 +83,19 @@ def encoded(value: Tensor) -> Any:
 
 
 def decoded(tensor: Any) -> Tensor:
-    """A tensor of a `gguf.GGUFReader`, dequantised to float32."""
-    values = gguf_package().dequantize(tensor.data, tensor.tensor_type)
+    """A tensor of a `gguf.GGUFReader`, dequantised to float32.
+
+    Raises:
+        ExportError: Its type cannot be dequantised.
+    """
+    try:
+        values = gguf_package().dequantize(tensor.data, tensor.tensor_type)
+    except NotImplementedError as error:
+        raise ExportError(
+            "The GGUF file holds a tensor of a type that the gguf package does not unpack.",
+            got=f"{tensor.name!r}: {error}",
+            expected="floating values, or blocks that llama.cpp writes",
+            fix="take the file as llama.cpp wrote it; if it is of a new type, upgrade gguf",
+        ) from error
     # A copy: what the reader gives is a view of the file.
     return torch.tensor(values, dtype=torch.float32)

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+from pera_lightning.checkpoint.checkpoint_archive import check_archive
 from pera_lightning.checkpoint.remote import RemotePath, place
 from pera_lightning.errors import CheckpointError
 
@@ -41,6 +42,7 @@ def plain_values_alone(path: str | Path, options: dict[str, Any]) -> Iterator[No
     from pera_lightning.checkpoint.distributed_metadata import METADATA_FILE, read_metadata
 
     found = place(path)
+    check_archive(found)
     if isinstance(found, Path) and (found / METADATA_FILE).exists():
         # torch would call what it names.
         read_metadata(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -26,6 +27,7 @@ from pera_lightning.integration.loop_progress import (
 from pera_lightning.integration.messages import rank_zero_warn
 from pera_lightning.integration.model_parallel import is_parallel
 from pera_lightning.integration.random_state import random_states, restore_random_states
+from pera_lightning.integration.restored_state import check_loops, restoring
 from pera_lightning.integration.resume_limits import warn_of_limits
 
 
@@ -47,6 +49,7 @@ class ExactResume:
     def forget(self) -> None:
         """A later fit of the same Trainer is none that resumes."""
         self._resumes = False
+        self._path: str | Path | None = None
         self._process: dict[str, Any] | None = None
         # Where the checkpoint holds a finished epoch; empty without loaders that keep a state.
         self._loader_states: list[dict[str, Any]] | None = None
@@ -71,9 +74,13 @@ class ExactResume:
 
     def on_load_checkpoint(self, trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
         """Keep what this process needs for the fit that follows, and put the progress of the loops right."""
-        # Checkpoints of earlier versions hold nothing.
-        if trainer.state.fn != TrainerFn.FITTING or PROCESSES not in checkpoint:
+        if trainer.state.fn != TrainerFn.FITTING:
             return
+        check_loops(trainer, checkpoint)
+        # Checkpoints of earlier versions hold nothing.
+        if PROCESSES not in checkpoint:
+            return
+        self._path = trainer.ckpt_path
         self._resumes, self._process = True, _own(checkpoint[PROCESSES])
         self._averaged = checkpoint[PROCESSES][0].get("averaged", {})
         fit_loop = checkpoint["loops"]["fit_loop"]
@@ -100,13 +107,16 @@ class ExactResume:
             warn_of_limits(trainer, within_epoch=True)
             self._restore_random_states()
             go_on_within_epoch(trainer, self._restore_random_states, owed=self._owes_validation)
-        if self._process is not None:
-            restore_gradients(pl_module, self._process["gradients"], self._process.get("weights"))
-        restore_averaged_counts(pl_module, self._averaged)
+        with restoring(self._path):
+            if self._process is not None:
+                restore_gradients(pl_module, self._process["gradients"], self._process.get("weights"))
+            restore_averaged_counts(pl_module, self._averaged)
         self.forget()
 
     def _restore_random_states(self) -> None:
-        if self._process is not None:
+        if self._process is None:
+            return
+        with restoring(self._path):
             restore_random_states(self._process["random"])
 
 

@@ -19,6 +19,7 @@ from pera_lightning.functional.distributed import is_distributed
 from pera_lightning.injection.sharding import shard_adapters, unsharded
 from pera_lightning.integration.checkpoint_objects import plain_values_alone
 from pera_lightning.integration.guards import refuse_other_form
+from pera_lightning.integration.restored_state import name_checkpoint
 
 
 def shard_after_injection(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -81,6 +82,7 @@ def check_before_loading(trainer: pl.Trainer, pl_module: pl.LightningModule, pre
     Raises:
         InjectionError: The module is sharded, and the strategy is none that runs it so.
     """
+    name_checkpoint(trainer)
     strategy, parallel = trainer.strategy, is_parallel(trainer)
     if not parallel and any(map(is_distributed, pl_module.parameters())):
         raise InjectionError(

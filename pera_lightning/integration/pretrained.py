@@ -16,6 +16,7 @@ from pera_lightning.checkpoint.remote import local_name
 from pera_lightning.errors import ConfigError, PeraError
 from pera_lightning.export.gguf_header import GgufDamage, GgufHeader, read_header
 from pera_lightning.injection import quantize_model
+from pera_lightning.integration.gguf_base import check_finite, dense_gguf
 from pera_lightning.integration.narrow_weights import widen_activations
 from pera_lightning.requirements import READS_GGUF, require
 
@@ -151,7 +152,7 @@ def load_causal_lm(
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     if source.gguf_file is not None:
-        options |= _dense_gguf()
+        options |= dense_gguf()
         dtype = "native" if dtype == "auto" else dtype
     elif quantization is not None:
         require("Loading a model in 4 or 8 bits", "bitsandbytes", "accelerate", extra="quant")
@@ -163,7 +164,9 @@ def load_causal_lm(
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.pretrained, dtype=dtype, output_loading_info=True, **options
         )
-    model, loading = loaded
+        model, loading = loaded
+        if source.gguf_file is not None:
+            check_finite(model)
     if missing := sorted(loading["missing_keys"]):
         # transformers fills these with random numbers and only warns; frozen under an adapter they stay random.
         raise ConfigError(
@@ -273,19 +276,6 @@ def _check_folder(folder: Path, gguf_file: str | None) -> None:
 def _is_path(name: str) -> bool:
     """Whether a name that is no folder was meant as one: hub ids have at most one slash and no leading one."""
     return name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1
-
-
-def _dense_gguf() -> dict[str, Any]:
-    """Options that make transformers unpack GGUF blocks on loading.
-
-    Where the `kernels` package is installed, newer transformers versions keep the blocks packed in layers of
-    their own, which cannot be trained through; older ones always unpack and have no such option.
-    """
-    import transformers
-
-    if not hasattr(transformers, "GgufConfig"):
-        return {}
-    return {"quantization_config": transformers.GgufConfig(dequantize=True)}
 
 
 @contextmanager

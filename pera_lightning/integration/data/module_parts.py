@@ -11,13 +11,14 @@ from lightning.pytorch import LightningDataModule
 
 from pera_lightning.errors import ConfigError
 from pera_lightning.integration.model_limits import ModelLimits
+from pera_lightning.integration.pretrained import PretrainedSource, while_loading
 
 
 def find_tokenizer(data: LightningDataModule, given: Any) -> Any:
     """The tokenizer that a data module was given, as an object or by name, or that of the module being run.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is none, or it cannot be loaded.
     """
     if isinstance(given, str | os.PathLike):
         return _named_tokenizer(os.fspath(given))
@@ -40,7 +41,8 @@ def _named_tokenizer(name: str) -> Any:
     """Once for each name: a data module keeps the rows that it has tokenised while its tokenizer is the same."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(name)
+    with while_loading("tokenizer", PretrainedSource(name)):
+        return AutoTokenizer.from_pretrained(name)
 
 
 def check_against_model(

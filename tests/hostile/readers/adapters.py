@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pera_lightning.checkpoint.checksums import with_checksums
 from tests.hostile.kinds import Case, Kind
 from tests.hostile.mutations.files import swap_files
 from tests.hostile.mutations.tensors import damage_tensors, read_tensors
-from tests.hostile.mutations.values import damage_json
+from tests.hostile.mutations.values import damage_json, written
 from tests.hostile.outcomes import Changed, Wrong
 from tests.hostile.readers.equations import changes, check_close, picture, state_of
 
@@ -107,7 +107,8 @@ def prepare(folder: Path) -> None:
 
 
 def damage_config(case: Case) -> str:
-    return damage_json(case.random, case.given / CONFIG)
+    done = damage_json(case.random, case.given / CONFIG)
+    return done + _fit_checksums(case)
 
 
 def damage_weights(case: Case) -> str:
@@ -116,17 +117,24 @@ def damage_weights(case: Case) -> str:
         other = case.random.choice(sorted(case.good.parent.iterdir()))
         swap_files(path, other / WEIGHTS)
         return f"weights of {other.name}"
-    before = hashlib.sha256(path.read_bytes()).hexdigest()
-    done = damage_tensors(case.random, path)
-    if path.is_file() and case.random.random() < 0.7 and not path.is_symlink():
-        # Who writes an evil file writes the hash that belongs to it.
-        _reseal(case.given / CONFIG, before, hashlib.sha256(path.read_bytes()).hexdigest())
-        done += ", with its hash"
-    return done
+    return damage_tensors(case.random, path) + _fit_checksums(case)
 
 
-def _reseal(path: Path, before: str, after: str) -> None:
-    path.write_text(path.read_text(encoding="utf-8").replace(before, after), encoding="utf-8")
+def _fit_checksums(case: Case) -> str:
+    """Who writes an evil folder writes the checksums that belong to it, or none; damage leaves them as they are."""
+    choice = case.random.random()
+    config, weights = case.given / CONFIG, case.given / WEIGHTS
+    if choice < 0.3 or not all(path.is_file() and not path.is_symlink() for path in (config, weights)):
+        return ""
+    # What cannot be read has none.
+    with contextlib.suppress(Exception):
+        values = json.loads(config.read_text(encoding="utf-8"))
+        del values["checksums"]
+        if choice > 0.65:
+            values = with_checksums(values, read_tensors(weights))
+        config.write_text(written(values), encoding="utf-8")
+        return f", {'with its' if choice > 0.65 else 'without'} checksums"
+    return ""
 
 
 @contextlib.contextmanager

@@ -1,0 +1,93 @@
+"""What goes wrong while the Trainer restores its state from a checkpoint, as an error that names the file."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from pera_lightning.checkpoint.checkpoint_archive import refuse_other_files
+from pera_lightning.checkpoint.remote import place
+from pera_lightning.errors import CheckpointError, PeraError
+
+_MOST = 1 << 62
+"""Batches, steps or epochs."""
+_STEPS = ("_restore_modules_and_callbacks", "restore_training_state")
+"""Of the Trainer's connector, in which it reads a checkpoint and hands its parts out."""
+
+
+def name_checkpoint(trainer: pl.Trainer) -> None:
+    """Have the Trainer's errors while it restores a checkpoint say which file, and what can be done.
+
+    Lightning takes a checkpoint apart without looking whether it is whole, so that damage shows as any error. Functions
+    are put in the way of the two steps of this Trainer; without a checkpoint they change nothing.
+    """
+    connector: Any = getattr(trainer, "_checkpoint_connector", None)
+    for step in _STEPS:
+        # That of the class: one that was put in the way before is replaced.
+        restore = getattr(type(connector), step, None)
+        if restore is not None:
+            connector.__dict__[step] = partial(_restored, trainer, partial(restore, connector))
+
+
+def _restored(trainer: pl.Trainer, restore: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    # Given to the first step, which the Trainer remembers for the second.
+    path = next(iter(args), None) or trainer.ckpt_path
+    if not path:
+        return restore(*args, **options)
+    refuse_other_files(place(path))
+    with restoring(path):
+        return restore(*args, **options)
+
+
+@contextmanager
+def restoring(path: str | Path | None) -> Iterator[None]:
+    """Within this context a state is restored from a checkpoint: whatever goes wrong, the error names the file.
+
+    Args:
+        path: The checkpoint.
+
+    Raises:
+        CheckpointError: In place of what was raised within, but for errors that say enough.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            "There is no checkpoint of a Trainer here.",
+            got=f"{path}: {error}",
+            expected="a .ckpt file, or the folder that several processes wrote",
+            fix="correct the path",
+        ) from error
+    except (PeraError, MisconfigurationException, torch.OutOfMemoryError):
+        raise
+    # Any: the values in the file are used before anything asks what they are.
+    except Exception as error:
+        raise CheckpointError(
+            "The Trainer cannot restore its state from the checkpoint.",
+            got=f"{path}: {type(error).__name__}: {error}",
+            expected="a whole file of a run with the same module, optimizers and callbacks",
+            fix="if it is damaged, take an earlier one; else make them as in the run that wrote it; "
+            "`consolidate` makes a folder of its adapter alone",
+        ) from error
+
+
+def check_loops(trainer: pl.Trainer, checkpoint: Mapping[str, Any]) -> None:
+    """Raise ValueError if the progress of the fit in a checkpoint is not of the form that the Trainer's own has."""
+    loops = checkpoint.get("loops")
+    _check_progress(trainer.fit_loop.state_dict(), loops.get("fit_loop") if isinstance(loops, dict) else None, "loops")
+
+
+def _check_progress(own: Any, held: Any, where: str) -> None:
+    if type(held) is not type(own) or (isinstance(held, int) and not 0 <= held < _MOST):
+        raise ValueError(f"the progress {where} is {reprlib.repr(held)}, where the Trainer has {reprlib.repr(own)}")
+    # Of other things, such as the states of loaders, their owners know the form.
+    for key in own.keys() & held.keys() if isinstance(own, dict) else ():
+        _check_progress(own[key], held[key], f"{where}.{key}")

@@ -1,0 +1,98 @@
+"""A damaged checkpoint given to the Trainer ended in KeyError, InvalidVersion or UnicodeDecodeError, or not at all."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pera_lightning import PeraCallback
+from pera_lightning.errors import CheckpointError
+from tests.support.callback_fits import make_trainer
+from tests.support.models import Regressor
+from tests.support.trainers import SAFE_LOADING
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("damaged")
+    trainer = make_trainer(folder, PeraCallback(rank=2), enable_checkpointing=False, max_epochs=1)
+    trainer.fit(Regressor())
+    trainer.save_checkpoint(folder / "whole.ckpt")
+    return folder / "whole.ckpt"
+
+
+def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[Path, Path], None]:
+    def write(whole: Path, path: Path) -> None:
+        held = torch.load(whole, weights_only=False)
+        change(held)
+        torch.save(held, path)
+
+    return write
+
+
+def cut(whole: Path, path: Path) -> None:
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+
+
+def without_storage(whole: Path, path: Path) -> None:
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(path, "w") as target:
+        for info in source.infolist():
+            if not info.filename.endswith("/data/0"):
+                target.writestr(info, source.read(info))
+
+
+def random_states(held: dict[str, Any]) -> None:
+    held["pera_processes"][0]["random"]["python"][1][0] = -1
+
+
+def compressed(whole: Path, path: Path) -> None:
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        for info in source.infolist():
+            is_first = info.filename.endswith("/data/0")
+            target.writestr(info.filename, bytes(1 << 20) if is_first else source.read(info))
+
+
+def deep(whole: Path, path: Path) -> None:
+    """A key of a dict that is a tuple in a tuple in a tuple ...; to hash it would end the process."""
+    pickled = b"\x80\x02}" + b")" + b"\x85" * 200_000 + b"K\x01s."
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(path, "w") as target:
+        for info in source.infolist():
+            target.writestr(info, pickled if info.filename.endswith("data.pkl") else source.read(info))
+
+
+DAMAGE = {
+    "compressed": compressed,
+    "without end": deep,
+    "cut off": cut,
+    "without a tensor": without_storage,
+    "without a version": edited(lambda held: held.pop("pytorch-lightning_version")),
+    "a version of another kind": edited(lambda held: held.update({"pytorch-lightning_version": {"a": 1}})),
+    "loops of another kind": edited(lambda held: held.update(loops=5)),
+    "a count of another kind": edited(
+        lambda held: held["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"].update(ready=[3])
+    ),
+    "no optimizers": edited(lambda held: held.update(optimizer_states=[{}])),
+    "callbacks of another kind": edited(lambda held: held.update(callbacks=dict.fromkeys(held["callbacks"], 3))),
+    "random states of no generator": edited(random_states),
+    "a pipe": lambda whole, path: os.mkfifo(path),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_the_error_names_the_file(checkpoint: Path, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "damaged.ckpt"
+    DAMAGE[damage](checkpoint, path)
+    trainer = make_trainer(tmp_path, PeraCallback(rank=2), enable_checkpointing=False)
+    with pytest.raises(CheckpointError, match=r"damaged\.ckpt"):
+        trainer.fit(Regressor(), ckpt_path=path, **SAFE_LOADING)
+
+
+def test_a_missing_file_is_named_too(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"none\.ckpt"):
+        make_trainer(tmp_path, PeraCallback(rank=2)).fit(Regressor(), ckpt_path=tmp_path / "none.ckpt", **SAFE_LOADING)
