@@ -74,8 +74,10 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
 
 
 def tried(worker: Worker, kind: str, seed: int, indices: range) -> Iterator[dict[str, Any]]:

@@ -11,9 +11,15 @@ from tests.hostile.outcomes import CLEAN, GOOD, RIGHT
 from tests.hostile.readers.registry import KINDS
 
 IN_THE_SUITE = {
+    "adapter config": 60,
+    "adapter weights": 60,
+    "checkpoint": 50,
     "sharded checkpoint": 20,
-    "rows of data": 30,
-    "base config": 20,
+    "LoRA folder": 50,
+    "GGUF file": 40,
+    "chat template": 15,
+    "rows of data": 20,
+    "base config": 25,
 }
 VARIANTS = 5
 """How many good inputs are tried of a kind."""
