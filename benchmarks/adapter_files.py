@@ -51,11 +51,7 @@ def serve(folder: Path) -> None:
 
     from pera_lightning import PeraConfig, inject_adapter, load_adapter, save_adapter
 
-    model = nn.Sequential(*[nn.Linear(WIDTH, WIDTH, bias=False, device="meta") for _ in range(LAYERS)])
-    weight = torch.randn(WIDTH, WIDTH)
-    for layer in model:
-        # One memory for all: it is the adapter that is measured.
-        layer.weight = nn.Parameter(weight)
+    model = nn.Sequential(*[nn.Linear(WIDTH, WIDTH, bias=False, dtype=torch.bfloat16) for _ in range(LAYERS)])
     inject_adapter(model, PeraConfig(RANK, order=1))
     with torch.no_grad():
         for name, value in model.named_parameters():
