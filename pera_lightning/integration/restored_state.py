@@ -80,14 +80,23 @@ def restoring(path: str | Path | None) -> Iterator[None]:
 
 
 def check_loops(trainer: pl.Trainer, checkpoint: Mapping[str, Any]) -> None:
-    """Raise ValueError if the progress of the fit in a checkpoint is not of the form that the Trainer's own has."""
+    """Raise CheckpointError if the progress of the fit in a checkpoint is not of the form that the Trainer's own has."""
     loops = checkpoint.get("loops")
-    _check_progress(trainer.fit_loop.state_dict(), loops.get("fit_loop") if isinstance(loops, dict) else None, "loops")
+    held = loops.get("fit_loop") if isinstance(loops, dict) else None
+    problem = next(_differences(trainer.fit_loop.state_dict(), held, "progress"), None)
+    if problem is not None:
+        raise CheckpointError(
+            "The checkpoint does not say how far its fit has come.",
+            got=f"{trainer.ckpt_path}: {problem}",
+            expected="counts as the Trainer's own",
+            fix="go on from an earlier one; `consolidate` makes a folder of its adapter alone",
+        )
 
 
-def _check_progress(own: Any, held: Any, where: str) -> None:
+def _differences(own: Any, held: Any, where: str) -> Iterator[str]:
     if type(held) is not type(own) or (isinstance(held, int) and not 0 <= held < _MOST):
-        raise ValueError(f"the progress {where} is {reprlib.repr(held)}, where the Trainer has {reprlib.repr(own)}")
+        yield f"{where} is {reprlib.repr(held)}, where the Trainer has {reprlib.repr(own)}"
+        return
     # Of other things, such as the states of loaders, their owners know the form.
     for key in own.keys() & held.keys() if isinstance(own, dict) else ():
-        _check_progress(own[key], held[key], f"{where}.{key}")
+        yield from _differences(own[key], held[key], f"{where}.{key}")
