@@ -51,7 +51,7 @@ def check_adapter_place(folder: Place, base_model: str | None, *, overwrite: boo
         overwrite: Whether the folder may hold other things too.
         **options: As of `check_ours`.
     """
-    if isinstance(folder, Path) and base_model and _is_same(folder, Path(base_model)):
+    if isinstance(folder, Path) and base_model and is_folder_of(folder, base_model):
         raise FolderError(
             "An adapter in the folder of its base model makes that unloadable.",
             got=f"{folder}, which is {base_model}",
@@ -61,7 +61,9 @@ def check_adapter_place(folder: Place, base_model: str | None, *, overwrite: boo
     check_ours(folder, ADAPTER, overwrite=overwrite, **options)
 
 
-def _is_same(folder: Path, base: Path) -> bool:
+def is_folder_of(folder: Path, base_model: str) -> bool:
+    """Whether a folder is that of a base model, which may be named by a file in it."""
+    base = Path(base_model)
     try:
         return (base.parent if base.is_file() else base).samefile(folder)
     except (OSError, ValueError):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from pera_lightning.checkpoint.adapter_folder import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+from pera_lightning.checkpoint.adapter_folder import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, is_folder_of
+from pera_lightning.checkpoint.bounded_json import JsonError, read_json
 from pera_lightning.checkpoint.folder_kind import FolderKind, check_ours, listed_files
 from pera_lightning.checkpoint.manifest import PEFT_TYPE
 from pera_lightning.checkpoint.out_folder import check_out_folder
@@ -58,7 +58,7 @@ def check_place(folder: Path, to: str, *, base: str | None = None, overwrite: bo
             expected="a folder of its own",
             fix="name another; the PERA adapter is the one to train on and to export again",
         )
-    if base is not None and _is_same(folder, Path(base)):
+    if base is not None and is_folder_of(folder, base):
         raise FolderError(
             "The export would take the place of its base model.",
             got=f"{folder}, which is {base}",
@@ -73,16 +73,9 @@ def _written(values: dict[str, Any], to: str) -> Collection[str]:
     return listed_files(values) or _OF_EARLIER_VERSIONS.get(to, ())
 
 
-def _is_same(folder: Path, base: Path) -> bool:
-    try:
-        return (base.parent if base.is_file() else base).samefile(folder)
-    except (OSError, ValueError):
-        return False
-
-
 def _values(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        values = read_json(path)
+    except (OSError, JsonError):
         return {}
     return values if isinstance(values, dict) else {}

@@ -80,7 +80,7 @@ def restoring(path: str | Path | None) -> Iterator[None]:
 
 
 def check_loops(trainer: pl.Trainer, checkpoint: Mapping[str, Any]) -> None:
-    """Raise CheckpointError if the progress of the fit in a checkpoint is not of the form that the Trainer's own has."""
+    """Raise CheckpointError if the progress of the fit in a checkpoint has another form than the Trainer's own."""
     loops = checkpoint.get("loops")
     held = loops.get("fit_loop") if isinstance(loops, dict) else None
     problem = next(_differences(trainer.fit_loop.state_dict(), held, "progress"), None)
