@@ -14,8 +14,9 @@ import torch
 from pera_lightning.bases import Quantization, check_quantization, set_compute_dtype
 from pera_lightning.checkpoint.remote import local_name
 from pera_lightning.errors import ConfigError, PeraError
-from pera_lightning.export.gguf_header import GgufDamage, GgufHeader, read_header
+from pera_lightning.export.gguf_header import GgufHeader, read_header
 from pera_lightning.injection import quantize_model
+from pera_lightning.integration.base_config import StoredWeights, check_base_config, check_base_size, weights_in
 from pera_lightning.integration.gguf_base import check_finite, dense_gguf
 from pera_lightning.integration.narrow_weights import widen_activations
 from pera_lightning.requirements import READS_GGUF, require
@@ -84,6 +85,18 @@ class PretrainedSource:
 
         downloaded = cached_file(self.pretrained, self.gguf_file, revision=self.revision)
         return None if downloaded is None else read_header(downloaded)
+
+    def weights(self) -> StoredWeights:
+        """How much its files hold, as far as that is known before they are loaded.
+
+        Raises:
+            GgufDamage, ConfigDamage, OSError: A file cannot be right, or read.
+        """
+        if (header := self.header()) is not None:
+            return StoredWeights(len(header.shapes), header.elements)
+        # A model that is code of its own is made by that alone.
+        known = Path(self.pretrained).is_dir() and not self.trust_remote_code
+        return weights_in(Path(self.pretrained)) if known else StoredWeights(0, 0)
 
     def options(self) -> dict[str, Any]:
         """The keyword arguments that every `from_pretrained` of this source gets."""
@@ -159,7 +172,9 @@ def load_causal_lm(
         options["quantization_config"] = _quantization_config(quantization)
     dtype = native_dtype() if dtype == "native" else dtype
     with while_loading("causal language model", source):
-        _refuse_larger(source)
+        check_base_size(
+            lambda: build_causal_lm(source, dtype=torch.float32, attn_implementation="eager"), source.weights()
+        )
         # Any: with output_loading_info it returns a pair, which its annotation does not know.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.pretrained, dtype=dtype, output_loading_info=True, **options
@@ -199,24 +214,16 @@ def build_causal_lm(source: PretrainedSource, *, dtype: torch.dtype, attn_implem
     return model.eval()
 
 
-def _refuse_larger(source: PretrainedSource) -> None:
-    """Raise GgufDamage for a GGUF file whose metadata make a larger model than its tensors fill."""
-    if (header := source.header()) is None:
-        return
-    model = build_causal_lm(source, dtype=torch.float32, attn_implementation="eager")
-    found = sum(value.numel() for value in (*model.parameters(), *model.buffers()))
-    if found > 2 * header.elements + 10_000_000:
-        raise GgufDamage(f"its metadata make a model of {found:,} values, and its tensors hold {header.elements:,}")
-
-
 def load_config(source: PretrainedSource) -> PreTrainedConfig:
     """The config of a model, without its weights; ConfigError if it cannot be loaded."""
     from transformers import AutoConfig
 
     source.check()
     with while_loading("config", source):
-        source.header()
-        return AutoConfig.from_pretrained(source.pretrained, **source.options())
+        weights = source.weights()
+        config = AutoConfig.from_pretrained(source.pretrained, **source.options())
+        check_base_config(config.to_dict(), weights)
+    return config
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

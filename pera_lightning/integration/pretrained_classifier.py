@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from pera_lightning.errors import ConfigError
-from pera_lightning.integration.pretrained import PretrainedSource, native_dtype, while_loading
+from pera_lightning.integration.base_config import check_base_size
+from pera_lightning.integration.pretrained import PretrainedSource, load_config, native_dtype, while_loading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,6 +41,7 @@ def load_classifier(
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     with while_loading("sequence classifier", source):
+        check_base_size(lambda: _build(source, num_labels), source.weights())
         # Any: with output_loading_info it returns a pair, which its annotation does not know.
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
             source.pretrained,
@@ -53,6 +56,16 @@ def load_classifier(
     body = [name for name, part in model.named_children() if part is model.base_model]
     _refuse_incomplete(source, model, [key for key in fresh if key.partition(".")[0] in body])
     return model, (*_head(model, body), *_poolers(fresh, body))
+
+
+def _build(source: PretrainedSource, num_labels: int) -> PreTrainedModel:
+    """The model on the meta device."""
+    from transformers import AutoModelForSequenceClassification
+
+    config = load_config(source)
+    config.num_labels = num_labels
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(config, trust_remote_code=source.trust_remote_code)
 
 
 def _head(model: nn.Module, body: Collection[str]) -> list[str]:

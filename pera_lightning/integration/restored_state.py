@@ -12,10 +12,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.optim import Optimizer
 
 from pera_lightning.checkpoint.checkpoint_archive import refuse_other_files
 from pera_lightning.checkpoint.remote import place
 from pera_lightning.errors import CheckpointError, PeraError
+from pera_lightning.integration.restored_optimizers import optimizer_problem
 
 _MOST = 1 << 62
 """Batches, steps or epochs."""
@@ -44,7 +46,18 @@ def _restored(trainer: pl.Trainer, restore: Callable[..., Any], *args: Any, **op
         return restore(*args, **options)
     refuse_other_files(place(path))
     with restoring(path):
-        return restore(*args, **options)
+        result = restore(*args, **options)
+    # DeepSpeed's are none of torch's, and keep their state in other forms.
+    optimizers = [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, Optimizer)]
+    problem = next(filter(None, map(optimizer_problem, optimizers)), None)
+    if problem is not None:
+        raise CheckpointError(
+            "The optimizer cannot go on from the checkpoint.",
+            got=f"{path}: {problem}",
+            expected="a whole file of a run with the same optimizers",
+            fix="go on from an earlier one; `consolidate` makes a folder of its adapter alone",
+        )
+    return result
 
 
 @contextmanager

@@ -51,6 +51,11 @@ def random_states(held: dict[str, Any]) -> None:
     held["pera_processes"][0]["random"]["python"][1][0] = -1
 
 
+def moments(held: dict[str, Any]) -> None:
+    state = held["optimizer_states"][0]["state"][0]
+    state["exp_avg"] = state["exp_avg"][None]
+
+
 def compressed(whole: Path, path: Path) -> None:
     with zipfile.ZipFile(whole) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
         for info in source.infolist():
@@ -80,6 +85,8 @@ DAMAGE = {
     "no optimizers": edited(lambda held: held.update(optimizer_states=[{}])),
     "callbacks of another kind": edited(lambda held: held.update(callbacks=dict.fromkeys(held["callbacks"], 3))),
     "random states of no generator": edited(random_states),
+    "an option of the optimizer": edited(lambda held: held["optimizer_states"][0]["param_groups"][0].update(betas=2)),
+    "moments of another shape": edited(moments),
     "a pipe": lambda whole, path: os.mkfifo(path),
 }
 

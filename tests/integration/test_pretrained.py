@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pera_lightning import PeraConfig, inject_adapter
 from pera_lightning.errors import ConfigError
+from pera_lightning.integration.base_config import StoredWeights
 from pera_lightning.integration.generation import generate_answers
 from pera_lightning.integration.gradient_checkpointing import enable_gradient_checkpointing
 from pera_lightning.integration.pretrained import (
@@ -220,6 +221,8 @@ def test_gguf_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         return tiny_llama(), {"missing_keys": []}
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    # The file is no real one.
+    monkeypatch.setattr(PretrainedSource, "weights", lambda source: StoredWeights(0, 0))
     load_causal_lm(PretrainedSource(str(tmp_path), "model.gguf"))
     assert seen["gguf_file"] == "model.gguf"
     # Older versions of transformers always unpack, and have no such option.
