@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Number
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
-
-_OF_THE_PARAMETER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "acc_delta", "sum")
-"""What torch's optimizers keep for each value of a parameter."""
 
 
 def optimizer_problem(optimizer: Optimizer) -> str | None:
@@ -27,18 +27,49 @@ def _problems(optimizer: Optimizer) -> Iterator[str]:
         for name, default in optimizer.defaults.items():
             if name in group and not _is_alike(group[name], default):
                 yield f"the optimizer's {name} is {reprlib.repr(group[name])}, where {default!r} is usual"
-    if not type(optimizer).__module__.startswith("torch.optim"):
+        known = [parameter for parameter in group["params"] if parameter in optimizer.state]
+        usual = {rank: _state_after_a_step(type(optimizer), group, rank) for rank in {value.dim() for value in known}}
+        for parameter in known:
+            yield from _differences(optimizer.state[parameter], usual[parameter.dim()], parameter)
+
+
+def _differences(state: Any, usual: Mapping[str, Any], parameter: Tensor) -> Iterator[str]:
+    if not usual:
         return
-    for parameter, state in optimizer.state.items():
-        moments = state if isinstance(state, Mapping) else {"state": state}
-        for name, value in moments.items():
-            if name not in (*_OF_THE_PARAMETER, "state") or value is None:
-                continue
-            if not isinstance(value, Tensor):
-                yield f"the optimizer's {name} is {reprlib.repr(value)}"
-            elif value.shape != parameter.shape:
-                shapes = f"{tuple(value.shape)}, for a parameter of shape {tuple(parameter.shape)}"
-                yield f"the optimizer's {name} is of shape {shapes}"
+    if not isinstance(state, Mapping) or state.keys() != usual.keys():
+        found = sorted(map(str, state)) if isinstance(state, Mapping) else reprlib.repr(state)
+        yield f"the optimizer keeps {found} of a parameter, and usually {sorted(usual)}"
+        return
+    for name, value in usual.items():
+        found = state[name]
+        if not isinstance(value, Tensor):
+            continue
+        shape = tuple(found.shape) if isinstance(found, Tensor) else None
+        if value.dim() and value.shape == _size(parameter.dim()) and shape != tuple(parameter.shape):
+            yield f"the optimizer's {name} is of shape {shape}, for a parameter of shape {tuple(parameter.shape)}"
+        if value.dim() == 0 and not isinstance(found, Number) and (shape is None or found.numel() != 1):
+            yield f"the optimizer's {name} is {reprlib.repr(found)}, where a number is usual"
+
+
+def _size(rank: int) -> tuple[int, ...]:
+    """Of a parameter to try an optimizer with."""
+    return tuple(range(2, 2 + rank))
+
+
+def _state_after_a_step(kind: type[Optimizer], group: Mapping[str, Any], rank: int) -> Mapping[str, Any]:
+    """What an optimizer of torch keeps of a parameter with so many dimensions; nothing where it cannot be tried."""
+    if not kind.__module__.startswith("torch.optim"):
+        return {}
+    taken = inspect.signature(kind).parameters
+    parameter = nn.Parameter(torch.zeros(_size(rank)))
+    parameter.grad = torch.zeros(_size(rank))
+    try:
+        new = kind([parameter], **{name: value for name, value in group.items() if name in taken and name != "params"})
+        new.step()
+    # Any: what it wants besides, such as a GPU or a closure, is its own affair.
+    except Exception:
+        return {}
+    return new.state[parameter]
 
 
 def _is_alike(value: object, default: object) -> bool:

@@ -87,6 +87,8 @@ DAMAGE = {
     "random states of no generator": edited(random_states),
     "an option of the optimizer": edited(lambda held: held["optimizer_states"][0]["param_groups"][0].update(betas=2)),
     "moments of another shape": edited(moments),
+    "a part of the moments": edited(lambda held: held["optimizer_states"][0]["state"][0].pop("exp_avg")),
+    "no step": edited(lambda held: held["optimizer_states"][0]["state"][0].update(step=torch.zeros(0))),
     "a pipe": lambda whole, path: os.mkfifo(path),
 }
 
