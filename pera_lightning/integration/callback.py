@@ -28,7 +28,7 @@ from pera_lightning.integration.late_injection import cancel_late_injection, inj
 from pera_lightning.integration.lora_start import chosen_options, start_adapters
 from pera_lightning.integration.lost_worker import explain_lost_worker
 from pera_lightning.integration.messages import rank_zero_info
-from pera_lightning.integration.model_parallel import check_before_loading, stop_checking
+from pera_lightning.integration.model_parallel import check_before_loading, leave_loading_alone
 from pera_lightning.integration.polynomial_start import HeldCoefficients
 from pera_lightning.integration.preflight import Preflight
 from pera_lightning.integration.remote_places import refuse_lost_urls
@@ -291,7 +291,7 @@ class PeraCallback(pl.Callback):
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         cancel_late_injection(pl_module)
-        stop_checking(trainer)
+        leave_loading_alone(trainer)
         fsdp.restore_options(trainer)
         for part in (self._exact_resume, self._held_coefficients, self._finite_run, self._thawed_base_check):
             part.forget()

@@ -19,7 +19,7 @@ from pera_lightning.functional.distributed import is_distributed
 from pera_lightning.injection.sharding import shard_adapters, unsharded
 from pera_lightning.integration.checkpoint_objects import plain_values_alone
 from pera_lightning.integration.guards import refuse_other_form
-from pera_lightning.integration.restored_state import name_checkpoint
+from pera_lightning.integration.restored_state import name_checkpoint, stop_naming
 
 
 def shard_after_injection(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -117,8 +117,14 @@ def check_before_loading(trainer: pl.Trainer, pl_module: pl.LightningModule, pre
     strategy.__dict__["load_checkpoint"] = load_checkpoint
 
 
+def leave_loading_alone(trainer: pl.Trainer) -> None:
+    """At the end of a run, take away all that `check_before_loading` put in the way."""
+    stop_checking(trainer)
+    stop_naming(trainer)
+
+
 def stop_checking(trainer: pl.Trainer) -> None:
-    """Take away what `check_before_loading` put in the way."""
+    """Take away what `check_before_loading` put in the way of the strategy, for one call."""
     trainer.strategy.__dict__.pop("load_checkpoint", None)
 
 

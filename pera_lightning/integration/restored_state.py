@@ -31,12 +31,16 @@ def name_checkpoint(trainer: pl.Trainer) -> None:
     Lightning takes a checkpoint apart without looking whether it is whole, so that damage shows as any error. Functions
     are put in the way of the two steps of this Trainer; without a checkpoint they change nothing.
     """
-    connector: Any = getattr(trainer, "_checkpoint_connector", None)
+    connector = trainer._checkpoint_connector
     for step in _STEPS:
         # That of the class: one that was put in the way before is replaced.
-        restore = getattr(type(connector), step, None)
-        if restore is not None:
-            connector.__dict__[step] = partial(_restored, trainer, partial(restore, connector))
+        vars(connector)[step] = partial(_restored, trainer, partial(getattr(type(connector), step), connector))
+
+
+def stop_naming(trainer: pl.Trainer) -> None:
+    """Take away what `name_checkpoint` put in the way."""
+    for step in _STEPS:
+        vars(trainer._checkpoint_connector).pop(step, None)
 
 
 def _restored(trainer: pl.Trainer, restore: Callable[..., Any], *args: Any, **options: Any) -> Any:
