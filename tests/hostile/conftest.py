@@ -45,7 +45,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    complaint = write(_found, PAGE) if WRITE else None
+    # Of several processes, the first hears of all tests.
+    first = not hasattr(session.config, "workerinput")
+    complaint = write(_found, PAGE) if WRITE and first else None
     if complaint:
         _complaints.append(complaint)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
