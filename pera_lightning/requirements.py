@@ -19,7 +19,7 @@ OLDEST = {
     "torch": "2.8.0",
 }
 """The oldest versions that the tests run against; pyproject.toml says the same."""
-MODULES = {"google-re2": "re2"}
+MODULES = {"google-re2": "re2", "pyyaml": "yaml"}
 """What packages are imported as, where that is not their name."""
 EXCLUDES_FROZEN = {"lightning": "2.6.0"}
 """Its `DeepSpeedStrategy` can leave frozen parameters out of checkpoints."""

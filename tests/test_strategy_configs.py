@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
     Strategy,
 )
+from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from torch import nn
 
 from pera_lightning import PeraCallback, PeraCausalLM
@@ -67,7 +68,10 @@ def imported(path: str) -> Any:
 def set_up(strategy: Strategy, module: pl.LightningModule, **options: Any) -> None:
     places: dict[str, Any] = {"default_root_dir": ".", "checkpoint_callbacks": [], "loggers": []}
     trainer: Any = SimpleNamespace(strategy=strategy, callbacks=[], **places)
-    PeraCallback(**options).setup(trainer, module, "fit")
+    trainer._checkpoint_connector = _CheckpointConnector(trainer)
+    callback = PeraCallback(**options)
+    callback.setup(trainer, module, "fit")
+    callback.teardown(trainer, module, "fit")
 
 
 def test_every_strategy_is_known_here() -> None:
@@ -171,4 +175,3 @@ def test_a_quantised_base_is_refused(build: str, strategy: Strategy) -> None:
 def test_possible_strategies_are_not_refused(strategy: Strategy) -> None:
     module = Regressor()
     set_up(strategy, module)
-    PeraCallback().teardown(SimpleNamespace(strategy=strategy), module, "fit")  # type: ignore[arg-type]

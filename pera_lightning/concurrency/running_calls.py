@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from weakref import WeakKeyDictionary, WeakSet
 
 from torch import nn
 
@@ -25,22 +26,21 @@ class ModelParts:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        # The modules themselves: an id may be given again once its object is gone.
-        self._parts = {id(part): part for part in _below(model)}
-        self._others: dict[int, tuple[nn.Module, bool]] = {}
-        wrapped = {id(part) for part in _unwrapped(model)}
-        self._inner = self._parts.keys() - wrapped
+        # Not to keep what a change takes away, such as floating layers while they are quantised.
+        self._parts = WeakSet(_below(model))
+        self._others: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+        self._inner = self._parts - WeakSet(_unwrapped(model))
 
     def __iter__(self) -> Iterator[nn.Module]:
-        yield from self._parts.values()
+        yield from self._parts
 
     def overlap(self, other: ModelParts) -> bool:
         """Whether both have a module in common."""
-        return not self._parts.keys().isdisjoint(other._parts)
+        return not self._parts.isdisjoint(other._parts)
 
     def hold(self, module: object) -> bool:
         """Whether an object is one of the parts."""
-        return id(module) in self._parts
+        return module in self._parts
 
     def concern(self, module: object) -> bool:
         """Whether a call of an object computes with the model: a part of it, or a module that holds it."""
@@ -48,13 +48,13 @@ class ModelParts:
             return False
         if self.hold(module):
             return True
-        if id(module) not in self._others:
-            self._others[id(module)] = module, any(part is self.model for part in _below(module))
-        return self._others[id(module)][1]
+        if module not in self._others:
+            self._others[module] = any(part is self.model for part in _below(module))
+        return self._others[module]
 
     def is_inner(self, module: object) -> bool:
         """Whether an object is a part, and neither the model itself nor what a wrapper of torch wraps."""
-        return id(module) in self._inner
+        return module in self._inner
 
 
 def outermost_call(frame: FrameType | None, parts: ModelParts) -> FrameType | None:

@@ -137,7 +137,7 @@ def test_quantisation_and_optimizer_make_the_fit_smaller(config: Path) -> None:
     ]
     assert four.base < eight.base < dense.base
     # Factors large enough for 8 bits.
-    large = ("--pera.rank", "128")
+    large = ("--pera.rank", "64")
     plain = FitOnMeta(options(config, *large, "--model.init_args.optimizer", "adamw")).held(True)
     assert plain.optimizer == 2 * plain.trained
     assert FitOnMeta(options(config, *large)).held(True).optimizer < 0.6 * plain.optimizer

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pera_lightning import PeraConfig, save_adapter
-from pera_lightning.errors import ConfigError, ExportError, PeraError
+from pera_lightning.errors import AdapterFileError, ConfigError, ExportError, PeraError
 from tests.support.base_folders import add_tied_head, merge_files, rewrite, save_base_and_adapter
 from tests.support.earlier_adapters import forget_checksums
 from tests.support.models import tiny_gpt2, tiny_llama
@@ -73,7 +73,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], PeraConfig, Callable[[Path, Path], Any
         ExportError,
         r"without model\.layers\.0\.self_attn\.q_proj\.weight, .*(.|\n)*in_memory=True",
     ),
-    "not finite": ({}, PeraConfig(2), lambda base, adapter: make_infinite(adapter), ExportError, "up_proj.pera_h"),
+    "not finite": ({}, PeraConfig(2), lambda base, adapter: make_infinite(adapter), AdapterFileError, "up_proj.pera_h"),
     "tied head": (
         TIED,
         PeraConfig(2, target_modules=["lm_head"]),

@@ -187,10 +187,10 @@ def test_nothing_is_uploaded_or_exported(tmp_path: Path) -> None:
     # As an earlier version may have written it.
     forget_checksums(folder)
     save_file({name: value.clone() for name, value in tensors.items()}, folder / "adapter_model.safetensors")
-    with pytest.raises(AdapterFileError, match=r"to upload(.|\n)*1 values of '0\.pera_A'"):
+    with pytest.raises(AdapterFileError, match=r"1 values of '0\.pera_A'"):
         push(str(folder), "me/mine", dry_run=True)
-    for source in (folder, model):
-        with pytest.raises(ExportError, match="not finite"):
+    for source, error in ((folder, AdapterFileError), (model, ExportError)):
+        with pytest.raises(error, match="not finite"):
             export_lora(source, tmp_path / "lora", to="safetensors")
     with pytest.raises(InjectionError, match="NaN or infinity"):
         merge_adapter(model)

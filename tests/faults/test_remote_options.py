@@ -146,13 +146,22 @@ def test_every_option_of_a_tool_that_is_a_path_is_tried() -> None:
 def test_a_path_of_the_user_becomes_a_path_in_one_place() -> None:
     """Whatever else calls `Path` does it with names that this package has made or found itself."""
     own = {
-        ("export/place.py", "tempfile.mkdtemp(prefix='.pera-', dir=place)"),
         ("export/room.py", "'/proc/meminfo'"),
-        ("checkpoint/atomic.py", "name"),
         ("checkpoint/remote.py", "text[local.end():]"),
         ("checkpoint/remote.py", "os.path.expanduser(path)"),
         ("checkpoint/remote.py", "text"),
         ("checkpoint/remote.py", "temporary"),
+        ("checkpoint/whole_folder.py", "shutil.copytree(new, target / temporary_name(target.name))"),
+        ("checkpoint/whole_folder.py", "temporary"),
+        ("checkpoint/whole_folder.py", "temporary, name"),
+        ("checkpoint/distributed_metadata.py", "self.path"),
+        # Only compared with a folder.
+        ("checkpoint/adapter_folder.py", "base_model"),
+        # Of a local file, or one that was downloaded.
+        ("export/gguf_header.py", "path"),
+        ("export/gguf_header.py", "path, 'rb'"),
+        ("integration/data/template_process.py", "__file__"),
+        ("integration/data/template_worker.py", "'/proc/self/statm'"),
         ("integration/trained_adapter.py", "tempfile.gettempdir()"),
         # Of a source, whose name has been looked at when it was made.
         ("integration/adapter_source.py", "base"),
