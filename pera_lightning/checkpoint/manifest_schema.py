@@ -53,6 +53,10 @@ def checked_manifest(values: Any) -> dict[str, Any]:
 
 
 def _config(values: Any, where: str) -> PeraConfig:
+    # Every version wrote these; what decides over outputs must not be guessed.
+    lost = [name for name in ("rank", "order", "terms") if isinstance(values, Mapping) and name not in values]
+    if lost:
+        raise SchemaError(where, values, f"the entry {lost[0]!r} among others")
     return PeraConfig.from_dict(values)
 
 

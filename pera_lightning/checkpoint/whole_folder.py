@@ -1,8 +1,9 @@
 """Folders that are written as a whole: whoever reads sees the old state or the new one, whenever the writer is killed.
 
-Where nothing but ours is in a folder, a new one is written beside it and takes its place in one step. Else the files
-take their places one by one: first the new ones come into the folder together, in one step, within a hidden folder
-(`COMMIT`); from there `settle` moves them, and finishes what was interrupted when somebody reads or writes next.
+A new folder is written beside the old one and takes its place in one step; a few files of others come along as further
+names of the same files. Where that cannot be, as with folders of others, the files take their places one by one: first
+the new ones come into the folder together, in one step, within a hidden folder (`COMMIT`); from there `settle` moves
+them, and finishes what was interrupted when somebody reads or writes next.
 """
 
 from __future__ import annotations
@@ -30,17 +31,14 @@ from pera_lightning.checkpoint.folder_kind import (
     owned,
     writing,
 )
+from pera_lightning.checkpoint.left_folders import COMPLETE, LEFT, NEW, clean, clean_all
 from pera_lightning.checkpoint.out_folder import check_room
 from pera_lightning.checkpoint.remote import Place, RemotePath
-from pera_lightning.checkpoint.temporaries import is_stale, is_temporary, remove, stale, temporary_name
+from pera_lightning.checkpoint.temporaries import is_temporary, remove, temporary_name
 from pera_lightning.errors import FolderError, PeraError
 
-_NEW = "new"
-"""Within a temporary folder: what is to take the place of the target; afterwards what was there before."""
-_COMPLETE = "complete"
-"""Within a temporary folder: a file that says that the new state is complete, and may be in its place already."""
-_LEFT = ".pera-left"
-"""Within `COMMIT`: a file that tells what of the old state is to be removed, and by what it is recognised."""
+_MOST_LINKS = 100
+"""Files of others that come along."""
 _TRIES = 100
 _TOO_MANY = "other processes write to the same folder all the time"
 _IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST)
@@ -76,14 +74,14 @@ def whole_folder(folder: Place, kind: FolderKind, *, overwrite: bool = False, by
         check_room(target, bytes_needed)
         outer, beside = _begin(target, kind)
         try:
-            yield outer / _NEW
+            yield outer / NEW
             # Others may have written there meanwhile.
-            check_ours(folder, kind, overwrite=overwrite, names=os.listdir(outer / _NEW))
-            _refuse_other_names(outer / _NEW, target, kind)
-            (outer / _COMPLETE).touch()
-            _commit(outer / _NEW, target, kind, beside)
+            check_ours(folder, kind, overwrite=overwrite, names=os.listdir(outer / NEW))
+            _refuse_other_names(outer / NEW, target, kind)
+            (outer / COMPLETE).touch()
+            _commit(outer / NEW, target, kind, beside)
         finally:
-            _clean(outer, target, kind)
+            clean(outer, target, kind)
 
 
 def settle(folder: Place, kind: FolderKind) -> None:
@@ -106,7 +104,7 @@ def settle(folder: Place, kind: FolderKind) -> None:
     for name in marker_last(kind, names):
         # Another process may be faster.
         with contextlib.suppress(FileNotFoundError):
-            if name == _LEFT:
+            if name == LEFT:
                 _remove_left(folder)
             else:
                 _move(folder / COMMIT / name, folder / name)
@@ -124,18 +122,18 @@ def _begin(target: Path, kind: FolderKind) -> tuple[Path, bool]:
     """Make the temporary folder, and decide whether it is to change places with the target as a whole."""
     if target.is_dir():
         settle(target, kind)
-        _clean_all(target, target.name, target, kind)
+        clean_all(target, target.name, target, kind)
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
-    _clean_all(target.parent, target.name, target, kind)
-    if _only_ours(target, kind):
+    clean_all(target.parent, target.name, target, kind)
+    if _may_be_replaced(target, kind):
         try:
             outer = _temporary(target.parent, target.name)
         except OSError:
             if not target.exists():
                 raise
         else:
-            if not target.exists() or _has_same_rights(outer / _NEW, target):
+            if not target.exists() or _has_same_rights(outer / NEW, target):
                 return outer, True
             remove(outer)
     return _temporary(target, target.name), False
@@ -144,18 +142,28 @@ def _begin(target: Path, kind: FolderKind) -> tuple[Path, bool]:
 def _temporary(parent: Path, name: str) -> Path:
     outer = parent / temporary_name(name)
     outer.mkdir(mode=0o700)
-    (outer / _NEW).mkdir()
+    (outer / NEW).mkdir()
     return outer
 
 
-def _only_ours(target: Path, kind: FolderKind) -> bool:
-    """Whether a folder may be replaced as a whole: nobody else's file is in it, and nobody stands in it."""
+def _may_be_replaced(target: Path, kind: FolderKind) -> bool:
+    """Whether a folder may be replaced as a whole: it is ours, with few files of others, and nobody stands in it."""
     if not target.exists():
         return True
     if target.is_mount() or _stands_in(target):
         return False
-    found, is_owned = os.listdir(target), owned(target, kind)
-    return not found or (is_ours(target, kind) and all(is_owned(name) and not is_temporary(name) for name in found))
+    found = os.listdir(target)
+    if not found:
+        return True
+    others = _others(target, kind)
+    plain = all(stat.S_ISREG(path.lstat().st_mode) for path in others)
+    return is_ours(target, kind) and plain and len(others) <= _MOST_LINKS
+
+
+def _others(target: Path, kind: FolderKind) -> list[Path]:
+    """What in a folder is not ours; a temporary of a process that lives is another's too."""
+    is_owned = owned(target, kind)
+    return [target / name for name in os.listdir(target) if is_temporary(name) or not is_owned(name)]
 
 
 def _stands_in(target: Path) -> bool:
@@ -195,7 +203,7 @@ def _commit(new: Path, target: Path, kind: FolderKind, beside: bool) -> None:
             if not beside:
                 _place(new, target, kind)
             elif not _took_empty_place(new, target):
-                exchange(new, target)
+                _exchange(new, target, kind)
             return
         except OSError as error:
             if error.errno == errno.ENOENT and beside:
@@ -206,6 +214,21 @@ def _commit(new: Path, target: Path, kind: FolderKind, beside: bool) -> None:
         # It cannot be done here, as on network file systems, or with mount points.
         beside = False
     raise OSError(errno.EBUSY, _TOO_MANY)
+
+
+def _exchange(new: Path, target: Path, kind: FolderKind) -> None:
+    """Let two folders change places; files of others are in both of them before and afterwards."""
+    links = []
+    try:
+        for path in _others(target, kind):
+            if not os.path.lexists(new / path.name):
+                os.link(path, new / path.name, follow_symlinks=False)
+                links.append(new / path.name)
+        exchange(new, target)
+    except OSError:
+        for link in links:
+            link.unlink()
+        raise
 
 
 def _took_empty_place(new: Path, target: Path) -> bool:
@@ -244,16 +267,16 @@ def _tell_left(new: Path, target: Path, kind: FolderKind) -> None:
         return
     is_owned, names = owned(target, kind), set(os.listdir(new))
     left = {name: _identity(target / name) for name in entries(target) if is_owned(name) and name not in names}
-    (new / _LEFT).write_text(json.dumps(left), encoding="utf-8")
+    (new / LEFT).write_text(json.dumps(left), encoding="utf-8")
 
 
 def _remove_left(folder: Path) -> None:
-    left = as_object((folder / COMMIT / _LEFT).read_bytes())
+    left = as_object((folder / COMMIT / LEFT).read_bytes())
     for name in entries(folder):
         # Somebody may have put another one there.
         if name in left and _identity(folder / name) == left[name]:
             remove(folder / name)
-    (folder / COMMIT / _LEFT).unlink()
+    (folder / COMMIT / LEFT).unlink()
 
 
 def _identity(path: Path) -> list[int] | None:
@@ -262,41 +285,6 @@ def _identity(path: Path) -> list[int] | None:
     except OSError:
         return None
     return [found.st_ino, found.st_mtime_ns]
-
-
-def _clean_all(parent: Path, name: str, target: Path, kind: FolderKind) -> None:
-    for path in stale(parent, name):
-        _clean(path, target, kind)
-
-
-def _clean(outer: Path, target: Path, kind: FolderKind) -> None:
-    """Remove a temporary folder with what it holds, but for files of others that came into the old state late."""
-    if (outer / _COMPLETE).exists() and target.is_dir():
-        for _ in range(3):
-            _retire(outer / _NEW, target, kind)
-        with contextlib.suppress(OSError):
-            (outer / _COMPLETE).unlink()
-        with contextlib.suppress(OSError):
-            outer.rmdir()
-        return
-    remove(outer)
-
-
-def _retire(old: Path, target: Path, kind: FolderKind) -> None:
-    try:
-        names, is_owned = os.listdir(old), owned(old, kind)
-    except OSError:
-        return
-    # The marker last: it tells whose the others are.
-    for name in marker_last(kind, names):
-        ours = is_stale(name) if is_temporary(name) else name in (COMMIT, _LEFT) or is_owned(name)
-        if ours:
-            remove(old / name)
-        elif not os.path.lexists(target / name):
-            with contextlib.suppress(OSError):
-                (old / name).rename(target / name)
-    with contextlib.suppress(OSError):
-        old.rmdir()
 
 
 @contextmanager

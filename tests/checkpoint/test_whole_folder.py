@@ -75,6 +75,46 @@ def test_files_of_others_stay(tmp_path: Path) -> None:
     assert names(tmp_path / "note") == ["note.json", "other", "own", "own/file", "part-0", "text"]
 
 
+@linux
+def test_plain_files_of_others_come_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is another one, and every file of others in it the same."""
+    write(tmp_path / "note", "one", parts=3)
+    other = tmp_path / "note/other"
+    other.write_text("mine")
+    before, exchanged = other.stat().st_ino, []
+    exchange = module.exchange
+
+    def spy(one: Path, two: Path) -> None:
+        exchanged.append(sorted(os.listdir(one)))
+        exchange(one, two)
+
+    monkeypatch.setattr(module, "exchange", spy)
+    with other.open("a") as still_open:
+        write(tmp_path / "note", "two", parts=1)
+        still_open.write(", and more")
+    assert exchanged == [["note.json", "other", "part-0", "text"]]
+    assert other.read_text() == "mine, and more"
+    assert (other.stat().st_ino, other.stat().st_nlink) == (before, 1)
+    assert names(tmp_path) == ["note", "note/note.json", "note/other", "note/part-0", "note/text"]
+
+
+@pytest.mark.parametrize("fails", ["link", "exchange"])
+def test_plain_files_of_others_stay_where_they_cannot_come_along(
+    fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "note", "one")
+    (tmp_path / "note/other").write_text("mine")
+
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(errno.EPERM, "cannot")
+
+    monkeypatch.setattr(*((os, "link") if fails == "link" else (module, "exchange")), refuse)
+    write(tmp_path / "note", "two", parts=1)
+    assert read(tmp_path / "note") == "two"
+    assert (tmp_path / "note/other").stat().st_nlink == 1
+    assert names(tmp_path) == ["note", "note/note.json", "note/other", "note/part-0", "note/text"]
+
+
 def test_the_working_directory_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(Path(), "one")
