@@ -166,7 +166,10 @@ DAMAGES = {
     "json list": (lambda folder: (folder / "adapter_config.json").write_text("[]"), "no PERA adapter"),
     "lora": (lambda folder: rewrite_config(folder, peft_type="LORA"), "no PERA adapter"),
     "future": (lambda folder: rewrite_config(folder, format_version=99), "newer"),
-    "bad option": (lambda folder: rewrite_config(folder, config={"rank": 0}), "rank must be positive"),
+    "bad option": (
+        lambda folder: rewrite_config(folder, config=PeraConfig(2).to_dict() | {"rank": 0}),
+        "rank must be positive",
+    ),
     "empty layers": (lambda folder: rewrite_config(folder, layers={}), "incomplete or damaged"),
     "bad rank": (
         lambda folder: rewrite_config(folder, layers={"x": {"rank": 0, "alpha": None}}),
