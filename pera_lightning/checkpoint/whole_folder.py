@@ -162,8 +162,13 @@ def _may_be_replaced(target: Path, kind: FolderKind) -> bool:
 
 def _others(target: Path, kind: FolderKind) -> list[Path]:
     """What in a folder is not ours; a temporary of a process that lives is another's too."""
-    is_owned = owned(target, kind)
-    return [target / name for name in os.listdir(target) if is_temporary(name) or not is_owned(name)]
+    for _ in range(_TRIES):
+        before = target.stat().st_ino
+        is_owned, names = owned(target, kind), os.listdir(target)
+        # Else another writer has put a folder of other files into the place, of which that marker says nothing.
+        if target.stat().st_ino == before:
+            return [target / name for name in names if is_temporary(name) or not is_owned(name)]
+    raise OSError(errno.EBUSY, _TOO_MANY)
 
 
 def _stands_in(target: Path) -> bool:
