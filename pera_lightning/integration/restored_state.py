@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
 from pera_lightning.checkpoint.checkpoint_archive import refuse_other_files
-from pera_lightning.checkpoint.remote import place
+from pera_lightning.checkpoint.remote import Place, place
 from pera_lightning.errors import CheckpointError, PeraError
 from pera_lightning.integration.restored_optimizers import optimizer_problem
 
@@ -48,6 +48,7 @@ def _restored(trainer: pl.Trainer, restore: Callable[..., Any], *args: Any, **op
     path = next(iter(args), None) or trainer.ckpt_path
     if not path:
         return restore(*args, **options)
+    _refuse_missing(place(path))
     refuse_other_files(place(path))
     with restoring(path):
         result = restore(*args, **options)
@@ -64,6 +65,17 @@ def _restored(trainer: pl.Trainer, restore: Callable[..., Any], *args: Any, **op
     return result
 
 
+def _refuse_missing(path: Place) -> None:
+    # At a URL it would take the network to know; there Lightning says it.
+    if isinstance(path, Path) and not path.exists():
+        raise CheckpointError(
+            "There is no checkpoint of a Trainer here.",
+            got=f"{path}, which is {'a link to nothing' if path.is_symlink() else 'nothing'}",
+            expected="a .ckpt file, or the folder that several processes wrote",
+            fix="correct the path",
+        )
+
+
 @contextmanager
 def restoring(path: str | Path | None) -> Iterator[None]:
     """Within this context a state is restored from a checkpoint: whatever goes wrong, the error names the file.
@@ -76,13 +88,6 @@ def restoring(path: str | Path | None) -> Iterator[None]:
     """
     try:
         yield
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            "There is no checkpoint of a Trainer here.",
-            got=f"{path}: {error}",
-            expected="a .ckpt file, or the folder that several processes wrote",
-            fix="correct the path",
-        ) from error
     except (PeraError, MisconfigurationException, torch.OutOfMemoryError):
         raise
     # Any: the values in the file are used before anything asks what they are.

@@ -11,6 +11,8 @@ from torch import nn
 
 from pera_lightning import AdapterSet, PeraConfig, inject_adapter, save_adapter
 from pera_lightning.checkpoint import AdapterComparison, LayerComparison
+from pera_lightning.checkpoint.adapter_comparison import Factors, compare_layers
+from pera_lightning.errors import AdapterFileError
 from pera_lightning.injection import adapted_layers
 from tests.support.several_adapters import dense_change, loaded
 
@@ -49,6 +51,15 @@ def test_special_cases(adapters: AdapterSet) -> None:
     found = adapters.compare("weather", "opposite")
     assert found.total.cosine == pytest.approx(-1, abs=1e-12)
     assert all(row.norm_ratio == pytest.approx(2, rel=1e-12) for row in found.layers)
+
+
+def test_adapters_of_models_of_other_sizes() -> None:
+    def factors(out: int, features: int) -> dict[str, Factors]:
+        return {"layer": lambda: (torch.ones(out, 2), torch.ones(2, features))}
+
+    for sizes in ((3, 5), (4, 6)):
+        with pytest.raises(AdapterFileError, match=r"different models(.|\n)*'layer' of sizes"):
+            compare_layers(("one", "other"), factors(4, 5), factors(*sizes))
 
 
 def test_no_dense_matrix_is_formed(tmp_path: Path) -> None:

@@ -12,7 +12,16 @@ import torch
 from safetensors.torch import _SIZE, load_file, save_file
 from torch import Tensor, nn
 
-from pera_lightning import PeraConfig, adapter_state_dict, inject_adapter, load_adapter, save_adapter
+from pera_lightning import (
+    PeraConfig,
+    adapter_state_dict,
+    export_lora,
+    inject_adapter,
+    load_adapter,
+    save_adapter,
+)
+from pera_lightning.analysis import inspect_adapter
+from pera_lightning.checkpoint.adapter_folder import read_adapter
 from pera_lightning.checkpoint.finite_values import largest_values, not_finite
 from pera_lightning.checkpoint.state_hooks import install_state_hooks
 from pera_lightning.errors import AdapterFileError, CheckpointError
@@ -142,6 +151,16 @@ def test_a_small_product_of_large_factors_is_fine(folder: Path) -> None:
     model = make_model()
     load_adapter(model, folder)
     assert model(torch.rand(3, 6)).isfinite().all()
+
+
+@pytest.mark.parametrize(("value", "words"), [(3e38, "larger by more than"), (float("inf"), "not finite")])
+def test_without_a_model_as_one_in_float32(folder: Path, tmp_path: Path, value: float, words: str) -> None:
+    change(folder, "0.pera_B", torch.full_like(stored(folder, "0.pera_B"), value))
+    reads = (inspect_adapter, lambda given: export_lora(given, tmp_path / "lora", to="safetensors"), read_adapter)
+    for read in reads:
+        with pytest.raises(AdapterFileError, match=words):
+            read(folder)
+    assert not (tmp_path / "lora").exists()
 
 
 def test_large_values_of_modules_saved_whole(folder: Path) -> None:

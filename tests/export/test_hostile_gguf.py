@@ -8,9 +8,11 @@ import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
+import numpy
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from pera_lightning import PeraConfig, inject_adapter
 from pera_lightning.errors import ConfigError, ExportError, PeraError
 from pera_lightning.export.gguf_header import GgufDamage, read_header
 from pera_lightning.export.gguf_merged import write_merged_gguf
+from pera_lightning.export.gguf_tensors import decoded
 from pera_lightning.export.plain_lora import PeraTensors, plain_lora
 from pera_lightning.integration.pretrained import PretrainedSource, load_causal_lm, load_config, load_tokenizer
 from tests.support.gguf_files import reads_gguf, save_gguf
@@ -103,6 +106,21 @@ def test_damage_is_named(name: str, whole: bytes, tmp_path: Path) -> None:
     for load in (load_tokenizer, load_config, load_causal_lm):
         with pytest.raises(ConfigError, match="cannot be loaded"):
             load(source)
+
+
+@reads_gguf
+def test_weights_that_are_not_finite(whole: bytes, tmp_path: Path) -> None:
+    """The last bytes are those of a tensor."""
+    (tmp_path / "base.gguf").write_bytes(whole[:-8] + struct.pack("<2f", float("nan"), float("inf")))
+    with pytest.raises(ConfigError, match=r"values of .* are not finite when its blocks are unpacked"):
+        load_causal_lm(PretrainedSource(str(tmp_path), "base.gguf"))
+
+
+def test_a_type_that_cannot_be_unpacked() -> None:
+    data = numpy.zeros(4, dtype=numpy.int8)
+    tensor = SimpleNamespace(name="blk.0", data=data, tensor_type=gguf.GGMLQuantizationType.I8)
+    with pytest.raises(ExportError, match=r"does not unpack(.|\n)*'blk\.0'"):
+        decoded(tensor)
 
 
 def test_alignment_and_parts(tmp_path: Path) -> None:

@@ -102,6 +102,26 @@ def test_the_error_names_the_file(checkpoint: Path, tmp_path: Path, damage: str)
         trainer.fit(Regressor(), ckpt_path=path, **SAFE_LOADING)
 
 
-def test_a_missing_file_is_named_too(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"none\.ckpt"):
-        make_trainer(tmp_path, PeraCallback(rank=2)).fit(Regressor(), ckpt_path=tmp_path / "none.ckpt", **SAFE_LOADING)
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_missing_file_is_named_too(tmp_path: Path, is_link: bool) -> None:
+    path = tmp_path / "none.ckpt"
+    if is_link:
+        path.symlink_to("elsewhere.ckpt")
+    with pytest.raises(CheckpointError, match=r"no checkpoint of a Trainer here(.|\n)*none\.ckpt"):
+        make_trainer(tmp_path, PeraCallback(rank=2)).fit(Regressor(), ckpt_path=path, **SAFE_LOADING)
+
+
+class LooksElsewhere(Regressor):
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        Path("their_file").read_text()
+
+
+def test_a_file_that_the_module_misses_is_not_called_the_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"cannot restore its state(.|\n)*FileNotFoundError.*their_file"):
+        make_trainer(tmp_path, PeraCallback(rank=2)).fit(LooksElsewhere(), ckpt_path=checkpoint, **SAFE_LOADING)
+
+
+def test_the_trainer_is_left_as_it_was(checkpoint: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, PeraCallback(rank=2), enable_checkpointing=False, max_epochs=2)
+    trainer.fit(Regressor(), ckpt_path=checkpoint, **SAFE_LOADING)
+    assert not vars(trainer._checkpoint_connector).keys() & {"_restore_modules_and_callbacks", "restore_training_state"}

@@ -193,6 +193,18 @@ def test_padding_needs_no_pad_token(rows: dict[str, str], plain_tokenizer: Any) 
     assert len(plain_tokenizer) == vocabulary
 
 
+@pytest.mark.parametrize("damage", [{"chat_template": [1]}, {"added_tokens_decoder": 3}])
+def test_a_tokenizer_that_cannot_be_loaded_is_named(
+    tmp_path: Path, rows: dict[str, str], chat_tokenizer: Any, damage: dict[str, Any]
+) -> None:
+    chat_tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    with pytest.raises(ConfigError, match="The tokenizer cannot be loaded"):
+        InstructionDataModule(test_files=rows["test_files"], tokenizer=str(tmp_path)).setup("test")
+
+
 def test_a_tokenizer_may_be_a_folder(tmp_path: Path, rows: dict[str, str], chat_tokenizer: Any) -> None:
     chat_tokenizer.save_pretrained(tmp_path / "tokenizer")
     loaded, given = (
