@@ -30,11 +30,14 @@ def check_archive(path: Place) -> None:
         return
     with archive:
         parts = archive.infolist()
-        if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
-            raise _refused(path, "compressed parts")
-        size = sum(part.file_size for part in parts)
-        if size > path.stat().st_size:
-            raise _refused(path, f"parts of {size:,} bytes in a file of {path.stat().st_size:,}")
+        size, present = sum(part.file_size for part in parts), path.stat().st_size
+        if size > present:
+            raise CheckpointError(
+                "The checkpoint is none that torch wrote.",
+                got=f"{path} with parts of {size:,} bytes in a file of {present:,}: compressed, or one over the other",
+                expected="a file of torch.save, which holds tensors as they are",
+                fix="take the file as the Trainer wrote it",
+            )
         for part in parts:
             if part.filename.endswith("data.pkl"):
                 _check_pickle(path, archive, part)
@@ -67,12 +70,3 @@ def _check_pickle(path: Path, archive: zipfile.ZipFile, part: zipfile.ZipInfo) -
             expected="a whole file",
             fix="if it was cut off, go on from an earlier one",
         ) from error
-
-
-def _refused(path: Path, found: str) -> CheckpointError:
-    return CheckpointError(
-        "The checkpoint is none that torch wrote.",
-        got=f"{path} with {found}",
-        expected="a file of torch.save, which holds tensors as they are",
-        fix="take the file as the Trainer wrote it",
-    )

@@ -58,7 +58,7 @@ def refuses(folder: Path, words: str | None = None) -> None:
 FIELDS = ["format_version", "config", "layers", "saved_modules", "token_rows", "base_quantization", "base_sample"]
 FIELDS += ["base_record", "layer_traits"]
 # What these fields may be: older versions wrote no more.
-HARMLESS = {("config", "{}"), ("layer_traits", "{}"), ("base_sample", "{}"), ("base_record", "{}")}
+HARMLESS = {("layer_traits", "{}"), ("base_sample", "{}"), ("base_record", "{}")}
 # And of layers that the model does not have they may say what they want.
 HARMLESS |= {("layer_traits", "{'rank': []}"), ("base_sample", "{'rank': []}")}
 
@@ -71,6 +71,12 @@ def test_fields_of_odd_types(folder: Path, field: str) -> None:
         if (field, str(value)) not in HARMLESS:
             rewrite(folder, lambda values, value=value: values.update({field: value}))
             refuses(folder)
+
+
+@pytest.mark.parametrize("option", ["rank", "order", "terms"])
+def test_options_that_decide_over_outputs_are_not_guessed(folder: Path, option: str) -> None:
+    rewrite(folder, lambda values: values["config"].pop(option))
+    refuses(folder, f"the entry '{option}'")
 
 
 @pytest.mark.parametrize("option", list(PeraConfig().to_dict()))
