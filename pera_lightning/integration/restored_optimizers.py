@@ -23,12 +23,18 @@ def optimizer_problem(optimizer: Optimizer) -> str | None:
 
 
 def _problems(optimizer: Optimizer) -> Iterator[str]:
+    kind = type(optimizer)
+    options = inspect.signature(kind).parameters.keys() & optimizer.defaults.keys() if _is_of_torch(kind) else set()
     for group in optimizer.param_groups:
+        # What an older version of torch did not have, its `load_state_dict` has put there.
+        lost = sorted(options - group.keys())
+        if lost:
+            yield f"it is of another optimizer: it has no {lost[0]!r} for {kind.__name__}"
         for name, default in optimizer.defaults.items():
             if name in group and not _is_alike(group[name], default):
                 yield f"the optimizer's {name} is {reprlib.repr(group[name])}, where {default!r} is usual"
         known = [parameter for parameter in group["params"] if parameter in optimizer.state]
-        usual = {rank: _state_after_a_step(type(optimizer), group, rank) for rank in {value.dim() for value in known}}
+        usual = {rank: _state_after_a_step(kind, group, rank) for rank in {value.dim() for value in known}}
         for parameter in known:
             yield from _differences(optimizer.state[parameter], usual[parameter.dim()], parameter)
 
@@ -51,6 +57,10 @@ def _differences(state: Any, usual: Mapping[str, Any], parameter: Tensor) -> Ite
             yield f"the optimizer's {name} is {reprlib.repr(found)}, where a number is usual"
 
 
+def _is_of_torch(kind: type[Optimizer]) -> bool:
+    return kind.__module__.startswith("torch.optim")
+
+
 def _size(rank: int) -> tuple[int, ...]:
     """Of a parameter to try an optimizer with."""
     return tuple(range(2, 2 + rank))
@@ -58,7 +68,7 @@ def _size(rank: int) -> tuple[int, ...]:
 
 def _state_after_a_step(kind: type[Optimizer], group: Mapping[str, Any], rank: int) -> Mapping[str, Any]:
     """What an optimizer of torch keeps of a parameter with so many dimensions; nothing where it cannot be tried."""
-    if not kind.__module__.startswith("torch.optim"):
+    if not _is_of_torch(kind):
         return {}
     taken = inspect.signature(kind).parameters
     parameter = nn.Parameter(torch.zeros(_size(rank)))

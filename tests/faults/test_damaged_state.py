@@ -111,6 +111,16 @@ def test_a_missing_file_is_named_too(tmp_path: Path, is_link: bool) -> None:
         make_trainer(tmp_path, PeraCallback(rank=2)).fit(Regressor(), ckpt_path=path, **SAFE_LOADING)
 
 
+class WithMomentum(Regressor):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD([value for value in self.parameters() if value.requires_grad], lr=0.01, momentum=0.9)
+
+
+def test_the_state_of_another_optimizer(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"another optimizer: it has no '.*' for SGD"):
+        make_trainer(tmp_path, PeraCallback(rank=2)).fit(WithMomentum(), ckpt_path=checkpoint, **SAFE_LOADING)
+
+
 class LooksElsewhere(Regressor):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         Path("their_file").read_text()

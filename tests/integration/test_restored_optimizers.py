@@ -51,3 +51,13 @@ def test_a_learning_rate_that_is_a_tensor() -> None:
     assert optimizer_problem(optimizer) is None
     optimizer.param_groups[0]["lr"] = "0.01"
     assert "lr" in str(optimizer_problem(optimizer))
+
+
+@pytest.mark.parametrize(
+    ("first", "then"), [("Adam", "SGD"), ("SGD", "AdamW"), ("RMSprop", "Adam"), ("AdamW", "Adagrad")]
+)
+def test_the_state_of_another_optimizer(first: str, then: str) -> None:
+    optimizer = getattr(torch.optim, then)(nn.Linear(4, 3).parameters(), lr=0.01)
+    given = getattr(torch.optim, first)(nn.Linear(4, 3).parameters(), lr=0.01)
+    optimizer.load_state_dict(given.state_dict())
+    assert "another optimizer" in str(optimizer_problem(optimizer))
