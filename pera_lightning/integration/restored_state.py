@@ -44,12 +44,13 @@ def stop_naming(trainer: pl.Trainer) -> None:
 
 
 def _restored(trainer: pl.Trainer, restore: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    # Given to the first step, which the Trainer remembers for the second.
-    path = next(iter(args), None) or trainer.ckpt_path
+    # Given to the first step. The second has what the first read: the file may be gone by then, as the tuner's are.
+    if args and args[0]:
+        _refuse_missing(place(args[0]))
+        refuse_other_files(place(args[0]))
+    path = args[0] if args else trainer._checkpoint_connector._loaded_checkpoint and trainer.ckpt_path
     if not path:
         return restore(*args, **options)
-    _refuse_missing(place(path))
-    refuse_other_files(place(path))
     with restoring(path):
         result = restore(*args, **options)
     # DeepSpeed's are none of torch's, and keep their state in other forms.
