@@ -22,14 +22,14 @@ from rich.progress import track
 from transformers import LlamaConfig
 
 from benchmarks import at_scale_report
+from benchmarks.model_shapes import ModelShapes, shapes_of
+from benchmarks.sharded_memory import ShardedMemory, ddp_memory, fsdp2_memory
+from benchmarks.traffic import Collective, ddp_traffic, fsdp2_traffic, tensor_parallel_traffic
 from pera_lightning import PeraConfig
 from pera_lightning.analysis.memory import GB, needed
-from pera_lightning.analysis.model_shapes import ModelShapes, shapes_of
-from pera_lightning.analysis.sharded_memory import ShardedMemory, ddp_memory, fsdp2_memory
-from pera_lightning.analysis.traffic import Collective, ddp_traffic, fsdp2_traffic, tensor_parallel_traffic
-from pera_lightning.cli.fit_on_meta import FitOnMeta
-from pera_lightning.cli.fit_options import FitOptions
-from pera_lightning.integration.pretrained import PretrainedSource
+from pera_lightning.cli.estimate.fit_on_meta import FitOnMeta
+from pera_lightning.cli.estimate.fit_options import FitOptions
+from pera_lightning.loading.pretrained import PretrainedSource
 
 ROOT = Path(__file__).parent.parent
 # What the config.json of each model says.

@@ -37,7 +37,7 @@ of the published models, built without weights. `make at-scale` counts again and
 [benchmarks/results/at_scale.csv](../benchmarks/results/at_scale.csv) has all rows, ranks 8 and 16, PERA (order 2) and
 LoRA (order 1).
 
-The counting functions, `pera_lightning.analysis.traffic` and `sharded_memory`, are those of the package. On a tiny
+The counting functions, `benchmarks.traffic` and `sharded_memory`, are those of the package. On a tiny
 Llama in 2 and 4 CPU processes (gloo, torch 2.13), sharded by the package's own functions, the tests compare them with
 every collective that torch issues and with every byte of parameters, gradients and optimizer states: equal for PERA and
 LoRA under DDP and FSDP2, with sizes that do not divide evenly, and for PERA under tensor parallelism beside FSDP2

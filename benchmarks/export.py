@@ -20,15 +20,15 @@ import matplotlib.pyplot as plt
 
 from benchmarks.__main__ import header
 from pera_lightning import export_lora, export_merged
+from pera_lightning.data.chat.conversations import BadRows, Conversation, read_conversations
+from pera_lightning.data.chat.prompts import ChatEncoder
+from pera_lightning.data.reading.rows import read_rows
 from pera_lightning.export.certificate import Reference
-from pera_lightning.export.lora_applied import lora_applied
-from pera_lightning.export.peft_format import read_peft
-from pera_lightning.integration.adapted_model import load_adapted_model
-from pera_lightning.integration.data.conversations import BadRows, Conversation, read_conversations
-from pera_lightning.integration.data.prompts import ChatEncoder
-from pera_lightning.integration.data.rows import read_rows
-from pera_lightning.integration.export_check import check_with_peft, row_inputs
-from pera_lightning.integration.generation import generate_answers
+from pera_lightning.export.export_check import check_with_peft, row_inputs
+from pera_lightning.export.lora.lora_applied import lora_applied
+from pera_lightning.export.lora.peft_format import read_peft
+from pera_lightning.loading.adapted_model import load_adapted_model
+from pera_lightning.models.generation import generate_answers
 
 ADAPTER = Path("runs/quickstart/fit/adapter")
 ROWS = Path("data/tool_calls/test.jsonl")

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from benchmarks.quantization_report import show, write
 from pera_lightning import InstructionDataModule, PeraCausalLM, PeraConfig, inject_adapter, load_adapter
-from pera_lightning.export.merge import WAYS, MergeReport, merge_and_report
+from pera_lightning.export.merged.merge import WAYS, MergeReport, merge_and_report
 from pera_lightning.injection import adapter_bytes, stored_bytes
-from pera_lightning.integration.answer_loss import answer_logits, answer_loss
+from pera_lightning.models.answer_loss import answer_logits, answer_loss
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "qpera_smollm2_cpu.yaml"

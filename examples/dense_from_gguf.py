@@ -9,9 +9,9 @@ import argparse
 import json
 from pathlib import Path
 
-from pera_lightning.checkpoint.folder_kind import FolderKind, listed_files
-from pera_lightning.checkpoint.whole_folder import whole_folder
-from pera_lightning.integration.pretrained import PretrainedSource, load_causal_lm, load_tokenizer
+from pera_lightning.loading.pretrained import PretrainedSource, load_causal_lm, load_tokenizer
+from pera_lightning.storage.folder_kind import FolderKind, listed_files
+from pera_lightning.storage.whole_folder import whole_folder
 
 DENSE = FolderKind(
     "a dense model",

@@ -18,19 +18,17 @@ from pera_lightning.injection import (
 from pera_lightning.layers import PeraLinear
 
 if TYPE_CHECKING:
-    from pera_lightning.integration.adapter_pictures import AdapterPictures
-    from pera_lightning.integration.callback import PeraCallback
-    from pera_lightning.integration.causal_lm import PeraCausalLM
-    from pera_lightning.integration.data import (
-        CommonsenseDataModule,
-        GlueDataModule,
-        InstructionDataModule,
-        TextDataModule,
-    )
-    from pera_lightning.integration.merged_model import export_merged
-    from pera_lightning.integration.sequence_classifier import PeraSequenceClassifier
-    from pera_lightning.integration.weighted_accumulation import WeightedAccumulation
-    from pera_lightning.layers.tensor_parallel import parallelize_adapted
+    from pera_lightning.callback.adapter_pictures import AdapterPictures
+    from pera_lightning.callback.callback import PeraCallback
+    from pera_lightning.data.commonsense import CommonsenseDataModule
+    from pera_lightning.data.glue import GlueDataModule
+    from pera_lightning.data.instruction import InstructionDataModule
+    from pera_lightning.data.text import TextDataModule
+    from pera_lightning.export.merged.merged_model import export_merged
+    from pera_lightning.layers.parallelize import parallelize_adapted
+    from pera_lightning.models.accumulation.weighted_accumulation import WeightedAccumulation
+    from pera_lightning.models.causal_lm import PeraCausalLM
+    from pera_lightning.models.sequence_classifier import PeraSequenceClassifier
 
 __version__ = "0.1.0"
 
@@ -67,17 +65,17 @@ __all__ = [
 # Everything that needs lightning (or torch's tensor parallelism) is imported on first use: the adapters work without
 # it, and importing it takes seconds.
 _LATE = {
-    "AdapterPictures": "pera_lightning.integration.adapter_pictures",
-    "PeraCallback": "pera_lightning.integration.callback",
-    "PeraCausalLM": "pera_lightning.integration.causal_lm",
-    "CommonsenseDataModule": "pera_lightning.integration.data",
-    "PeraSequenceClassifier": "pera_lightning.integration.sequence_classifier",
-    "GlueDataModule": "pera_lightning.integration.data",
-    "InstructionDataModule": "pera_lightning.integration.data",
-    "TextDataModule": "pera_lightning.integration.data",
-    "WeightedAccumulation": "pera_lightning.integration.weighted_accumulation",
-    "export_merged": "pera_lightning.integration.merged_model",
-    "parallelize_adapted": "pera_lightning.layers.tensor_parallel",
+    "AdapterPictures": "pera_lightning.callback.adapter_pictures",
+    "PeraCallback": "pera_lightning.callback.callback",
+    "PeraCausalLM": "pera_lightning.models.causal_lm",
+    "CommonsenseDataModule": "pera_lightning.data.commonsense",
+    "PeraSequenceClassifier": "pera_lightning.models.sequence_classifier",
+    "GlueDataModule": "pera_lightning.data.glue",
+    "InstructionDataModule": "pera_lightning.data.instruction",
+    "TextDataModule": "pera_lightning.data.text",
+    "WeightedAccumulation": "pera_lightning.models.accumulation.weighted_accumulation",
+    "export_merged": "pera_lightning.export.merged.merged_model",
+    "parallelize_adapted": "pera_lightning.layers.parallelize",
 }
 
 

@@ -21,50 +21,56 @@ CLASSES = {name for name, value in vars(errors).items() if isinstance(value, typ
 OTHER_RAISES = {
     ("__init__.py", "raise AttributeError(f'module {__name__!r} has no attribute {name!r}')"),
     # Caught where folders are written, which makes FolderErrors of what the system says.
-    ("checkpoint/folder_kind.py", "raise NotADirectoryError(errno.ENOTDIR, f'{found}, which is {kind}')"),
+    ("storage/folder_kind.py", "raise NotADirectoryError(errno.ENOTDIR, f'{found}, which is {kind}')"),
     (
-        "checkpoint/out_folder.py",
+        "storage/out_folder.py",
         "raise OSError(errno.ENOSPC, f'{os.strerror(errno.ENOSPC)}: {bytes_needed:,} bytes needed, {free:,} free')",
     ),
-    ("checkpoint/exchange.py", "raise OSError(code, os.strerror(code), str(one), None, str(other))"),
-    ("checkpoint/exchange.py", "raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))"),
-    ("checkpoint/whole_folder.py", "raise OSError(errno.EBUSY, _TOO_MANY)"),
-    ("checkpoint/whole_folder.py", "raise IsADirectoryError(errno.EISDIR, f'{path.name!r} is a folder there')"),
+    ("storage/exchange.py", "raise OSError(code, os.strerror(code), str(one), None, str(other))"),
+    ("storage/exchange.py", "raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))"),
+    ("storage/whole_folder.py", "raise OSError(errno.EBUSY, _TOO_MANY)"),
+    ("storage/whole_folder.py", "raise IsADirectoryError(errno.EISDIR, f'{path.name!r} is a folder there')"),
     # Caught where the list is read, which makes a CheckpointError of them.
-    ("checkpoint/distributed_metadata.py", "raise FileNotFoundError('there is no such file')"),
-    ("checkpoint/distributed_metadata.py", "raise ValueError(f'it has {path.stat().st_size:,} bytes')"),
-    ("checkpoint/distributed_metadata.py", "raise ValueError(f'it has {got}')"),
-    ("checkpoint/distributed_metadata.py", "raise pickle.UnpicklingError('builtins.getattr')"),
+    ("checkpoint/training/distributed_metadata.py", "raise FileNotFoundError('there is no such file')"),
+    ("checkpoint/training/distributed_metadata.py", "raise ValueError(f'it has {path.stat().st_size:,} bytes')"),
+    ("checkpoint/training/distributed_metadata.py", "raise ValueError(f'it has {got}')"),
+    ("checkpoint/training/distributed_metadata.py", "raise pickle.UnpicklingError('builtins.getattr')"),
     (
-        "checkpoint/distributed_metadata.py",
+        "checkpoint/training/distributed_metadata.py",
         "raise pickle.UnpicklingError(f'it names {module}.{name}, which no list of tensors needs')",
     ),
-    ("checkpoint/pickle_walk.py", "raise pickle.UnpicklingError('it takes what is not there')"),
-    ("checkpoint/pickle_walk.py", "raise pickle.UnpicklingError('it holds tuples without end in one another')"),
-    ("checkpoint/pickle_walk.py", "raise pickle.UnpicklingError(f'it takes more than {_STEPS:,} steps to read')"),
-    # A mistake of our own.
-    ("checkpoint/whole_folder.py", "raise ValueError(f'{path.name!r} is no file of {kind.name}')"),
-    # As the system says it: its callers make an error of it as they do of the system's own.
-    ("checkpoint/regular_file.py", "raise IsADirectoryError(errno.EISDIR, 'a folder, not a file', str(path))"),
+    ("checkpoint/training/pickle_walk.py", "raise pickle.UnpicklingError('it takes what is not there')"),
     (
-        "checkpoint/regular_file.py",
+        "checkpoint/training/pickle_walk.py",
+        "raise pickle.UnpicklingError('it holds tuples without end in one another')",
+    ),
+    (
+        "checkpoint/training/pickle_walk.py",
+        "raise pickle.UnpicklingError(f'it takes more than {_STEPS:,} steps to read')",
+    ),
+    # A mistake of our own.
+    ("storage/whole_folder.py", "raise ValueError(f'{path.name!r} is no file of {kind.name}')"),
+    # As the system says it: its callers make an error of it as they do of the system's own.
+    ("storage/regular_file.py", "raise IsADirectoryError(errno.EISDIR, 'a folder, not a file', str(path))"),
+    (
+        "storage/regular_file.py",
         "raise OSError(errno.EINVAL, f\"{_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a file\", str(path))",
     ),
     # The error of the first process, in the others; Lightning's way to end a run.
-    ("integration/parallel_causal_lm.py", "raise failure"),
+    ("models/parallel/parallel_causal_lm.py", "raise failure"),
     ("checkpoint/adapter_folder.py", "raise problem"),
-    ("integration/trained_adapter.py", "raise problem"),
-    ("integration/termination.py", "raise SIGTERMException"),
-    ("integration/activation_offloading.py", "raise RuntimeError(message)"),
-    ("integration/data/blocks.py", "raise row"),
+    ("callback/trained/trained_adapter.py", "raise problem"),
+    ("callback/resume/termination.py", "raise SIGTERMException"),
+    ("models/activation_offloading.py", "raise RuntimeError(message)"),
+    ("data/blocks.py", "raise row"),
     # What a template says of a conversation; its caller makes a DataError of it, as of the template's own.
-    ("integration/data/chat_template.py", "raise text"),
-    ("integration/data/prompts.py", "raise found"),
-    ("integration/data/conversations.py", "raise error"),
-    ("integration/data/conversations.py", "raise row"),
-    ("integration/data/conversations.py", "raise next((row for row in rows if isinstance(row, DataError)))"),
-    ("integration/data/text_lines.py", "raise line"),
-    ("integration/evaluation/questions.py", "raise row"),
+    ("data/chat/chat_template.py", "raise text"),
+    ("data/chat/prompts.py", "raise found"),
+    ("data/chat/conversations.py", "raise error"),
+    ("data/chat/conversations.py", "raise row"),
+    ("data/chat/conversations.py", "raise next((row for row in rows if isinstance(row, DataError)))"),
+    ("data/reading/text_lines.py", "raise line"),
+    ("evaluation/questions.py", "raise row"),
 }
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pera_lightning.analysis.plain_table import Lines, PlainTable
 from pera_lightning.cli.screen import show, tell
 from pera_lightning.errors import AdapterFileError
-from pera_lightning.integration.generation import GenerationSample, sample_table
-from pera_lightning.integration.messages import rank_zero_info, rank_zero_warn
+from pera_lightning.models.generation import GenerationSample, sample_table
+from pera_lightning.plain_table import Lines, PlainTable
+from pera_lightning.run_log.messages import rank_zero_info, rank_zero_warn
 from pera_lightning.visible_text import visible, visible_logger, visible_text
 
 PACKAGE = Path(__file__).parent.parent / "pera_lightning"
@@ -156,11 +156,11 @@ def uses(path: Path) -> Iterator[str]:
 
 ALLOWED = {
     "cli/screen.py": {"print", "rich.get_console"},
-    "analysis/plain_table.py": {"rich.table.Table", "rich.text.Text"},
+    "plain_table.py": {"rich.table.Table", "rich.text.Text"},
     "visible_text.py": {"getLogger"},
     # Of other libraries' loggers.
-    "bases/eight_bit.py": {"getLogger"},
-    "cli/compare_run.py": {"getLogger"},
+    "base_layers/eight_bit.py": {"getLogger"},
+    "cli/compare/single_run.py": {"getLogger"},
     # Box lines, and the width of the screen.
     "analysis/method_table.py": {"rich.box"},
     "analysis/inspection_table.py": {"rich.box"},

@@ -18,18 +18,13 @@ from benchmarks.gpu.session import Session, SkippedError
 from benchmarks.gpu.shapes import PUBLISHED, Architecture, tiny
 from pera_lightning import inject_adapter
 from pera_lightning.analysis.memory import needed
-from pera_lightning.cli.fit_on_meta import FitOnMeta
-from pera_lightning.cli.fit_options import FitOptions
-from pera_lightning.cli.parsed_fit import parse_fit
-from pera_lightning.integration.answer_loss import (
-    IGNORE_INDEX,
-    answer_logits,
-    answer_loss,
-    chunked_answer_loss,
-    ends_in_frozen_head,
-)
-from pera_lightning.integration.gradient_checkpointing import enable_gradient_checkpointing
-from pera_lightning.integration.optimization import make_optimizer
+from pera_lightning.cli.estimate.fit_on_meta import FitOnMeta
+from pera_lightning.cli.estimate.fit_options import FitOptions
+from pera_lightning.cli.estimate.parsed_fit import parse_fit
+from pera_lightning.data.examples import IGNORE_INDEX
+from pera_lightning.models.answer_loss import answer_logits, answer_loss, chunked_answer_loss, ends_in_frozen_head
+from pera_lightning.models.gradient_checkpointing import enable_gradient_checkpointing
+from pera_lightning.models.optimization import make_optimizer
 
 # Tiny models have no tenth layer, where the adapter of one config begins.
 TINY = ("--data.init_args.max_length", "32", "--pera.exclude_modules", "[]")

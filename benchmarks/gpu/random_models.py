@@ -14,7 +14,7 @@ from benchmarks.gpu.shapes import Architecture
 from benchmarks.models import TARGETS
 from pera_lightning import PeraConfig, inject_adapter, quantize_model
 from pera_lightning.analysis.memory import quantizable_layers, quantized_bytes
-from pera_lightning.integration.gradient_checkpointing import enable_gradient_checkpointing
+from pera_lightning.models.gradient_checkpointing import enable_gradient_checkpointing
 
 SPREAD = 0.02
 """Standard deviation of the weights, as transformers starts them."""

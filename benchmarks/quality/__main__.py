@@ -28,8 +28,8 @@ from benchmarks.quality.report import RESULTS, write_page
 from benchmarks.quality.studies import RUNS, STUDIES
 from pera_lightning.analysis.method_comparison import ComparedRun, best_learning_rate
 from pera_lightning.analysis.method_table import read_runs
-from pera_lightning.cli.compare_run import keep_result, run_cell
-from pera_lightning.cli.comparison import Plan, make_cells, run_comparison
+from pera_lightning.cli.compare.runs import Plan, make_cells, run_comparison
+from pera_lightning.cli.compare.single_run import keep_result, run_cell
 
 CHECKED = ("cola_upper_rank_1", "lora"), ("sst2_upper_rank_1", "normalised_h10"), ("stsb_upper_rank_4", "full")
 """Study and method; of each the first seed at its best learning rate is made again."""

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, PreTrainedModel
 from typing_extensions import override
 
-from pera_lightning.checkpoint.atomic import replacing
+from pera_lightning.storage.atomic import replacing
 
 States = dict[tuple[int, ...], Tensor]
 """Token ids and token types of a row -> what it is after the frozen layers (tokens, width)."""

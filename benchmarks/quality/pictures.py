@@ -14,7 +14,7 @@ from benchmarks.quality.approximation import Approximation
 from benchmarks.quality.studies import FORMS, IDEAS, Study
 from pera_lightning.analysis.method_comparison import ComparedRun, MethodSummary, summarise
 from pera_lightning.analysis.plots.figure import new_figure
-from pera_lightning.analysis.plots.method_comparison import draw_learning_rates
+from pera_lightning.analysis.plots.methods import draw_learning_rates
 
 _PALETTE = *(f"C{number}" for number in range(10)), "black"
 _COLOURS = dict(zip({**FORMS, **IDEAS}, _PALETTE, strict=True))

@@ -24,7 +24,7 @@ from benchmarks.quality.studies import FORMS, SMALL_STEPS, STUDIES, Study
 from pera_lightning.analysis.method_comparison import ComparedRun, MethodSummary, mean_interval
 from pera_lightning.analysis.method_table import read_runs
 from pera_lightning.analysis.plots.figure import save_figure
-from pera_lightning.analysis.plots.method_comparison import plot_methods
+from pera_lightning.analysis.plots.methods import plot_methods
 
 RESULTS = Path("benchmarks/results/quality")
 SHOWN = "small_model_rank_4"

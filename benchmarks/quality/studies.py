@@ -10,8 +10,8 @@ from typing import Literal
 
 from benchmarks.quality.random_labels import ROWS, write_random_labels
 from benchmarks.quality.small_model import PRETRAINING_STEPS, write_small_model
-from pera_lightning.cli.compare import METHODS
-from pera_lightning.cli.comparison import Plan
+from pera_lightning.cli.compare.command import METHODS
+from pera_lightning.cli.compare.runs import Plan
 
 RUNS = Path("runs/quality")
 

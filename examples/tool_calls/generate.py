@@ -28,8 +28,8 @@ from tool import Templates, Tool
 from tools import TOOLS
 from values import Split, Value
 
-from pera_lightning.checkpoint.folder_kind import FolderKind
-from pera_lightning.checkpoint.whole_folder import whole_folder
+from pera_lightning.storage.folder_kind import FolderKind
+from pera_lightning.storage.whole_folder import whole_folder
 
 PLACEHOLDER = re.compile(r"{(\w+)}")
 MAX_DRAWS_PER_ROW = 200

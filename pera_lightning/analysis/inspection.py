@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from pera_lightning.checkpoint import Manifest
-from pera_lightning.checkpoint.remote import Place
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import TrainingError
-from pera_lightning.export.lora_factors import LoraFactors, spectrum
-from pera_lightning.export.plain_lora import PeraTensors
+from pera_lightning.export.lora.lora_factors import LoraFactors, spectrum
+from pera_lightning.export.lora.plain_lora import PeraTensors
 from pera_lightning.functional import monomials
-from pera_lightning.functional.coefficient_scale import scaled_coefficients
+from pera_lightning.functional.expansion.coefficient_scale import scaled_coefficients
 from pera_lightning.functional.products import product_norm
 from pera_lightning.injection import LayerPlan
+from pera_lightning.storage.remote import Place
 
 NUMERICAL_RANK_CUT = 1e-6
 """Singular values above this share of the largest one count for the numerical rank."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from rich import box
 
 from pera_lightning.analysis.inspection import AdapterInspection
-from pera_lightning.analysis.plain_table import PlainTable
-from pera_lightning.checkpoint.atomic import replacing
+from pera_lightning.plain_table import PlainTable
+from pera_lightning.storage.atomic import replacing
 
 
 def as_table(found: AdapterInspection, width: int) -> PlainTable:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from pera_lightning.checkpoint.atomic import replacing
-from pera_lightning.checkpoint.remote import Place
+from pera_lightning.storage.atomic import replacing
+from pera_lightning.storage.remote import Place
 
 _SOFTWARE = "pera_lightning"
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from pera_lightning.bases.four_bit import BLOCKSIZE
+from pera_lightning.base_layers.four_bit import BLOCKSIZE
 from pera_lightning.functional import expanded_rank
 from pera_lightning.injection import adapted_layers, layers_to_quantize
 

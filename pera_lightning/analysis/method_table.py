@@ -10,8 +10,8 @@ from pathlib import Path
 from rich import box
 
 from pera_lightning.analysis.method_comparison import ComparedRun, MethodSummary
-from pera_lightning.analysis.plain_table import Lines, PlainTable
-from pera_lightning.checkpoint.atomic import replacing
+from pera_lightning.plain_table import Lines, PlainTable
+from pera_lightning.storage.atomic import replacing
 
 _PLAIN = (
     "method",

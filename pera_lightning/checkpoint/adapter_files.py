@@ -21,25 +21,25 @@ from pera_lightning.checkpoint.adapter_folder import (
     refuse_damage,
     stored_tensors,
 )
-from pera_lightning.checkpoint.adapter_state import adapter_state_dict, copy_into, refuse_merged
-from pera_lightning.checkpoint.adapter_tensors import check_tensors
-from pera_lightning.checkpoint.checksums import with_checksums
-from pera_lightning.checkpoint.comparison import (
+from pera_lightning.checkpoint.adapter_mismatch import (
     base_difference,
     form_difference,
     quantization_difference,
 )
+from pera_lightning.checkpoint.adapter_state import adapter_state_dict, copy_into, refuse_merged
+from pera_lightning.checkpoint.adapter_tensors import check_tensors
+from pera_lightning.checkpoint.checksums import with_checksums
 from pera_lightning.checkpoint.finite_values import describe_infinite, not_finite
-from pera_lightning.checkpoint.manifest import Manifest, manifest_of
+from pera_lightning.checkpoint.manifest.manifest import Manifest, manifest_of
 from pera_lightning.checkpoint.model_card import model_card
-from pera_lightning.checkpoint.remote import Place, place
-from pera_lightning.checkpoint.whole_folder import whole_folder
 from pera_lightning.concurrency import changing
 from pera_lightning.errors import AdapterFileError, ConfigError, InjectionError, TargetError
 from pera_lightning.functional.distributed import is_distributed, whole
 from pera_lightning.injection import InjectionReport, adapted_layers, init_loftq, inject_plan, remove_adapter
 from pera_lightning.injection.saved_modules import kept_infinities
 from pera_lightning.option_checks import check_flags
+from pera_lightning.storage.remote import Place, place
+from pera_lightning.storage.whole_folder import whole_folder
 
 
 def save_adapter(

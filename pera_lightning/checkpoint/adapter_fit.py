@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from pera_lightning.bases import base_of
+from pera_lightning.base_layers import base_of
+from pera_lightning.checkpoint.adapter_mismatch import describe_mismatch, shapes
 from pera_lightning.checkpoint.adapter_state import adapter_state_dict
 from pera_lightning.checkpoint.adapter_tensors import dtype_difference
-from pera_lightning.checkpoint.comparison import describe_mismatch, shapes
 from pera_lightning.checkpoint.computable import LayerForm, constant_infinities, forms_in, value_problem
 from pera_lightning.checkpoint.finite_values import describe_infinite, not_finite
-from pera_lightning.checkpoint.manifest import Manifest
+from pera_lightning.checkpoint.manifest.manifest import Manifest
 from pera_lightning.errors import AdapterFileError
 from pera_lightning.injection import clean_name
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from pera_lightning.checkpoint.adapter_fit import check_alone
 from pera_lightning.checkpoint.adapter_tensors import check_tensors
 from pera_lightning.checkpoint.checksums import damage
-from pera_lightning.checkpoint.folder_kind import FolderKind, check_ours
-from pera_lightning.checkpoint.manifest import PEFT_TYPE, Manifest, read_manifest
-from pera_lightning.checkpoint.regular_file import check_regular
-from pera_lightning.checkpoint.remote import Place, RemotePath, place
-from pera_lightning.checkpoint.whole_folder import settle
+from pera_lightning.checkpoint.manifest.manifest import PEFT_TYPE, Manifest, read_manifest
 from pera_lightning.errors import AdapterFileError, FolderError, PeraError
+from pera_lightning.storage.folder_kind import FolderKind, check_ours
+from pera_lightning.storage.regular_file import check_regular
+from pera_lightning.storage.remote import Place, RemotePath, place
+from pera_lightning.storage.whole_folder import settle
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"

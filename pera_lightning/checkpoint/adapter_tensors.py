@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from pera_lightning.checkpoint.manifest import Manifest
+from pera_lightning.checkpoint.manifest.manifest import Manifest
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import AdapterFileError, shown
 from pera_lightning.form_bounds import MAX_NAME, column_count, most_columns
 from pera_lightning.injection import LayerPlan
-from pera_lightning.injection.names import BELOW, parents
+from pera_lightning.injection.targets.names import BELOW, parents
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 """What adapters are stored in; that of a model in float64 in float64."""

@@ -14,8 +14,8 @@ import torch
 import xxhash
 from torch import Tensor
 
-from pera_lightning.checkpoint.remote import Place
 from pera_lightning.errors import AdapterFileError
+from pera_lightning.storage.remote import Place
 
 KEY = "checksums"
 """Entry of the config that holds them; earlier versions wrote none."""

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pera_lightning.bases import expect_base
+from pera_lightning.base_layers import expect_base
 from pera_lightning.checkpoint.finite_values import largest_values
 from pera_lightning.config import PeraConfig
-from pera_lightning.functional.coefficient_scale import degree_factors, scaled_coefficients
+from pera_lightning.functional.expansion.coefficient_scale import degree_factors, scaled_coefficients
 from pera_lightning.functional.weight import expanded_factors
 from pera_lightning.injection import adapted_layers
 from pera_lightning.injection.saved_modules import kept_infinities

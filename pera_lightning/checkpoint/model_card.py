@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pera_lightning.checkpoint.card_text import in_header, in_markdown
-from pera_lightning.checkpoint.manifest import Manifest
+from pera_lightning.checkpoint.manifest.manifest import Manifest
+from pera_lightning.storage.card_text import in_header, in_markdown
 
 
 def model_card(manifest: Manifest, parameters: int, run: Mapping[str, str]) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pera_lightning.checkpoint.adapter_mismatch import describe_mismatch, shapes
 from pera_lightning.checkpoint.adapter_state import adapter_state_dict, refuse_merged
 from pera_lightning.checkpoint.adapter_tensors import dtype_difference
-from pera_lightning.checkpoint.comparison import describe_mismatch, shapes
 from pera_lightning.checkpoint.computable import constant_infinities, forms_in, value_problem
 from pera_lightning.checkpoint.finite_values import describe_infinite, not_finite
 from pera_lightning.errors import CheckpointError

@@ -32,7 +32,7 @@ def chat(
             a floating one by that.
         dtype: Dtype of the base's weights; that of the training (`model.init_args.dtype`) is the best choice.
     """
-    from pera_lightning.integration.answerer import Answerer
+    from pera_lightning.evaluation.answerer import Answerer
 
     answerer = Answerer(
         adapter,

@@ -16,6 +16,6 @@ def consolidate(checkpoint: str, out: str, overwrite: bool = False) -> None:
         out: Folder to write to; it is made if needed, and an adapter in it is replaced. Other folders are refused.
         overwrite: Write into a folder with other things too, and replace what has the names of an adapter's files.
     """
-    from pera_lightning.checkpoint.consolidate import consolidate as write
+    from pera_lightning.checkpoint.training.consolidation import consolidate as write
 
     show(write(checkpoint, out, overwrite=overwrite))

@@ -10,8 +10,8 @@ from pera_lightning.cli.screen import show
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pera_lightning.checkpoint.adapter_comparison import Factors
-    from pera_lightning.export.plain_lora import PeraTensors
+    from pera_lightning.checkpoint.several.adapter_comparison import Factors
+    from pera_lightning.export.lora.plain_lora import PeraTensors
 
 
 def diff(first: str, second: str) -> None:
@@ -24,9 +24,9 @@ def diff(first: str, second: str) -> None:
         first: Folder of an adapter.
         second: Folder of another one, of any rank and order, for the same base.
     """
-    from pera_lightning.checkpoint.adapter_comparison import compare_layers
-    from pera_lightning.checkpoint.comparison import form_difference
-    from pera_lightning.export.plain_lora import PeraTensors
+    from pera_lightning.checkpoint.adapter_mismatch import form_difference
+    from pera_lightning.checkpoint.several.adapter_comparison import compare_layers
+    from pera_lightning.export.lora.plain_lora import PeraTensors
 
     one, other = PeraTensors.of(first), PeraTensors.of(second)
     show(compare_layers((_name(first), _name(second)), _factors(one), _factors(other)))
@@ -35,7 +35,7 @@ def diff(first: str, second: str) -> None:
 
 
 def _name(folder: str) -> str:
-    from pera_lightning.checkpoint.remote import place
+    from pera_lightning.storage.remote import place
 
     return place(folder).name or folder
 

@@ -50,11 +50,11 @@ def evaluate(
     """
     import torch
 
-    from pera_lightning.checkpoint.folder_kind import check_ours
-    from pera_lightning.checkpoint.out_folder import check_out_folder
-    from pera_lightning.checkpoint.remote import local_path
-    from pera_lightning.integration.evaluation import evaluate_commonsense
-    from pera_lightning.integration.evaluation.results import RESULTS
+    from pera_lightning.evaluation import evaluate_commonsense
+    from pera_lightning.evaluation.results import RESULTS
+    from pera_lightning.storage.folder_kind import check_ours
+    from pera_lightning.storage.out_folder import check_out_folder
+    from pera_lightning.storage.remote import local_path
 
     questions = local_path(tasks, "--tasks")
     if out is not None:
@@ -88,8 +88,8 @@ def _load(
     adapter: str | None, base: str | None, gguf_file: str | None, merged: bool, dtype: str
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     from pera_lightning.export import merge_adapter
-    from pera_lightning.integration.adapted_model import load_adapted_model
-    from pera_lightning.integration.pretrained import PretrainedSource, load_causal_lm, load_tokenizer
+    from pera_lightning.loading.adapted_model import load_adapted_model
+    from pera_lightning.loading.pretrained import PretrainedSource, load_causal_lm, load_tokenizer
 
     if adapter is not None:
         model, tokenizer = load_adapted_model(adapter, base=base, gguf_file=gguf_file, dtype=dtype)

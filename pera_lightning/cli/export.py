@@ -7,15 +7,15 @@ from shlex import quote
 from typing import Any, Literal
 
 from pera_lightning.checkpoint.adapter_folder import CONFIG_FILE
-from pera_lightning.checkpoint.manifest import read_manifest
-from pera_lightning.checkpoint.remote import local_path, place
+from pera_lightning.checkpoint.manifest.manifest import read_manifest
 from pera_lightning.cli.screen import show
 from pera_lightning.errors import ConfigError
 from pera_lightning.export.export_report import ExportReport
-from pera_lightning.export.factors_format import FACTORS_FILE
-from pera_lightning.export.gguf_adapter import GGUF_FILE
-from pera_lightning.export.gguf_merged import MERGED_GGUF_FILE
+from pera_lightning.export.gguf.gguf_adapter import GGUF_FILE
+from pera_lightning.export.gguf.gguf_merged import MERGED_GGUF_FILE
+from pera_lightning.export.lora.factors_format import FACTORS_FILE
 from pera_lightning.export.servers import max_lora_rank, refuse_losses
+from pera_lightning.storage.remote import local_path, place
 
 
 def export(
@@ -69,16 +69,16 @@ def export(
     """
     import torch
 
+    from pera_lightning.data.chat.prompts import ChatEncoder
     from pera_lightning.export import export_lora
-    from pera_lightning.export.peft_loading import has_peft
+    from pera_lightning.export.export_check import check_with_peft, row_inputs, sentence_inputs
+    from pera_lightning.export.gguf.merged_gguf import export_merged_gguf
+    from pera_lightning.export.lora.peft_loading import has_peft
+    from pera_lightning.export.merged.merged_model import export_merged
     from pera_lightning.export.place import check_place
-    from pera_lightning.integration.adapted_model import load_adapted_model
-    from pera_lightning.integration.adapter_source import adapter_source
-    from pera_lightning.integration.data.prompts import ChatEncoder
-    from pera_lightning.integration.export_check import check_with_peft, row_inputs, sentence_inputs
-    from pera_lightning.integration.merged_gguf import export_merged_gguf
-    from pera_lightning.integration.merged_model import export_merged
-    from pera_lightning.integration.pretrained import load_config
+    from pera_lightning.loading.adapted_model import load_adapted_model
+    from pera_lightning.loading.adapter_source import adapter_source
+    from pera_lightning.loading.pretrained import load_config
 
     # What is wrong is said before the base is loaded.
     _refuse_idle(to, check, rank, max_error, into, rows, base_dtype)

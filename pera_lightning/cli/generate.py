@@ -39,7 +39,7 @@ def generate(
         compare: Let both answer, and print the answers side by side.
         dtype: Dtype of the base's weights; that of the training (`model.init_args.dtype`) is the best choice.
     """
-    from pera_lightning.integration.answerer import Answerer
+    from pera_lightning.evaluation.answerer import Answerer
 
     if compare and (merged or without_adapter):
         raise ConfigError(
@@ -67,7 +67,7 @@ def generate(
 
 
 def _show(base: str, adapted: str) -> None:
-    from pera_lightning.analysis.plain_table import Lines, PlainTable
+    from pera_lightning.plain_table import Lines, PlainTable
 
     table = PlainTable("base", "with the adapter")
     table.add_row(Lines(base), Lines(adapted))

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pera_lightning.checkpoint.folder_kind import FolderKind, check_ours, listed_files
-from pera_lightning.checkpoint.manifest import versions
-from pera_lightning.checkpoint.out_folder import check_out_folder
-from pera_lightning.checkpoint.remote import Place, local_path, place
-from pera_lightning.checkpoint.whole_folder import whole_folder
+from pera_lightning.checkpoint.manifest.manifest import versions
 from pera_lightning.cli.screen import show, show_table
 from pera_lightning.errors import PeraError
+from pera_lightning.storage.folder_kind import FolderKind, check_ours, listed_files
+from pera_lightning.storage.out_folder import check_out_folder
+from pera_lightning.storage.remote import Place, local_path, place
+from pera_lightning.storage.whole_folder import whole_folder
 
 if TYPE_CHECKING:
     from pera_lightning.analysis import AdapterInspection, Interactions
@@ -94,8 +94,8 @@ def _strengths(
 ) -> Interactions | None:
     """Interaction strengths; None, with a word about it, where there are none or the base is not at hand."""
     from pera_lightning.analysis import interaction_strength
-    from pera_lightning.integration.adapted_model import load_adapted_model
-    from pera_lightning.integration.export_check import sentence_inputs
+    from pera_lightning.export.export_check import sentence_inputs
+    from pera_lightning.loading.adapted_model import load_adapted_model
 
     if all(row.coefficients is None for row in found.layers):
         show("No interactions: the adapter has no products of rank components.")

@@ -58,19 +58,19 @@ def _tried(error: BaseException) -> list[BaseException]:
 
 
 def _run_trainer() -> None:
-    from pera_lightning.cli.trainer import run_trainer
+    from pera_lightning.cli.fit.trainer import run_trainer
 
     run_trainer()
 
 
 def _estimate(words: list[str]) -> None:
-    from pera_lightning.cli.estimate import estimate
+    from pera_lightning.cli.estimate.command import estimate
 
     estimate(words)
 
 
 def _compare(words: list[str]) -> None:
-    from pera_lightning.cli.compare import compare
+    from pera_lightning.cli.compare.command import compare
 
     compare(words)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from pera_lightning.checkpoint.adapter_folder import ADAPTER, read_adapter, read_weights
 from pera_lightning.checkpoint.finite_values import describe_infinite, not_finite
-from pera_lightning.checkpoint.folder_kind import is_ours
-from pera_lightning.checkpoint.remote import local_path
 from pera_lightning.cli.screen import show
 from pera_lightning.errors import AdapterFileError, ConfigError
 from pera_lightning.option_checks import check_flags
+from pera_lightning.storage.folder_kind import is_ours
+from pera_lightning.storage.remote import local_path
 
 FILES = (
     "README.md",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 from pera_lightning.visible_text import visible_text
 
 if TYPE_CHECKING:
-    from pera_lightning.analysis.plain_table import PlainTable
+    from pera_lightning.plain_table import PlainTable
 
 
 def show(*lines: object) -> None:

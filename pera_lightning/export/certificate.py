@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pera_lightning.errors import ConfigError, ExportError
-from pera_lightning.export.lora_applied import lora_applied
-from pera_lightning.export.lora_factors import StoredLora
+from pera_lightning.export.lora.lora_applied import lora_applied
+from pera_lightning.export.lora.lora_factors import StoredLora
 from pera_lightning.export.probe import probe_outputs
 from pera_lightning.export.rounding import Rounding, measured_rounding, row_differences
 from pera_lightning.injection import adapter_disabled

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pera_lightning.checkpoint.manifest import versions
+from pera_lightning.checkpoint.manifest.manifest import versions
 from pera_lightning.export.certificate import Certificate
-from pera_lightning.export.merge import MergeReport
-from pera_lightning.export.plain_lora import LayerFit
+from pera_lightning.export.lora.plain_lora import LayerFit
+from pera_lightning.export.merged.merge import MergeReport
 
 REPORT_FILE = "export_report.json"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from pera_lightning.checkpoint import Manifest
-from pera_lightning.checkpoint.layer_traits import EMBEDDING, TIED
+from pera_lightning.checkpoint.manifest.layer_traits import EMBEDDING, TIED
 from pera_lightning.errors import ExportError
 
 Server = Literal["peft", "vllm", "llamacpp", "safetensors"]

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from pera_lightning.config import PeraConfig, Terms
 from pera_lightning.form_bounds import column_count
-from pera_lightning.functional.coefficient_scale import degree_factors
 from pera_lightning.functional.cost import Sizes, backward_path, forward_path, keeps_middle
-from pera_lightning.functional.dropout_mask import keep_mask, met_dropout
+from pera_lightning.functional.expansion.coefficient_scale import degree_factors
 from pera_lightning.functional.form import Form
+from pera_lightning.functional.fused.dropout_mask import keep_mask, met_dropout
 from pera_lightning.functional.precision import as_matrix, in_dtype
 
 Path = Literal["auto", "factored", "dense", "implicit"]

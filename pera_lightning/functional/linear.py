@@ -11,10 +11,10 @@ from torch import Tensor
 
 from pera_lightning.errors import ConfigError
 from pera_lightning.form_bounds import Terms, check_dropout
-from pera_lightning.functional.autograd import PeraFunction
 from pera_lightning.functional.call import Options, Path, call_of, chosen_path
-from pera_lightning.functional.fused import FusedFunction, fused_call, uses_kernels
-from pera_lightning.functional.fused_operator import add_as_operator
+from pera_lightning.functional.fused.autograd import PeraFunction
+from pera_lightning.functional.fused.fused import FusedFunction, fused_call, uses_kernels
+from pera_lightning.functional.fused.fused_operator import add_as_operator
 from pera_lightning.functional.observation import is_observed, is_transformed
 from pera_lightning.functional.operands import Operands, prepare
 from pera_lightning.functional.precision import (

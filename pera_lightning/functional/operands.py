@@ -9,10 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pera_lightning.form_bounds import Terms, count_of_degree
-from pera_lightning.functional.columns import float16_magnitude, left_constants, left_weights, right_weights, weighted
-from pera_lightning.functional.expansion import expand
+from pera_lightning.functional.expansion.columns import (
+    float16_magnitude,
+    left_constants,
+    left_weights,
+    right_weights,
+    weighted,
+)
+from pera_lightning.functional.expansion.expansion import expand
+from pera_lightning.functional.expansion.monomials import degree_indices
 from pera_lightning.functional.form import Form
-from pera_lightning.functional.monomials import degree_indices
 from pera_lightning.functional.precision import in_dtype
 
 

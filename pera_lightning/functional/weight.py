@@ -7,8 +7,8 @@ from torch import Tensor
 
 from pera_lightning.errors import ConfigError
 from pera_lightning.form_bounds import Terms
-from pera_lightning.functional.expansion import expand
-from pera_lightning.functional.monomials import expanded_rank
+from pera_lightning.functional.expansion.expansion import expand
+from pera_lightning.functional.expansion.monomials import expanded_rank
 
 
 def delta_weight(

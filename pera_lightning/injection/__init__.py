@@ -10,14 +10,25 @@ from pera_lightning.injection.inject import (
     inject_plan,
     remove_adapter,
 )
-from pera_lightning.injection.loftq import LoftqReport, init_loftq
-from pera_lightning.injection.names import adapted_layers, adapter_layers, clean_name, original_names, token_layers
 from pera_lightning.injection.parameter_groups import parameter_groups
-from pera_lightning.injection.plan import InjectionPlan, LayerPlan, plan_injection
-from pera_lightning.injection.quantize_model import QuantizationReport, layers_to_quantize, quantize_model
+from pera_lightning.injection.quantization.loftq import LoftqReport, init_loftq
+from pera_lightning.injection.quantization.quantize_model import QuantizationReport, layers_to_quantize, quantize_model
+from pera_lightning.injection.quantization.stored_bytes import (
+    adapter_bytes,
+    describe_bytes,
+    parameter_count,
+    stored_bytes,
+)
 from pera_lightning.injection.saved_modules import marked_modules, saved_modules, saved_tensors
-from pera_lightning.injection.stored_bytes import adapter_bytes, describe_bytes, parameter_count, stored_bytes
-from pera_lightning.injection.token_plan import TokenPlan, present_plans
+from pera_lightning.injection.targets.names import (
+    adapted_layers,
+    adapter_layers,
+    clean_name,
+    original_names,
+    token_layers,
+)
+from pera_lightning.injection.targets.plan import InjectionPlan, LayerPlan, plan_injection
+from pera_lightning.injection.targets.token_plan import TokenPlan, present_plans
 
 __all__ = [
     "DetachedAdapter",

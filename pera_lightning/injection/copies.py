@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from pera_lightning.bases import is_linear_like
+from pera_lightning.base_layers import is_linear_like
 from pera_lightning.functional.distributed import own_part
-from pera_lightning.injection.names import APART, adapter_layers, block_template, clean_name, within_any
+from pera_lightning.injection.targets.names import APART, adapter_layers, block_template, clean_name, within_any
 from pera_lightning.layers import PeraEmbedding, PeraLinear, TokenRowsLayer
 
 # On a model that was injected into: name of a copy -> name of what it is a copy of.

@@ -9,15 +9,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pera_lightning.bases import expect_base
+from pera_lightning.base_layers import expect_base
 from pera_lightning.errors import InjectionError
 from pera_lightning.functional.precision import factor_dtype
 from pera_lightning.injection.inject import no_such_module, put_in, set_trainable, take_out, trainable_names
-from pera_lightning.injection.names import adapted_layers, adapter_layers, clean_name
-from pera_lightning.injection.plan import refuse_adapted
 from pera_lightning.injection.saved_modules import Mark, marked_modules, memory_of_saved, put_mark, take_mark
 from pera_lightning.injection.shared_memory import SharedMemory
-from pera_lightning.injection.token_plan import TokenPlan, present_plans
+from pera_lightning.injection.targets.names import adapted_layers, adapter_layers, clean_name
+from pera_lightning.injection.targets.plan import refuse_adapted
+from pera_lightning.injection.targets.token_plan import TokenPlan, present_plans
 from pera_lightning.layers import PeraLinear, TokenRowsLayer
 
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from pera_lightning.concurrency import kept
 from pera_lightning.errors import InjectionError
-from pera_lightning.injection.names import adapted_layers, adapter_layers
 from pera_lightning.injection.saved_modules import marked_modules, memory_of_saved, swap_saved
+from pera_lightning.injection.targets.names import adapted_layers, adapter_layers
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import cast
 
 from torch import nn
 
-from pera_lightning.bases import base_of, expect_base
+from pera_lightning.base_layers import base_of, expect_base
 from pera_lightning.concurrency import changing, in_turn
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import ConfigError, InjectionError, TargetError
@@ -22,9 +22,8 @@ from pera_lightning.injection.copies import (
     note_copies,
     note_identity,
 )
-from pera_lightning.injection.loftq import init_loftq
-from pera_lightning.injection.names import adapted_layers, adapter_layers, clean_name, near_names
-from pera_lightning.injection.plan import InjectionPlan, plan_injection, refuse_adapted
+from pera_lightning.injection.quantization.loftq import init_loftq
+from pera_lightning.injection.quantization.stored_bytes import parameter_count
 from pera_lightning.injection.replacement import replace_modules
 from pera_lightning.injection.saved_modules import (
     forget_saved,
@@ -34,9 +33,10 @@ from pera_lightning.injection.saved_modules import (
     saved_parameters,
     swap_saved,
 )
-from pera_lightning.injection.stored_bytes import parameter_count
-from pera_lightning.injection.token_plan import check_plan, token_row_layers
-from pera_lightning.injection.unfit_layers import refuse_unfit, refuse_wrapped
+from pera_lightning.injection.targets.names import adapted_layers, adapter_layers, clean_name, near_names
+from pera_lightning.injection.targets.plan import InjectionPlan, plan_injection, refuse_adapted
+from pera_lightning.injection.targets.token_plan import check_plan, token_row_layers
+from pera_lightning.injection.targets.unfit_layers import refuse_unfit, refuse_wrapped
 from pera_lightning.injection.untrained import note_start
 from pera_lightning.layers import PeraLinear, TokenRowsLayer, adapted_layer
 from pera_lightning.layers.call_hooks import lift_hooks, lower_hooks

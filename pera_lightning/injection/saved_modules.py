@@ -9,8 +9,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pera_lightning.injection.names import clean_name, original_names, own_modules
 from pera_lightning.injection.shared_memory import SharedMemory
+from pera_lightning.injection.targets.names import clean_name, original_names, own_modules
 
 # A plain attribute on the module: the values it had before training. It must not enter state dicts, and it is
 # what disabling and removing the adapter bring back.

@@ -11,7 +11,7 @@ from torch import nn
 from pera_lightning.errors import InjectionError
 from pera_lightning.functional.distributed import is_distributed, own_part
 from pera_lightning.injection.inject import adapter_parameters
-from pera_lightning.injection.names import adapter_layers
+from pera_lightning.injection.targets.names import adapter_layers
 from pera_lightning.requirements import SHARDS_INTEGERS, require
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pera_lightning.injection.names import clean_name
+from pera_lightning.injection.targets.names import clean_name
 
 MAX_WORK: Any = 10_000  # numpy's annotation knows of its two special values only
 """Of numpy, for two views that are strided; what it cannot tell in that is taken for shared."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from pera_lightning.functional.distributed import own_part
-from pera_lightning.injection.names import adapted_layers, token_layers
 from pera_lightning.injection.saved_modules import marked_modules
+from pera_lightning.injection.targets.names import adapted_layers, token_layers
 from pera_lightning.layers import PeraEmbedding, PeraLinear
 
 # On a layer: the count of changes of its B, which every step, and every value that is loaded, counts up.

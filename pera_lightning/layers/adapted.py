@@ -6,7 +6,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from pera_lightning.bases import base_of
+from pera_lightning.base_layers import base_of
 from pera_lightning.config import PeraConfig
 from pera_lightning.layers.pera_embedding import PeraEmbedding
 from pera_lightning.layers.pera_linear import PeraLinear

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from pera_lightning.bases import beyond_multiplying, expect_base, replaced_forward
+from pera_lightning.base_layers import beyond_multiplying, expect_base, replaced_forward
 from pera_lightning.errors import InjectionError
 from pera_lightning.functional.distributed import is_distributed, whole
 from pera_lightning.layers.call_hooks import changes_output

@@ -9,16 +9,16 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from pera_lightning.bases import Base, adaptable_base, expect_base
+from pera_lightning.base_layers import Base, adaptable_base, expect_base
 from pera_lightning.concurrency import in_turn
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import InjectionError
 from pera_lightning.form_bounds import check_columns
 from pera_lightning.functional import delta_weight, expanded_rank
 from pera_lightning.functional.call import Options, chosen_path, options_of
-from pera_lightning.functional.coefficient_scale import scaled_coefficients
 from pera_lightning.functional.cost import FEW_TOKENS
 from pera_lightning.functional.distributed import is_distributed
+from pera_lightning.functional.expansion.coefficient_scale import scaled_coefficients
 from pera_lightning.functional.linear import add_adapter, apply_operands, needs_gradient
 from pera_lightning.functional.operands import Operands, prepare
 from pera_lightning.functional.precision import factor_dtype, product_dtype, without_autocast

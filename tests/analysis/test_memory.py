@@ -27,7 +27,7 @@ from pera_lightning.analysis.step_memory import StepMemory, measure_forward, mea
 from pera_lightning.functional import linear
 from pera_lightning.functional.cross_entropy import chunked_cross_entropy
 from pera_lightning.injection import adapted_layers, adapter_parameters, quantize_model
-from pera_lightning.integration.gradient_checkpointing import enable_gradient_checkpointing
+from pera_lightning.models.gradient_checkpointing import enable_gradient_checkpointing
 from pera_lightning.requirements import is_outdated
 from tests.conftest import OLD_KERNELS
 from tests.support.models import tiny_llama

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from pera_lightning.analysis.method_comparison import ComparedRun, best_learning_rate, mean_interval, summarise
 from pera_lightning.analysis.method_table import as_table, read_runs, write_runs
-from pera_lightning.analysis.plots.method_comparison import plot_methods, tuned_curve
+from pera_lightning.analysis.plots.methods import plot_methods, tuned_curve
 
 
 def run_of(method: str, rate: float, seed: int, selection: float | None, report: float | None = 0.5) -> ComparedRun:

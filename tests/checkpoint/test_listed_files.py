@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pera_lightning.checkpoint.folder_kind import COMMIT, FolderKind, check_ours, listed_files
-from pera_lightning.checkpoint.whole_folder import settle, whole_folder
 from pera_lightning.errors import FolderError
+from pera_lightning.storage.folder_kind import COMMIT, FolderKind, check_ours, listed_files
+from pera_lightning.storage.whole_folder import settle, whole_folder
 from tests.support.folder_kinds import NOTE, names
 
 LISTED = FolderKind(

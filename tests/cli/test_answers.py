@@ -11,8 +11,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from pera_lightning import PeraConfig, inject_adapter, merge_adapter, save_adapter
+from pera_lightning.evaluation import answerer
 from pera_lightning.injection import adapted_layers
-from pera_lightning.integration import answerer
 from tests.cli.test_main import run
 from tests.support.models import randomise_adapter
 from tests.support.pretrained import save_pretrained
@@ -80,7 +80,7 @@ def test_an_answer_has_a_token(project: Path) -> None:
 def test_chat_keeps_the_conversation(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("say a\nsay b\n\nnever read\n"))
     asked: list[list[str]] = []
-    from pera_lightning.integration.answerer import Answerer
+    from pera_lightning.evaluation.answerer import Answerer
 
     answer = Answerer.answer
 

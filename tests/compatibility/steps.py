@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pera_lightning import PeraConfig, export_lora, inject_adapter, load_adapter, merge_adapter, save_adapter
+from pera_lightning.callback.frozen_norms import stop_running_statistics
+from pera_lightning.data.collate import PaddingCollator, lay_end_to_end
 from pera_lightning.errors import PeraError
+from pera_lightning.export.merged.merged_model import export_merged
 from pera_lightning.injection import adapted_layers, adapter_parameters
-from pera_lightning.integration.answer_loss import answer_logits, answer_loss
-from pera_lightning.integration.data.collate import PaddingCollator, lay_end_to_end
-from pera_lightning.integration.frozen_norms import stop_running_statistics
-from pera_lightning.integration.merged_model import export_merged
-from pera_lightning.integration.pack_check import check_packs
 from pera_lightning.layers import PeraLinear
+from pera_lightning.models.answer_loss import answer_logits, answer_loss
+from pera_lightning.models.pack_check import check_packs
 from tests.support.model_types import ModelType
 from tests.support.models import randomise_adapter
 from tests.support.reference import reference_delta_weight

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from pera_lightning import export_lora
 from pera_lightning.errors import AdapterFileError
 from pera_lightning.export.certificate import Reference
-from pera_lightning.export.lora_applied import lora_applied
-from pera_lightning.export.peft_format import read_peft
+from pera_lightning.export.lora.lora_applied import lora_applied
+from pera_lightning.export.lora.peft_format import read_peft
 from pera_lightning.injection import adapted_layers
 from tests.support.exports import adapted, contents
 from tests.support.models import tiny_bert_classifier, token_ids

@@ -19,9 +19,9 @@ CRASHES = """
 import shutil, sys
 from pathlib import Path
 from pera_lightning import export_lora
-from pera_lightning.checkpoint.whole_folder import settle
+from pera_lightning.storage.whole_folder import settle
 from pera_lightning.export.place import export_kind
-from pera_lightning.integration.merged_model import export_merged
+from pera_lightning.export.merged.merged_model import export_merged
 from tests.support.crashes import crashes
 
 root, adapter = Path(sys.argv[1]), Path(sys.argv[2])

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from pera_lightning import export_lora, save_adapter
-from pera_lightning.checkpoint import out_folder
 from pera_lightning.errors import ExportError, FolderError
-from pera_lightning.export.peft_format import read_peft
+from pera_lightning.export.lora.peft_format import read_peft
 from pera_lightning.functional import expanded_rank
+from pera_lightning.storage import out_folder
 from tests.support.exports import adapted, contents
 
 # PEFT looks at an attribute of transformers that is about to be renamed.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from pera_lightning import export_lora, inject_lora
-from pera_lightning.export.peft_format import read_peft
+from pera_lightning.export.lora.peft_format import read_peft
 from tests.support.exports import adapted, by_peft, logits
 from tests.support.models import tied_llama, tiny_bert_classifier, tiny_llama, token_ids
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from pera_lightning.errors import ConfigError
-from pera_lightning.export.base_files import BaseFiles, is_complete
-from pera_lightning.export.companions import copy_companions
+from pera_lightning.export.merged.base_files import BaseFiles, is_complete
+from pera_lightning.export.merged.companions import copy_companions
 
 
 @pytest.fixture

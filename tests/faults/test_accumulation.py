@@ -17,7 +17,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 from pera_lightning import PeraSequenceClassifier
-from pera_lightning.integration.data.collate import collate_packs
+from pera_lightning.data.collate import collate_packs
 from tests.conftest import ROOT
 from tests.support.accumulation import (
     PARTS,

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from pera_lightning.data.instruction import InstructionDataModule
+from pera_lightning.data.text import TextDataModule
 from pera_lightning.errors import DataError
-from pera_lightning.integration.data import InstructionDataModule, TextDataModule
-from tests.integration.data.conftest import SMOLLM2_TEMPLATE, build_tokenizer
+from tests.data.conftest import SMOLLM2_TEMPLATE, build_tokenizer
 from tests.support.pretrained import character_tokenizer
 
 GOOD = '{"prompt": "q", "completion": "a"}'

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from pera_lightning import PeraConfig, inject_adapter, load_adapter, merge_adapter, quantize_model, save_adapter
-from pera_lightning.checkpoint.base_record import LayerRecord, dense_record, record_difference
-from pera_lightning.checkpoint.manifest import manifest_of
+from pera_lightning.checkpoint.manifest.base_record import LayerRecord, dense_record, record_difference
+from pera_lightning.checkpoint.manifest.manifest import manifest_of
 from pera_lightning.errors import AdapterFileError
 from pera_lightning.injection import adapted_layers
 from tests.support.models import randomise_adapter, tied_llama, tiny_gpt2, tiny_llama

@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 from pera_lightning import PeraCallback, PeraCausalLM, PeraSequenceClassifier
+from pera_lightning.data.glue import GlueDataModule
+from pera_lightning.data.instruction import InstructionDataModule
+from pera_lightning.data.model_limits import ModelLimits
+from pera_lightning.data.text import TextDataModule
 from pera_lightning.errors import ConfigError
-from pera_lightning.integration.data import GlueDataModule, InstructionDataModule, TextDataModule
-from pera_lightning.integration.generation import generate_answers
-from pera_lightning.integration.model_limits import ModelLimits
+from pera_lightning.models.generation import generate_answers
 from tests.support.causal_fits import make_trainer
 from tests.support.classifiers import save_encoder, write_task
 from tests.support.models import tiny_gpt2, tiny_llama

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from pera_lightning.data.chat.conversations import BadRows, read_conversations
+from pera_lightning.data.chat.prompts import ALPACA_TEMPLATE, ChatEncoder
+from pera_lightning.data.instruction import InstructionDataModule
+from pera_lightning.data.reading.parsed_row import Row
 from pera_lightning.errors import ConfigError, DataError
-from pera_lightning.integration.data import InstructionDataModule
-from pera_lightning.integration.data.conversations import BadRows, read_conversations
-from pera_lightning.integration.data.parsed_row import Row
-from pera_lightning.integration.data.prompts import ALPACA_TEMPLATE, ChatEncoder
-from tests.integration.data.conftest import SMOLLM2_TEMPLATE, build_tokenizer
+from tests.data.conftest import SMOLLM2_TEMPLATE, build_tokenizer
 
 USER, ANSWER = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"a": 2, "text": 'say "hi"'}}}

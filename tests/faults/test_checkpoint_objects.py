@@ -28,9 +28,9 @@ import torch
 from lightning.fabric.utilities.data import AttributeDict
 
 from pera_lightning import PeraCallback
-from pera_lightning.checkpoint.consolidate import consolidate
-from pera_lightning.checkpoint.training_checkpoint import read_checkpoint
-from pera_lightning.checkpoint.without_objects import load_without_objects
+from pera_lightning.checkpoint.training.consolidation import consolidate
+from pera_lightning.checkpoint.training.training_checkpoint import read_checkpoint
+from pera_lightning.checkpoint.training.without_objects import load_without_objects
 from pera_lightning.errors import CheckpointError
 from tests.support.callback_fits import make_trainer
 from tests.support.hostile_checkpoints import Touch

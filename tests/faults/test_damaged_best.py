@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pera_lightning import PeraCallback
-from pera_lightning.checkpoint import training_checkpoint
+from pera_lightning.checkpoint.training import training_checkpoint
 from tests.support.callback_fits import make_trainer
 from tests.support.rising import Rising, is_of, rising, weights_row
 

@@ -27,14 +27,15 @@ from pera_lightning import (
     save_adapter,
 )
 from pera_lightning.errors import ConfigError, ExportError
-from pera_lightning.export import gguf_merged, merged_shards
 from pera_lightning.export.certificate import Certificate, Reference
-from pera_lightning.export.lora_factors import LoraFactors
+from pera_lightning.export.gguf import gguf_merged
+from pera_lightning.export.gguf.merged_gguf import export_merged_gguf
+from pera_lightning.export.lora.lora_factors import LoraFactors
+from pera_lightning.export.merged import merged_shards
+from pera_lightning.export.merged.merged_model import export_merged
 from pera_lightning.injection import adapted_layers
-from pera_lightning.integration.merged_gguf import export_merged_gguf
-from pera_lightning.integration.merged_model import export_merged
 from tests.cli.test_main import run
-from tests.integration.test_merged_gguf import save_both
+from tests.export.gguf.test_merged_gguf import save_both
 from tests.support.earlier_adapters import forget_checksums
 from tests.support.exports import adapted, contents, logits
 from tests.support.mixtures import MIXTURES, mixture
@@ -213,7 +214,7 @@ def test_a_lora_whose_files_hold_something_else(
         factors = {**lora.factors, LAYER: LoraFactors(lora.factors[LAYER].down, -lora.factors[LAYER].up)}
         write(dataclasses.replace(lora, factors=factors), *args)
 
-    monkeypatch.setattr(importlib.import_module("pera_lightning.export.export_lora"), writer, lossy)
+    monkeypatch.setattr(importlib.import_module("pera_lightning.export.lora.export_lora"), writer, lossy)
     with pytest.raises(ExportError, match="does not compute what the adapter does"):
         export_lora(model, out, to=to, **options)
     assert contents(out) == before
@@ -282,7 +283,7 @@ def test_a_comparison_on_nothing(inputs: list[Any], tmp_path: Path) -> None:
 
 def test_a_merge_in_memory_that_changes_the_outputs(caplog: pytest.LogCaptureFixture) -> None:
     model = adapted()
-    with caplog.at_level(logging.WARNING, "pera_lightning.export.merge"):
+    with caplog.at_level(logging.WARNING, "pera_lightning.export.merged.merge"):
         merge_adapter(model)
     assert not caplog.records
     model = adapted()
@@ -294,7 +295,7 @@ def test_a_merge_in_memory_that_changes_the_outputs(caplog: pytest.LogCaptureFix
         return output if hasattr(model.model.layers[1].mlp.down_proj, "pera_A") else 2 * output
 
     model.model.layers[1].mlp.register_forward_hook(doubled)
-    with caplog.at_level(logging.WARNING, "pera_lightning.export.merge"):
+    with caplog.at_level(logging.WARNING, "pera_lightning.export.merged.merge"):
         merge_adapter(model)
     assert "does not compute what the adapted one did" in caplog.text
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pera_lightning import PeraCallback
-from pera_lightning.checkpoint.consolidate import consolidate
+from pera_lightning.checkpoint.training.consolidation import consolidate
 from pera_lightning.errors import CheckpointError, ConfigError, FolderError, PeraError
 from tests.support.callback_fits import make_trainer
 from tests.support.models import Regressor

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
+from pera_lightning.data.chat import template_process
+from pera_lightning.data.chat.chat_template import ChatTemplate
+from pera_lightning.data.chat.conversations import Conversation
+from pera_lightning.data.chat.prompts import ChatEncoder
+from pera_lightning.data.chat.template_process import Rendering
+from pera_lightning.data.instruction import InstructionDataModule
 from pera_lightning.errors import ConfigError, DataError
-from pera_lightning.integration.data import template_process
-from pera_lightning.integration.data.chat_template import ChatTemplate
-from pera_lightning.integration.data.conversations import Conversation
-from pera_lightning.integration.data.instruction import InstructionDataModule
-from pera_lightning.integration.data.prompts import ChatEncoder
-from pera_lightning.integration.data.template_process import Rendering
-from pera_lightning.integration.generation import stop_tokens
-from tests.integration.data.conftest import SMOLLM2_TEMPLATE, build_tokenizer
+from pera_lightning.models.generation import stop_tokens
+from tests.data.conftest import SMOLLM2_TEMPLATE, build_tokenizer
 
 HOSTILE = {
     "nested loops": "{% for i in range(10**5) %}{% for j in range(10**5) %}{% endfor %}{% endfor %}x",

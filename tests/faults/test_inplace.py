@@ -174,7 +174,7 @@ def test_tensor_parallelism(style: str, with_graph: bool, tmp_path: Path) -> Non
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 
     from pera_lightning.functional.distributed import whole
-    from pera_lightning.layers.tensor_parallel import parallelize_adapted
+    from pera_lightning.layers.parallelize import parallelize_adapted
 
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
     try:

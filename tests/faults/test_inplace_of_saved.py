@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pera_lightning.integration.activation_offloading import ActivationOffloading
 from pera_lightning.layers import TokenRows, TokenRowsLinear
+from pera_lightning.models.activation_offloading import ActivationOffloading
 from tests.support.inplace import IN, OUT, Operation, adapted, expected, factors, several, weighed
 
 MODIFIED = "has been modified by an inplace operation"

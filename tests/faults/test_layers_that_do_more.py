@@ -23,7 +23,7 @@ from pera_lightning import (
     remove_adapter,
     save_adapter,
 )
-from pera_lightning.bases import beyond_multiplying
+from pera_lightning.base_layers import beyond_multiplying
 from pera_lightning.errors import AdapterFileError, TargetError
 from pera_lightning.injection import adapted_layers
 from tests.support.adapted_network import NAMED, NO_HEAD, assert_refused, assert_right, changed, network

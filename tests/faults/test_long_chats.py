@@ -7,10 +7,10 @@ import random
 import pytest
 import torch
 
-from pera_lightning.integration.data.conversations import Conversation
-from pera_lightning.integration.data.packing import pack_examples
-from pera_lightning.integration.data.prompts import ChatEncoder
-from tests.integration.data.conftest import SMOLLM2_TEMPLATE, build_tokenizer
+from pera_lightning.data.chat.conversations import Conversation
+from pera_lightning.data.chat.prompts import ChatEncoder
+from pera_lightning.data.packing import pack_examples
+from tests.data.conftest import SMOLLM2_TEMPLATE, build_tokenizer
 from tests.support.chat_reference import encode_slowly
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pera_lightning import PeraCallback, PeraConfig, adapter_state_dict, inject_adapter, load_adapter, save_adapter
-from pera_lightning.checkpoint.consolidate import consolidate
+from pera_lightning.checkpoint.training.consolidation import consolidate
 from pera_lightning.injection import adapted_layers
 from pera_lightning.injection.copies import exact_copies
 from tests.support.callback_fits import make_trainer

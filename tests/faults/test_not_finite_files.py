@@ -23,7 +23,7 @@ from pera_lightning import (
     merge_adapter,
     save_adapter,
 )
-from pera_lightning.checkpoint.consolidate import consolidate
+from pera_lightning.checkpoint.training.consolidation import consolidate
 from pera_lightning.cli.push import push
 from pera_lightning.errors import AdapterFileError, ExportError, InjectionError, TrainingError
 from tests.support.averaging import exponential_average

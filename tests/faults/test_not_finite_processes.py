@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pera_lightning.checkpoint.finite_values import not_finite
-from pera_lightning.checkpoint.training_checkpoint import read_checkpoint
-from tests.strategies.test_ddp import run
+from pera_lightning.checkpoint.training.training_checkpoint import read_checkpoint
+from tests.callback.strategies.test_ddp import run
 from tests.support.spoiled_processes import STEP
 
 STRATEGIES = ("OnOneRank", "ByHand", "Sharded")

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from pera_lightning import PeraCallback
+from pera_lightning.data.instruction import InstructionDataModule
 from pera_lightning.errors import ConfigError
-from pera_lightning.integration.causal_lm import PeraCausalLM
-from pera_lightning.integration.data import InstructionDataModule
+from pera_lightning.models.causal_lm import PeraCausalLM
 from tests.conftest import ROOT
 from tests.support.causal_fits import loader, make_trainer
 from tests.support.pretrained import save_pretrained

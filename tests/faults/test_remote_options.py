@@ -22,7 +22,7 @@ from pera_lightning import (
     save_adapter,
 )
 from pera_lightning.errors import ConfigError
-from pera_lightning.integration.evaluation import evaluate_commonsense
+from pera_lightning.evaluation import evaluate_commonsense
 from tests.cli.test_main import run
 from tests.conftest import ROOT
 from tests.support.remote import adapted, no_folder_of_a_scheme
@@ -146,36 +146,36 @@ def test_every_option_of_a_tool_that_is_a_path_is_tried() -> None:
 def test_a_path_of_the_user_becomes_a_path_in_one_place() -> None:
     """Whatever else calls `Path` does it with names that this package has made or found itself."""
     own = {
-        ("export/room.py", "'/proc/meminfo'"),
-        ("checkpoint/remote.py", "text[local.end():]"),
-        ("checkpoint/remote.py", "os.path.expanduser(path)"),
-        ("checkpoint/remote.py", "text"),
-        ("checkpoint/remote.py", "temporary"),
-        ("checkpoint/whole_folder.py", "shutil.copytree(new, target / temporary_name(target.name))"),
-        ("checkpoint/whole_folder.py", "temporary"),
-        ("checkpoint/whole_folder.py", "temporary, name"),
-        ("checkpoint/distributed_metadata.py", "self.path"),
+        ("export/merged/room.py", "'/proc/meminfo'"),
+        ("storage/remote.py", "text[local.end():]"),
+        ("storage/remote.py", "os.path.expanduser(path)"),
+        ("storage/remote.py", "text"),
+        ("storage/remote.py", "temporary"),
+        ("storage/whole_folder.py", "shutil.copytree(new, target / temporary_name(target.name))"),
+        ("storage/whole_folder.py", "temporary"),
+        ("storage/whole_folder.py", "temporary, name"),
+        ("checkpoint/training/distributed_metadata.py", "self.path"),
         # Only compared with a folder.
         ("checkpoint/adapter_folder.py", "base_model"),
         # Of a local file, or one that was downloaded.
-        ("export/gguf_header.py", "path"),
-        ("export/gguf_header.py", "path, 'rb'"),
-        ("integration/data/template_process.py", "__file__"),
-        ("integration/data/template_worker.py", "'/proc/self/statm'"),
-        ("integration/trained_adapter.py", "tempfile.gettempdir()"),
+        ("storage/gguf_header.py", "path"),
+        ("storage/gguf_header.py", "path, 'rb'"),
+        ("data/chat/template_process.py", "__file__"),
+        ("data/chat/template_worker.py", "'/proc/self/statm'"),
+        ("callback/trained/trained_adapter.py", "tempfile.gettempdir()"),
         # Of a source, whose name has been looked at when it was made.
-        ("integration/adapter_source.py", "base"),
-        ("integration/adapter_source.py", "source.pretrained"),
-        ("integration/merged_certificate.py", "source.pretrained"),
-        ("integration/merged_gguf.py", "source.pretrained"),
-        ("integration/merged_model.py", "source.pretrained"),
-        ("integration/merged_model.py", "self.source.pretrained"),
+        ("loading/adapter_source.py", "base"),
+        ("loading/adapter_source.py", "source.pretrained"),
+        ("export/merged/merged_certificate.py", "source.pretrained"),
+        ("export/gguf/merged_gguf.py", "source.pretrained"),
+        ("export/merged/merged_model.py", "source.pretrained"),
+        ("export/merged/merged_model.py", "self.source.pretrained"),
         (
-            "integration/merged_model.py",
+            "export/merged/merged_model.py",
             "snapshot_download(source.pretrained, revision=source.revision, local_files_only=True)",
         ),
-        ("integration/pretrained.py", "self.pretrained"),
-        ("integration/pretrained.py", "source.pretrained"),
+        ("loading/pretrained.py", "self.pretrained"),
+        ("loading/pretrained.py", "source.pretrained"),
     }
     found = set()
     for path in PACKAGE.rglob("*.py"):

@@ -28,11 +28,11 @@ from pera_lightning import (
     save_adapter,
 )
 from pera_lightning.analysis import inspect_adapter
-from pera_lightning.checkpoint.consolidate import consolidate
-from pera_lightning.checkpoint.remote import RemotePath, collapsed_url, local_path, place
+from pera_lightning.callback.remote_places import refuse_remote_shards
+from pera_lightning.checkpoint.training.consolidation import consolidate
 from pera_lightning.errors import ConfigError, FolderError, PeraError
-from pera_lightning.integration.pretrained import PretrainedSource
-from pera_lightning.integration.remote_places import refuse_remote_shards
+from pera_lightning.loading.pretrained import PretrainedSource
+from pera_lightning.storage.remote import RemotePath, collapsed_url, local_path, place
 from tests.cli.test_main import run
 from tests.support.callback_fits import make_trainer
 from tests.support.models import Regressor

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from pera_lightning import InstructionDataModule, PeraCallback, PeraCausalLM
+from pera_lightning.data.collate import lay_end_to_end
+from pera_lightning.data.rescaled_positions import rescales_at
 from pera_lightning.errors import ConfigError
-from pera_lightning.integration.data.collate import lay_end_to_end
-from pera_lightning.integration.rescaled_positions import rescales_at
 from tests.support.causal_fits import loader, make_trainer
 from tests.support.models import tiny_llama
 from tests.support.pretrained import save_pretrained

@@ -12,7 +12,7 @@ from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.models.idefics.modeling_idefics import IdeficsDecoupledLinear
 
 from pera_lightning import PeraConfig, inject_adapter, merge_adapter, quantize_model
-from pera_lightning.bases import beyond_multiplying
+from pera_lightning.base_layers import beyond_multiplying
 from pera_lightning.errors import TargetError
 from pera_lightning.injection import adapted_layers
 from tests.support.models import randomise_adapter

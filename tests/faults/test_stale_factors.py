@@ -230,7 +230,7 @@ def test_through_the_local_part_of_a_distributed_tensor(tmp_path: Path) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor.parallel import ColwiseParallel
 
-    from pera_lightning.layers.tensor_parallel import parallelize_adapted
+    from pera_lightning.layers.parallelize import parallelize_adapted
 
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
     try:

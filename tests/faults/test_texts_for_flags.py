@@ -11,17 +11,19 @@ import pytest
 from torch import nn
 
 from pera_lightning import load_adapter
+from pera_lightning.callback.callback import PeraCallback
 from pera_lightning.cli.push import push
 from pera_lightning.config import PeraConfig
+from pera_lightning.data.commonsense import CommonsenseDataModule
+from pera_lightning.data.glue import GlueDataModule
+from pera_lightning.data.instruction import InstructionDataModule
+from pera_lightning.data.text import TextDataModule
 from pera_lightning.errors import ConfigError
-from pera_lightning.integration.callback import PeraCallback
-from pera_lightning.integration.causal_lm import PeraCausalLM
-from pera_lightning.integration.data import CommonsenseDataModule, GlueDataModule, InstructionDataModule
-from pera_lightning.integration.data.text import TextDataModule
-from pera_lightning.integration.fsdp2 import FSDP2Strategy
-from pera_lightning.integration.merged_gguf import export_merged_gguf
-from pera_lightning.integration.merged_model import export_merged
-from pera_lightning.integration.sequence_classifier import PeraSequenceClassifier
+from pera_lightning.export.gguf.merged_gguf import export_merged_gguf
+from pera_lightning.export.merged.merged_model import export_merged
+from pera_lightning.models.causal_lm import PeraCausalLM
+from pera_lightning.models.parallel.fsdp2 import FSDP2Strategy
+from pera_lightning.models.sequence_classifier import PeraSequenceClassifier
 
 CALLS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     (PeraConfig, {}),

@@ -23,15 +23,15 @@ from packaging.version import Version
 from torch import nn
 
 from pera_lightning import PeraCausalLM, quantize_model, requirements
+from pera_lightning.callback.strategies.strategy_limits import refuse_impossible_strategy
 from pera_lightning.errors import ConfigError
-from pera_lightning.export.gguf_tensors import gguf_package
-from pera_lightning.export.peft_loading import has_peft
+from pera_lightning.evaluation import lm_eval_model
+from pera_lightning.export.gguf.gguf_tensors import gguf_package
+from pera_lightning.export.lora.peft_loading import has_peft
 from pera_lightning.injection.sharding import sharding_function
-from pera_lightning.integration.evaluation import lm_eval_model
-from pera_lightning.integration.optimization import make_optimizer
-from pera_lightning.integration.parallel_causal_lm import ParallelBuild
-from pera_lightning.integration.pretrained import PretrainedSource, load_causal_lm, load_config, load_tokenizer
-from pera_lightning.integration.strategy_limits import refuse_impossible_strategy
+from pera_lightning.loading.pretrained import PretrainedSource, load_causal_lm, load_config, load_tokenizer
+from pera_lightning.models.optimization import make_optimizer
+from pera_lightning.models.parallel.parallel_causal_lm import ParallelBuild
 from tests.conftest import ROOT
 from tests.support.models import tiny_llama
 from tests.support.pretrained import save_pretrained
@@ -167,7 +167,7 @@ finally:
 """
 ACTIONS = {
     "callback": "from pera_lightning import PeraCallback",
-    "data": "import pera_lightning.integration.data",
+    "data": "import pera_lightning.data",
     "fit": "from pera_lightning.cli.main import main; sys.argv[1:] = [sys.argv[1], 'fit']; main()",
     "estimate": "from pera_lightning.cli.main import main; sys.argv[1:] = [sys.argv[1], 'estimate']; main()",
 }

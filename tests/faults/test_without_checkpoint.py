@@ -18,7 +18,7 @@ from pera_lightning import PeraCallback, PeraConfig, inject_adapter, load_adapte
 from pera_lightning.__main__ import main
 from pera_lightning.errors import CheckpointError
 from pera_lightning.injection.untrained import is_untrained
-from pera_lightning.integration.adapted_model import load_adapted_model
+from pera_lightning.loading.adapted_model import load_adapted_model
 from tests.support.callback_fits import make_trainer
 from tests.support.models import Regressor, randomise_adapter, tiny_llama
 from tests.support.pretrained import save_pretrained
@@ -163,7 +163,7 @@ def command_line(folder: Path, *words: str) -> str:
 def test_the_command_line_refuses(project: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     with monkeypatch.context() as patch:
         # Before anything is loaded.
-        patch.delattr("pera_lightning.cli.trainer.PeraCLI.instantiate_trainer")
+        patch.delattr("pera_lightning.cli.fit.trainer.PeraCLI.instantiate_trainer")
         patch.delattr("lightning.pytorch.cli.LightningCLI.instantiate_classes")
         message = command_line(project, command)
         assert f"`{command}` would run the base, as if it had no adapter" in message

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from pera_lightning import PeraCallback, PeraCausalLM, load_adapter, merge_adapter
 from pera_lightning.injection import adapted_layers
-from pera_lightning.integration.answer_loss import answer_logits, answer_loss
+from pera_lightning.models.answer_loss import answer_logits, answer_loss
 from tests.support.models import tiny_llama
 from tests.support.pretrained import character_tokenizer, padded_batch, save_pretrained
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pera_lightning import PeraConfig, inject_adapter, merge_adapter, quantize_model
-from pera_lightning.integration.gradient_checkpointing import enable_gradient_checkpointing
+from pera_lightning.models.gradient_checkpointing import enable_gradient_checkpointing
 from tests.support.models import tiny_llama
 
 STEPS = 40

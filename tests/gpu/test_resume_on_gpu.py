@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from tests.integration.test_resume import AFTER_LAST_BATCH, check_same, pair
+from tests.callback.resume.test_resume import AFTER_LAST_BATCH, check_same, pair
 
 pytestmark = [
     # Of Lightning about checkpoints kept elsewhere, and of torchdata about torch.

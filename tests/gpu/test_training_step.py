@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pera_lightning import PeraConfig, inject_adapter, merge_adapter
-from pera_lightning.integration.gradient_checkpointing import enable_gradient_checkpointing
+from pera_lightning.models.gradient_checkpointing import enable_gradient_checkpointing
 from tests.support.models import randomise_adapter, tiny_llama
 
 WAITS = "called a synchronizing CUDA operation"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pera_lightning import PeraConfig, PeraLinear, adapter_disabled, inject_adapter
-from pera_lightning.bases import base_of, quantize_linear
+from pera_lightning.base_layers import base_of, quantize_linear
 from pera_lightning.errors import InjectionError
 from tests.support.reference import reference_delta_weight
 

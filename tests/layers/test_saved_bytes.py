@@ -60,7 +60,7 @@ def test_tiny_llama(rank: int, dropout: float) -> None:
 @pytest.mark.parametrize("dropout", [0.0, 0.05])
 def test_smollm2(smollm2_folder: Path, dropout: float) -> None:
     """4 x 64 tokens, rank 8, float32; PEFT's LoRA keeps 83.2 MB without dropout and 234.8 MB with it."""
-    from pera_lightning.integration.pretrained import PretrainedSource, load_causal_lm
+    from pera_lightning.loading.pretrained import PretrainedSource, load_causal_lm
 
     source = PretrainedSource(str(smollm2_folder), "SmolLM2-135M-Instruct.Q4_1.gguf")
     model = load_causal_lm(source, dtype="float32")

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pera_lightning import PeraConfig, inject_adapter, save_adapter
-from pera_lightning.export.merged_shards import merge_shards
-from pera_lightning.export.plain_lora import PeraTensors
+from pera_lightning.export.lora.plain_lora import PeraTensors
+from pera_lightning.export.merged.merged_shards import merge_shards
 from tests.support.models import randomise_adapter
 
 SHARD = "20KB"

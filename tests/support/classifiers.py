@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pera_lightning.integration.data.glue_files import GLUE_TASKS
+from pera_lightning.data.reading.glue_files import GLUE_TASKS
 from tests.support.pretrained import character_tokenizer, save_pretrained
 from tests.support.transformers_models import transformers_model
 

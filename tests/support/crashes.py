@@ -43,7 +43,7 @@ DIED = 77
 
 
 def _die_at(number: int) -> None:
-    from pera_lightning.checkpoint import whole_folder
+    from pera_lightning.storage import whole_folder
 
     left = number
 

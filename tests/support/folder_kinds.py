@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pera_lightning.checkpoint.folder_kind import FolderKind
-from pera_lightning.checkpoint.remote import Place
-from pera_lightning.checkpoint.whole_folder import settle, whole_folder
+from pera_lightning.storage.folder_kind import FolderKind
+from pera_lightning.storage.remote import Place
+from pera_lightning.storage.whole_folder import settle, whole_folder
 
 NOTE = FolderKind(
     "a note",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from pera_lightning import PeraCallback, PeraLinear, adapter_state_dict, merge_adapter, save_adapter
-from pera_lightning.bases import quantize_linear
+from pera_lightning.base_layers import quantize_linear
 from pera_lightning.errors import PeraError
 from tests.support.noisy import Noisy, SaveAfter, seed_everything
 from tests.support.sharded import fit_language_model

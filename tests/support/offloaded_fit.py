@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pera_lightning import PeraCallback
 from pera_lightning.checkpoint import adapter_state_dict
-from pera_lightning.integration.activation_offloading import ActivationOffloading
-from pera_lightning.integration.causal_lm import PeraCausalLM
+from pera_lightning.models.activation_offloading import ActivationOffloading
+from pera_lightning.models.causal_lm import PeraCausalLM
 from tests.support.causal_fits import loader
 from tests.support.models import tiny_llama
 from tests.support.trainers import cpu_trainer

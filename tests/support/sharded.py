@@ -33,7 +33,7 @@ from pera_lightning import (
 )
 from pera_lightning.errors import PeraError
 from pera_lightning.functional.distributed import is_distributed, own_part, whole
-from pera_lightning.integration import causal_lm
+from pera_lightning.models import causal_lm
 from pera_lightning.requirements import SHARDS_INTEGERS, is_outdated
 from tests.support.hostile_checkpoints import HOSTILE, make_hostile
 from tests.support.noisy import Noisy, SaveAfter, seed_everything

@@ -13,11 +13,11 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.model_shapes import COLUMN, ROW, ModelShapes, shapes_of
 from pera_lightning import PeraConfig, inject_adapter
-from pera_lightning.analysis.model_shapes import COLUMN, ROW, ModelShapes, shapes_of
-from pera_lightning.integration.gradient_checkpointing import enable_gradient_checkpointing
-from pera_lightning.integration.parallel_causal_lm import shard_blocks
-from pera_lightning.layers.tensor_parallel import parallelize_adapted
+from pera_lightning.layers.parallelize import parallelize_adapted
+from pera_lightning.models.gradient_checkpointing import enable_gradient_checkpointing
+from pera_lightning.models.parallel.parallel_causal_lm import shard_blocks
 from tests.support.collectives import Collectives
 from tests.support.models import tiny_llama
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pera_lightning import PeraCallback, load_adapter
-from pera_lightning.checkpoint.training_checkpoint import read_checkpoint
+from pera_lightning.checkpoint.training.training_checkpoint import read_checkpoint
 from pera_lightning.errors import TrainingError
 from pera_lightning.injection import adapted_layers
 from tests.support.callback_fits import make_trainer

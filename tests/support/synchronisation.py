@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pera_lightning.integration import late_number
+from pera_lightning.callback.finite import late_number
 
 aten = torch.ops.aten
 # Operations whose result, or its shape, the CPU has to know before it can go on.

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from pera_lightning.checkpoint.atomic import replacing
+from pera_lightning.storage.atomic import replacing
 
 
 def new_figure(width: float, height: float) -> Figure:

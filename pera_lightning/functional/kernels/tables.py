@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pera_lightning.form_bounds import Terms, column_count
+from pera_lightning.functional.expansion.monomials import kept_tables, monomials_of_degree
 from pera_lightning.functional.form import Form
-from pera_lightning.functional.monomials import kept_tables, monomials_of_degree
 
 MOST_COLUMNS = 1 << 16
 """Larger K take plain operations: their tables would take seconds to make."""

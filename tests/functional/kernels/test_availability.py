@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from pera_lightning.errors import ConfigError
-from pera_lightning.functional import fused
 from pera_lightning.functional.form import Form
+from pera_lightning.functional.fused import fused
 from pera_lightning.functional.kernels import adapter, availability, unavailable_reason
 from pera_lightning.functional.kernels.launch import Launcher, number_key
 

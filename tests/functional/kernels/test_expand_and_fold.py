@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pera_lightning.functional import expand, expanded_rank
+from pera_lightning.functional.expansion.monomials import monomials
 from pera_lightning.functional.form import Form
 from pera_lightning.functional.kernels.adapter import AdapterKernels
-from pera_lightning.functional.monomials import monomials
 
 CPU = torch.device("cpu")
 # One rounding to the dtype that is written, relative to the entry. Triton's interpreter cuts bfloat16 off, where a GPU

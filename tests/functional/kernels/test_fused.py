@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pera_lightning import PeraConfig, inject_adapter
-from pera_lightning.functional import expanded_rank, fused, linear, pera_linear
-from tests.functional.test_autograd import factors, saved_sizes
+from pera_lightning.functional import expanded_rank, linear, pera_linear
+from pera_lightning.functional.fused import fused
+from tests.functional.fused.test_autograd import factors, saved_sizes
 from tests.functional.test_property import TOLERANCE
 from tests.support.models import randomise_adapter
 from tests.support.operations import CountOperations

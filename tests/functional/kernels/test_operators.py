@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import pera_lightning.functional.fused_operator
+import pera_lightning.functional.fused.fused_operator
 from pera_lightning import PeraConfig, inject_adapter
 from pera_lightning.functional import expanded_rank
 from pera_lightning.functional.kernels import fold, operators
@@ -86,7 +86,7 @@ def test_the_fake_kernel_knows_the_block_of_the_real_one() -> None:
 
 
 def test_the_whole_adapter_has_an_operator() -> None:
-    assert pera_lightning.functional.fused_operator.add_adapter is not None
+    assert pera_lightning.functional.fused.fused_operator.add_adapter is not None
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])

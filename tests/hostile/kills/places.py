@@ -110,7 +110,7 @@ def _one(folder: Path) -> Path:
 
 
 def consolidate(folder: Path, which: int, given: Path) -> None:
-    from pera_lightning.checkpoint.consolidate import consolidate as write
+    from pera_lightning.checkpoint.training.consolidation import consolidate as write
 
     write(given / f"{which}.ckpt", folder)
 
@@ -143,7 +143,7 @@ def fit(folder: Path, which: int, given: Path) -> None:
 def load_regressor(folder: Path) -> str:
     """Also: every checkpoint beside it becomes an adapter, or is refused."""
     from pera_lightning import load_adapter
-    from pera_lightning.checkpoint.consolidate import consolidate as write
+    from pera_lightning.checkpoint.training.consolidation import consolidate as write
     from pera_lightning.errors import PeraError
     from tests.support.models import Regressor
 
@@ -157,7 +157,7 @@ def load_regressor(folder: Path) -> str:
 
 
 def evaluate(folder: Path, which: int, given: Path) -> None:
-    from pera_lightning.integration.evaluation.results import Evaluation, Prediction
+    from pera_lightning.evaluation.results import Evaluation, Prediction
 
     rows = [Prediction(f"question {which} {i}", "true", ["true", "false"][(i + which) % 2]) for i in range(50)]
     tasks = ["boolq", "piqa", "openbookqa"] if which else ["boolq", "piqa", "winogrande"]
@@ -176,7 +176,7 @@ def read_files(folder: Path) -> str:
 
 
 def predict(folder: Path, which: int, given: Path) -> None:
-    from pera_lightning.cli.predictions import write_predictions
+    from pera_lightning.cli.fit.predictions import write_predictions
 
     write_predictions([[f"answer {which} {i}" for i in range(2000)]], folder / "predictions.jsonl")
 
@@ -232,7 +232,7 @@ def _warm_adapters() -> None:
 
 def _warm_fits() -> None:
     import pera_lightning
-    import pera_lightning.checkpoint.consolidate
+    import pera_lightning.checkpoint.training.consolidation
     import tests.support.callback_fits
 
     pera_lightning.PeraCallback  # noqa: B018 - imported late
@@ -253,12 +253,12 @@ def _warm_pictures() -> None:
 
 
 def _warm_evaluation() -> None:
-    import pera_lightning.cli.predictions
-    import pera_lightning.integration.evaluation.results  # noqa: F401
+    import pera_lightning.cli.fit.predictions
+    import pera_lightning.evaluation.results  # noqa: F401
 
 
 def _warm_merging() -> None:
-    import pera_lightning.integration.merged_model  # noqa: F401
+    import pera_lightning.export.merged.merged_model  # noqa: F401
     from tests.hostile.readers.adapters import llama
 
     run(llama())

@@ -252,7 +252,7 @@ def export_whole(case: Case) -> None:
 
 
 def answer(case: Case) -> None:
-    from pera_lightning.integration.answerer import Answerer
+    from pera_lightning.evaluation.answerer import Answerer
 
     options = {"gguf_file": None, "system_prompt": None, "use_chat_template": True, "without_adapter": False}
     base = str(case.good / "base")
@@ -267,8 +267,8 @@ def _of_language(read: Callable[[Case], None], other: Callable[[Case], None]) ->
 
 def warm() -> None:
     import pera_lightning.analysis
-    import pera_lightning.integration.answerer
-    import pera_lightning.integration.merged_model  # noqa: F401
+    import pera_lightning.evaluation.answerer
+    import pera_lightning.export.merged.merged_model  # noqa: F401
 
     copy.deepcopy(run(llama()) + 0)
     run(network())

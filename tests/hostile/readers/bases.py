@@ -62,7 +62,7 @@ def merge(case: Case) -> None:
 
 
 def warm() -> None:
-    import pera_lightning.integration.merged_model
+    import pera_lightning.export.merged.merged_model
 
     pera_lightning.PeraCausalLM  # noqa: B018 - imported late
     llama()(input_ids=IDS)

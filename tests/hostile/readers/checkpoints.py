@@ -119,7 +119,7 @@ def _stored(case: Case) -> dict[str, Tensor] | None:
 def consolidate(case: Case) -> None:
     """Into an adapter folder, from which the model is what the equations say; an earlier one stays if it is refused."""
     from pera_lightning import load_adapter, save_adapter
-    from pera_lightning.checkpoint.consolidate import consolidate as write
+    from pera_lightning.checkpoint.training.consolidation import consolidate as write
     from tests.hostile.worker import contents
 
     out = case.out / "adapter"
@@ -237,7 +237,7 @@ def finish(case: Case) -> None:
 def warm() -> None:
     import torch.distributed.checkpoint  # noqa: F401
 
-    import pera_lightning.checkpoint.consolidate
+    import pera_lightning.checkpoint.training.consolidation
 
     pera_lightning.PeraCallback  # noqa: B018 - imported late
     _run(_module())

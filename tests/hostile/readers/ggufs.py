@@ -23,7 +23,7 @@ _COUNTS = (0, 1, 3, 7, 64, 10**4, 10**6, 2**31 - 1, 2**32 - 1)
 
 def prepare(folder: Path) -> None:
     from pera_lightning import PeraConfig, inject_adapter, save_adapter
-    from pera_lightning.integration.pretrained import PretrainedSource, load_causal_lm
+    from pera_lightning.loading.pretrained import PretrainedSource, load_causal_lm
     from tests.hostile.readers.adapters import llama
     from tests.support.gguf_files import save_gguf
     from tests.support.models import randomise_adapter
@@ -184,7 +184,7 @@ def _compare(case: Case, model: Any) -> None:
 
 
 def tokenize(case: Case) -> None:
-    from pera_lightning.integration.pretrained import PretrainedSource, load_tokenizer
+    from pera_lightning.loading.pretrained import PretrainedSource, load_tokenizer
 
     ids = load_tokenizer(PretrainedSource(str(case.given), NAME))("abcd")["input_ids"]
     if not all(0 <= number < 2**31 for number in ids):
@@ -194,7 +194,7 @@ def tokenize(case: Case) -> None:
 def merge(case: Case) -> None:
     """`export_merged_gguf` from an adapter of the good file."""
     from pera_lightning.errors import PeraError
-    from pera_lightning.integration.merged_gguf import export_merged_gguf
+    from pera_lightning.export.gguf.merged_gguf import export_merged_gguf
     from tests.hostile.outcomes import Changed
 
     out = case.out / "merged"

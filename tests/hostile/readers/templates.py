@@ -194,8 +194,8 @@ def check_batches(data: object, tokenizer: object) -> None:
 
 def answer(case: Case) -> None:
     """`generate` with the template in its tokenizer."""
-    from pera_lightning.integration.data.prompts import ChatEncoder
-    from pera_lightning.integration.pretrained import PretrainedSource, load_tokenizer
+    from pera_lightning.data.chat.prompts import ChatEncoder
+    from pera_lightning.loading.pretrained import PretrainedSource, load_tokenizer
 
     tokenizer = load_tokenizer(PretrainedSource(str(case.given)))
     encoder = ChatEncoder(tokenizer, max_length=1_000_000, use_chat_template=True, system_prompt=None)
@@ -209,7 +209,7 @@ def warm() -> None:
     import jinja2.sandbox
 
     import pera_lightning
-    import pera_lightning.integration.data.prompts
+    import pera_lightning.data.chat.prompts
 
     pera_lightning.InstructionDataModule  # noqa: B018 - imported late
     assert datasets

@@ -1,0 +1,33 @@
+"""Read and write access to the frozen layers that an adapter can sit on."""
+
+from pera_lightning.base_layers.base import Base
+from pera_lightning.base_layers.four_bit import set_compute_dtype
+from pera_lightning.base_layers.library import bitsandbytes, check_bitsandbytes
+from pera_lightning.base_layers.plain_call import adaptable_base, beyond_multiplying, replaced_forward
+from pera_lightning.base_layers.quantize import (
+    QUANTIZATIONS,
+    Quantization,
+    check_layer,
+    check_quantization,
+    quantize_linear,
+)
+from pera_lightning.base_layers.registry import base_of, describe_supported, expect_base, is_linear_like
+
+__all__ = [
+    "QUANTIZATIONS",
+    "Base",
+    "Quantization",
+    "adaptable_base",
+    "base_of",
+    "beyond_multiplying",
+    "bitsandbytes",
+    "check_bitsandbytes",
+    "check_layer",
+    "check_quantization",
+    "describe_supported",
+    "expect_base",
+    "is_linear_like",
+    "quantize_linear",
+    "replaced_forward",
+    "set_compute_dtype",
+]

@@ -1,0 +1,84 @@
+"""What a run is refused for: that training goes on only where it makes sense."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pera_lightning.checkpoint import Manifest
+from pera_lightning.checkpoint.adapter_mismatch import base_difference, form_difference, quantization_difference
+from pera_lightning.errors import CheckpointError
+from pera_lightning.injection import InjectionReport
+
+
+class CheckpointOrigin:
+    """What a checkpoint says of the adapter and the base of the run that wrote it."""
+
+    def __init__(self) -> None:
+        # Until the bases are compared.
+        self._stored: Manifest | None = None
+
+    def receive(self, state: dict[str, Any], present: Manifest | None) -> None:
+        """Before the checkpoint is loaded.
+
+        Args:
+            state: What `PeraCallback` has written.
+            present: Of the adapter in this run; None if there is none yet.
+
+        Raises:
+            CheckpointError: The adapter is of another form.
+        """
+        if present is not None and "adapter" in state:
+            self._stored = Manifest.from_dict(state["adapter"])
+            refuse_other_form(self._stored, present)
+
+    @property
+    def waits(self) -> bool:
+        """Whether a base is still to be compared."""
+        return self._stored is not None
+
+    def compare_base(self, present: Manifest | None) -> None:
+        """When the base is as the run uses it, which may have quantised it.
+
+        Raises:
+            CheckpointError: It is another base.
+        """
+        stored, self._stored = self._stored, None
+        if stored is not None and present is not None:
+            refuse_other_base(stored, present)
+
+
+def refuse_other_form(stored: Manifest, present: Manifest) -> None:
+    """Raise CheckpointError if a checkpoint holds an adapter of other options, layers or ranks."""
+    difference = form_difference(stored, present)
+    if difference:
+        raise CheckpointError(
+            "The checkpoint was written with other adapter options.",
+            got=difference,
+            expected="the options of the run that wrote it",
+            fix="set them in PeraCallback, or start a new run",
+        )
+
+
+def refuse_other_base(stored: Manifest, present: Manifest) -> None:
+    """Raise CheckpointError if a checkpoint holds an adapter of another base."""
+    difference = quantization_difference(stored, present) or base_difference(stored, present)
+    if difference:
+        raise CheckpointError(
+            "The checkpoint was written with another base.",
+            got=difference,
+            expected="the base of the run that wrote it",
+            fix="load the base as in that run (where it is drawn at random, with the same seed); to put an "
+            "adapter on another base on purpose, load_adapter(model, folder, allow_other_base=True)",
+        )
+
+
+def refuse_lost_adapters(report: InjectionReport | None) -> None:
+    """Raise CheckpointError if the adapters that `report` tells of would be injected once more."""
+    if report is not None:
+        raise CheckpointError(
+            "The trained adapters are gone: the model was built anew.",
+            got="a model without adapters in a second run of the same callback",
+            expected="the model of the first run",
+            fix="build the model only once: `if self.model is None:` in setup() or configure_model(); "
+            "for another module make another PeraCallback",
+        )

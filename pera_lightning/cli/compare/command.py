@@ -1,0 +1,175 @@
+"""`compare`: methods side by side on a user's own fit, each at its own best learning rate."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from pera_lightning.cli.screen import show, show_table
+from pera_lightning.errors import ConfigError
+from pera_lightning.storage.remote import local_path
+
+METHODS = {
+    "lora": "--pera.order 1",
+    "square": "--pera.order 2 --pera.terms square --pera.coefficient_scale 1.0",
+    "cross": "--pera.order 2 --pera.terms cross --pera.coefficient_scale 1.0",
+    "full": "--pera.order 2 --pera.terms full --pera.coefficient_scale 1.0",
+    "order_3": "--pera.order 3 --pera.terms full --pera.coefficient_scale 1.0",
+    "full_auto": "--pera.order 2 --pera.terms full --pera.coefficient_scale auto",
+    "square_auto": "--pera.order 2 --pera.terms square --pera.coefficient_scale auto",
+    "order_3_auto": "--pera.order 3 --pera.terms full --pera.coefficient_scale auto",
+}
+"""Methods by name, as options of `fit`."""
+
+
+def compare(words: Sequence[str]) -> None:
+    """Run a comparison and print and draw what it found.
+
+    Args:
+        words: Options of `compare`, and `--config` and overrides as `fit` takes them.
+
+    Raises:
+        ConfigError: An option, the config or an override is wrong, or `--out` holds another comparison or other files.
+    """
+    from pera_lightning.analysis.method_comparison import summarise
+    from pera_lightning.analysis.method_table import as_table
+    from pera_lightning.cli.compare.runs import Plan, run_comparison
+
+    arguments, rest = _parser().parse_known_args(words)
+    selection, report = _metrics(arguments.metric)
+    plan = Plan(
+        words=tuple(rest),
+        methods=_methods(arguments.methods),
+        learning_rates=tuple(arguments.learning_rates),
+        seeds=tuple(arguments.seeds),
+        tuning_seeds=len(arguments.seeds) if arguments.tuning_seeds is None else arguments.tuning_seeds,
+        selection=selection,
+        report=report,
+        mode=arguments.mode or _mode(selection),
+        out=local_path(arguments.out, "--out"),
+        learning_rate_option=arguments.learning_rate_option,
+        workers=arguments.workers,
+        overwrite=arguments.overwrite == "true",
+    )
+    runs = run_comparison(plan)
+    show_table(as_table(summarise(runs, plan.tuning, plan.mode), plan.report))
+    show(plan.out / "runs.csv", plan.out / "comparison.png")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pera_lightning compare",
+        usage="%(prog)s --config CONFIG [--config CONFIG ...] [options] [any option of fit]",
+        description="Train a fit with several methods, learning rates and seeds, and compare the methods, each at the "
+        "learning rate that is best on the validation data, on the test data. Methods share the order of the data and "
+        "the seeds. Can be interrupted: the same command goes on with the runs that are missing.",
+        epilog="Methods: " + "; ".join(f"{name}: {words}" for name, words in METHODS.items()),
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=["lora", "square", "cross", "full"],
+        metavar="METHOD",
+        help='names, or "name=options of fit", e.g. "h100=--pera.coefficient_scale 100"; the first is the reference '
+        "(default: lora square cross full)",
+    )
+    parser.add_argument("--learning_rates", nargs="+", type=float, required=True, metavar="RATE")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="default: 0 1 2")
+    parser.add_argument(
+        "--tuning_seeds",
+        type=int,
+        metavar="N",
+        help="only the first N seeds try every learning rate, the others the best one (default: all)",
+    )
+    parser.add_argument(
+        "--metric",
+        nargs="+",
+        default=["loss"],
+        help="logged as val_METRIC and test_METRIC, or the two names it is logged under (default: loss)",
+    )
+    parser.add_argument(
+        "--mode", choices=["min", "max"], help="which is better of the metric in validation (default: by its name)"
+    )
+    parser.add_argument("--out", default="runs/compare", help="folder of the comparison (default: runs/compare)")
+    parser.add_argument(
+        "--learning_rate_option",
+        default="model.init_args.learning_rate",
+        metavar="OPTION",
+        help="the option of fit that is the learning rate (default: model.init_args.learning_rate)",
+    )
+    parser.add_argument(
+        "--overwrite",
+        choices=["true", "false"],
+        default="false",
+        help="write into a folder with other files too, and replace those of the same names (default: false)",
+    )
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
+    return parser
+
+
+def _metrics(names: Sequence[str]) -> tuple[str, str]:
+    """The names under which the metric is logged in validation and in test."""
+    if len(names) > 2:
+        raise ConfigError(
+            "One metric is compared by.",
+            got=" ".join(names),
+            expected="its name, or its two names in validation and in test",
+            fix="--metric accuracy, or --metric val/acc test/acc",
+        )
+    return (names[0], names[1]) if len(names) == 2 else (f"val_{names[0]}", f"test_{names[0]}")
+
+
+LOWER_IS_BETTER = {"loss", "perplexity", "ppl", "nll", "error", "mse", "rmse", "mae", "wer", "cer"}
+HIGHER_IS_BETTER = {
+    *("accuracy", "acc", "f1", "matthews", "mcc", "pearson", "spearman", "precision", "recall", "auc", "auroc"),
+    *("match", "bleu", "rouge", "r2"),
+}
+"""Words in the names of metrics."""
+
+
+def _mode(name: str) -> Literal["min", "max"]:
+    """Which is better of a metric of this name."""
+    words = set(re.split(r"[^a-z0-9]+", name.lower()))
+    lower, higher = bool(words & LOWER_IS_BETTER), bool(words & HIGHER_IS_BETTER)
+    if lower == higher:
+        raise ConfigError(
+            "The name of the metric does not say whether more of it is better.",
+            got=name,
+            expected=f"a name with one of the words {', '.join(sorted(LOWER_IS_BETTER | HIGHER_IS_BETTER))}, or a mode",
+            fix="--mode min if less is better, --mode max if more is",
+        )
+    return "min" if lower else "max"
+
+
+def _methods(texts: Sequence[str]) -> dict[str, str]:
+    found = dict(map(_method, texts))
+    if len(found) < len(texts):
+        raise ConfigError(
+            "Methods are told apart by their names.",
+            got=" ".join(text.partition("=")[0] for text in texts),
+            expected="each name once",
+            fix='name them differently, as in "h30=--pera.coefficient_scale 30"',
+        )
+    return found
+
+
+def _method(text: str) -> tuple[str, str]:
+    name, _, words = text.partition("=")
+    if not words and name not in METHODS:
+        raise ConfigError(
+            "There is no method of that name.",
+            got=repr(text),
+            expected=", ".join(METHODS),
+            fix='use one of them, or "name=options of fit"',
+        )
+    if not re.fullmatch(r"[\w+-][\w.+-]*", name):
+        raise ConfigError(
+            "The name of a method becomes the name of a folder.",
+            got=repr(name),
+            expected="letters, digits, _ + - and, not as the first one, dots",
+            fix="name it without blanks and other signs",
+        )
+    return name, words or METHODS[name]

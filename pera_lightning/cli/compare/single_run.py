@@ -1,0 +1,284 @@
+"""One training of a comparison, as `fit` runs it, and its result."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import shutil
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import CSVLogger
+from typing_extensions import override
+
+from pera_lightning.analysis import mean_energy
+from pera_lightning.analysis.method_comparison import ComparedRun
+from pera_lightning.cli.fit.trainer import PeraCLI, make_cli
+from pera_lightning.cli.screen import tell
+from pera_lightning.errors import ConfigError, PeraError, TrainingError
+from pera_lightning.models.accumulation.weighted_accumulation import WeightedAccumulation
+from pera_lightning.storage.atomic import replacing
+
+RESULT = "run.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run of a comparison that is to be made.
+
+    Attributes:
+        method: Name of the method.
+        learning_rate: Its learning rate.
+        seed: Its seed.
+        words: Everything that `fit` is called with.
+        selection: Name of the metric to select by, logged in validation.
+        report: Name of the metric to report, logged in test.
+        folder: Where its logs, its adapter and its result go.
+    """
+
+    method: str
+    learning_rate: float
+    seed: int
+    words: tuple[str, ...]
+    selection: str
+    report: str
+    folder: Path
+
+    def result(self) -> ComparedRun | None:
+        """The result of an earlier call; None where there is none."""
+        path = self.folder / RESULT
+        if not path.is_file():
+            return None
+        try:
+            return ComparedRun(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(
+                "The result of a run is damaged.",
+                got=f"{path}: {error}",
+                expected="the file as compare wrote it",
+                fix="delete it, and the run is made again",
+            ) from error
+
+
+def run_cell(cell: Cell) -> ComparedRun:
+    """Train, validate and test in this process, and write the result into the cell's folder.
+
+    What would be printed goes to log.txt beside it.
+
+    Raises:
+        ConfigError: Validation or test logs no such metric.
+        PeraError: Anything that `fit` refuses; a loss that is not finite is a result, not an error.
+    """
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    for left in ("logs", "checkpoints"):
+        # Of a run that was interrupted.
+        shutil.rmtree(cell.folder / left, ignore_errors=True)
+    try:
+        with _written_to(cell.folder / "log.txt"):
+            found = _measure(cell)
+    except SystemExit as stop:
+        # Parsers leave with 2; Lightning with 1 where a run is interrupted.
+        if stop.code != 2:
+            raise
+        raise _refused(cell) from stop
+    except PeraError:
+        tell(f"{cell.folder}: this run ended the comparison; those that are finished are kept.")
+        raise
+    keep_result(cell, found)
+    return found
+
+
+@contextlib.contextmanager
+def _written_to(path: Path) -> Iterator[None]:
+    """Send what is printed to a file, and hush the loggers that write to the screen they found at their import."""
+    from transformers.utils import logging as transformers_logging
+
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels, verbosity = [logger.level for logger in loggers], transformers_logging.get_verbosity()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    try:
+        with path.open("w", encoding="utf-8") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _refused(cell: Cell) -> ConfigError:
+    """What the command line of `fit` wrote before it gave up, which nobody would see in the log."""
+    _, _, message = (cell.folder / "log.txt").read_text(encoding="utf-8").rpartition("error:")
+    return ConfigError(
+        f"`fit` does not take the options of {cell.method}.",
+        got=message.strip() or "no message",
+        expected="options that `fit` takes",
+        fix="correct them in the config, in --methods or after the options of compare",
+    )
+
+
+def keep_result(cell: Cell, found: ComparedRun) -> None:
+    """Write a result to where `Cell.result` finds it."""
+    with replacing(cell.folder / RESULT) as temporary:
+        temporary.write_text(json.dumps(found.to_dict(), indent=1), encoding="utf-8")
+
+
+def _measure(cell: Cell) -> ComparedRun:
+    record = _Record(cell.selection)
+    metrics: dict[str, float] = {}
+    reason = ""
+    try:
+        fit = make_cli(_compared_fit(cell.folder, record), ["fit", *cell.words])
+        trainer, best = fit.trainer, _best_checkpoint(fit.trainer)
+        for evaluate in (trainer.validate, trainer.test):
+            evaluate(fit.model, datamodule=fit.datamodule, ckpt_path=best, verbose=False)
+            # Lightning forgets those of the fit, and of the other stage.
+            metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+    except TrainingError as error:
+        if "not finite" not in str(error):
+            raise
+        reason = str(error)
+    values = [None if reason else _value(metrics, name) for name in (cell.selection, cell.report)]
+    if not reason and None in values:
+        reason = f"{cell.selection if values[0] is None else cell.report} is not finite"
+    losses = [name for name, value in metrics.items() if "loss" in name and not math.isfinite(value)]
+    if not reason and (losses or not record.is_finite):
+        # Of such outputs and weights an accuracy is still some number.
+        values, reason = [None, None], f"{losses[0] if losses else 'a weight'} is not finite"
+    return ComparedRun(
+        method=cell.method,
+        learning_rate=cell.learning_rate,
+        seed=cell.seed,
+        selection=values[0],
+        report=values[1],
+        metrics=metrics,
+        train_loss=record.last_losses(),
+        energy=0.0 if reason else record.energy,
+        trainable=record.trainable,
+        steps=record.steps,
+        step_ms=1000 * statistics.median(record.seconds) if record.seconds else math.nan,
+        reason=reason,
+    )
+
+
+def _value(metrics: dict[str, float], name: str) -> float | None:
+    if name not in metrics:
+        raise ConfigError(
+            "The model does not log the metric to compare by.",
+            got=f"no {name} in validation and test",
+            expected=", ".join(sorted(metrics)) or f"a LightningModule that logs {name}",
+            fix="name one that is logged with --metric: loss for val_loss and test_loss, or both names",
+        )
+    return metrics[name] if math.isfinite(metrics[name]) else None
+
+
+class _Record(Callback):
+    """What a run leaves besides its metrics; refuses before the training what cannot be compared after it."""
+
+    def __init__(self, selection: str) -> None:
+        self.selection = selection
+        self.losses: list[float] = []
+        self.seconds: list[float] = []
+        self.energy = 0.0
+        self.is_finite = True
+        self.trainable = 0
+        self.steps = 0
+        self._started = self._waiting = 0.0
+        self._batches: list[float] = []
+
+    def last_losses(self) -> float | None:
+        """Mean loss of the last tenth of the steps."""
+        last = [loss for loss in self.losses[-max(1, len(self.losses) // 10) :] if math.isfinite(loss)]
+        return statistics.fmean(last) if last else None
+
+    @override
+    def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        # Some modules log nothing here; theirs is known after the first true validation only.
+        if logged:
+            _value(logged, self.selection)
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.trainable = sum(value.numel() for value in pl_module.parameters() if value.requires_grad)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._started = time.perf_counter()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Asking for the loss waits for the GPU, so that the time is the step's.
+        self._batches.append(float(outputs["loss"]) * trainer.accumulate_grad_batches)
+        self._waiting += time.perf_counter() - self._started
+        if trainer.global_step != self.steps:
+            self.steps = trainer.global_step
+            self.seconds.append(self._waiting)
+            self._waiting = 0.0
+            self.losses.append(self._loss_of_step(pl_module))
+
+    def _loss_of_step(self, pl_module: pl.LightningModule) -> float:
+        weighed, batches = WeightedAccumulation.of(pl_module), self._batches
+        self._batches = []
+        if weighed is None or weighed.loss is None:
+            return statistics.fmean(batches)
+        return float(weighed.loss)
+
+    @override
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Of the weights that were tested: after training they may be those of an earlier checkpoint.
+        self.energy = mean_energy(pl_module)
+        trained = [value for value in pl_module.parameters() if value.requires_grad]
+        self.is_finite = all(bool(value.isfinite().all()) for value in trained)
+
+
+def _compared_fit(folder: Path, record: _Record) -> type[PeraCLI]:
+    """The command line of a run whose files all go into `folder`, whatever its config says."""
+
+    class ComparedFit(PeraCLI):
+        @override
+        def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+            self.config = parser.parse_args(args)
+
+        @override
+        def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+            options = self._get(self.config_init, "trainer")
+            chosen = options.get("callbacks") or []
+            callbacks = chosen if isinstance(chosen, list) else [chosen]
+            # A checkpoint that is the best of something decides the result; others would only take space.
+            kept = [callback for callback in callbacks if _is_best(callback) or not isinstance(callback, Checkpoint)]
+            for callback in kept:
+                if isinstance(callback, ModelCheckpoint):
+                    callback.dirpath = str(folder / "checkpoints")
+            options["callbacks"] = [*kept, record]
+            options["logger"] = CSVLogger(folder, name="logs", version="")
+            options["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in kept)
+            options["enable_progress_bar"] = options["enable_model_summary"] = False
+            # One batch shows what validation logs; Lightning restores the random state after it.
+            options["num_sanity_val_steps"] = 1
+            return super().instantiate_trainer(**kwargs)
+
+    return ComparedFit
+
+
+def _is_best(callback: Callback) -> bool:
+    return isinstance(callback, ModelCheckpoint) and callback.monitor is not None
+
+
+def _best_checkpoint(trainer: pl.Trainer) -> str | None:
+    found = next((callback for callback in trainer.checkpoint_callbacks if _is_best(callback)), None)
+    return (getattr(found, "best_model_path", "") or None) if found is not None else None

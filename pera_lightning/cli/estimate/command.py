@@ -1,0 +1,182 @@
+"""`estimate`: the GPU memory of a fit, before anything is loaded."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pera_lightning.analysis.memory import CONTEXT, GB, SLACK, Growth, HeldMemory, needed
+from pera_lightning.cli.screen import show_table
+
+if TYPE_CHECKING:
+    from pera_lightning.cli.estimate.fit_on_meta import FitOnMeta
+    from pera_lightning.plain_table import PlainTable
+
+CARDS = (8, 12, 16, 24)
+SEARCHED = 1 << 20
+"""Batches and lengths beyond are not told apart."""
+
+
+def estimate(words: Sequence[str]) -> None:
+    """Print what a fit needs on a GPU, part by part, and the largest batch and length for some cards.
+
+    Args:
+        words: `--config` and overrides as `fit` takes them, and `--cards`.
+
+    Raises:
+        ConfigError: The config cannot be read, or holds no fit whose memory can be counted.
+    """
+    import rich
+
+    from pera_lightning.cli.estimate.fit_on_meta import FitOnMeta
+    from pera_lightning.cli.estimate.fit_options import FitOptions
+    from pera_lightning.cli.estimate.parsed_fit import parse_fit
+
+    arguments, rest = _parser().parse_known_args(words)
+    fit = FitOnMeta(FitOptions.of(parse_fit("estimate", rest)))
+    console = rich.get_console()
+    with console.status("Counting; about a minute ..."):
+        growths = {checkpointing: _growths(fit, checkpointing) for checkpointing in (True, False)}
+        parts = _parts_table(fit)
+    show_table(parts)
+    show_table(_cards_table(fit, growths, arguments.cards))
+
+
+@dataclass(frozen=True)
+class _Growths:
+    """How the bytes of a step grow with its length, and with its rows, beside what is there all the time."""
+
+    held: HeldMemory
+    length: Growth
+    batch: Growth
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pera_lightning estimate",
+        usage="%(prog)s --config CONFIG [--config CONFIG ...] [--cards GB ...] [any option of fit]",
+        description="GPU memory of a fit, and the largest batch and length for some cards, without loading weights "
+        "or data.",
+        epilog="Overrides are those of `fit`, e.g. --model.init_args.quantization int8 --data.init_args.batch_size 8.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--cards", nargs="+", type=float, default=list(CARDS), metavar="GB", help="memory of cards")
+    return parser
+
+
+def _growths(fit: FitOnMeta, checkpointing: bool) -> _Growths:
+    rows, length, in_one_row = fit.options.batch_size, fit.options.length, fit.options.in_one_row
+
+    def peaks(batch_size: int, length: int) -> tuple[int, ...]:
+        return fit.step(checkpointing, batch_size, length).peaks
+
+    # The smallest batch that is computed as larger ones are: a single row has no padding and needs no mask.
+    others = rows if fit.is_masked(rows) == fit.is_masked(2) else 2
+    return _Growths(
+        fit.held(checkpointing),
+        Growth.through([(times * length, peaks(rows, times * length)) for times in (1, 4, 16)]),
+        # In one row attention grows with the square of their number.
+        Growth.through(
+            [(times * others, peaks(times * others, length)) for times in ((1, 4, 16) if in_one_row else (1, 8))]
+        ),
+    )
+
+
+def _parts_table(fit: FitOnMeta) -> PlainTable:
+    from pera_lightning.plain_table import PlainTable
+
+    options, checkpointing = fit.options, fit.options.gradient_checkpointing
+    held, step = fit.held(checkpointing), fit.step(checkpointing, options.batch_size, options.length)
+    dtype = str(options.dtype).removeprefix("torch.")
+    stored = dtype if options.quantization is None else f"{options.quantization}, the rest {dtype}"
+    table = PlainTable(
+        title=f"{options.source.name}: {options.batch_size} rows of {options.length} tokens"
+        f"{' end to end' if options.in_one_row else ''}, {options.attention} attention",
+        caption="Counted for batches as long as they may be, in which every token is to be learnt.",
+    )
+    table.add_column("part")
+    table.add_column("MiB", justify="right")
+    table.add_column("known from")
+    rows: list[tuple[str, float, str]] = [
+        (f"base: {stored}", held.base, "counting"),
+        ("adapter, and modules saved whole", held.trained, "counting"),
+        (f"their gradients{', and DDP buckets' if options.reduces_gradients else ''}", held.gradients, "counting"),
+        (f"optimizer: {options.optimizer}", held.optimizer, "counting"),
+        (f"activations, checkpointing {'on' if checkpointing else 'off'}", step.kept, "a step on torch's meta device"),
+        *_offloaded_row(fit),
+        ("working memory at the peak", step.peak - step.kept, "a step on torch's meta device"),
+        ("  at another time: logits", step.loss, "a step on torch's meta device"),
+        ("  within: largest expansion K(m+n)", fit.largest_expansion(), "counting"),
+        ("  within: largest weight unpacked", fit.largest_unpacked(), "counting"),
+        ("lost between blocks", SLACK * step.peak, f"rule of thumb: {SLACK:.0%} of the step"),
+        ("CUDA context and kernels", CONTEXT, "rule of thumb"),
+    ]
+    for name, size, known in rows:
+        table.add_row(name, f"{size / 2**20:,.1f}", known, style="dim" if name.startswith(" ") else None)
+    table.add_section()
+    for name, size in (
+        ("a training step needs", step.peak),
+        ("a validation step needs", fit.validation_peak(checkpointing)),
+    ):
+        if size > 0:
+            total = needed(held, size)
+            table.add_row(name, f"{total / 2**20:,.1f}", f"{total / GB:.2f} GB")
+    return table
+
+
+def _offloaded_row(fit: FitOnMeta) -> list[tuple[str, float, str]]:
+    options = fit.options
+    if not options.activation_offloading:
+        return []
+    size = fit.offloaded(options.gradient_checkpointing, options.batch_size, options.length)
+    return [("  in pinned CPU memory instead", size, "a step on torch's meta device")]
+
+
+def _cards_table(fit: FitOnMeta, growths: dict[bool, _Growths], cards: Sequence[float]) -> PlainTable:
+    from pera_lightning.plain_table import PlainTable
+
+    uncounted = "the display's share of a card is not counted"
+    if fit.options.activation_offloading:
+        uncounted += ", nor the CPU memory that offloaded activations take"
+    table = PlainTable(title="Training steps that fit", caption=f"GB of 2^30 bytes; {uncounted}.")
+    table.add_column("card")
+    for what in (f"largest batch at {fit.options.length} tokens", f"largest length at batch {fit.options.batch_size}"):
+        for checkpointing in (True, False):
+            table.add_column(f"{what}, checkpointing {'on' if checkpointing else 'off'}", justify="right")
+    for card in cards:
+        batches = [_largest_batch(fit, growths[checkpointing], card) for checkpointing in (True, False)]
+        lengths = [_largest_length(fit, growths[checkpointing], card) for checkpointing in (True, False)]
+        table.add_row(f"{card:g} GB", *batches, *lengths)
+    return table
+
+
+def _largest_batch(fit: FitOnMeta, growths: _Growths, card: float) -> str:
+    def fits(rows: int) -> bool:
+        own = rows == fit.options.batch_size
+        peak = growths.length.at(fit.options.length) if own else growths.batch.at(rows)
+        return needed(growths.held, peak) <= card * GB
+
+    return _told(_largest(fits, SEARCHED), SEARCHED, "")
+
+
+def _largest_length(fit: FitOnMeta, growths: _Growths, card: float) -> str:
+    def fits(length: int) -> bool:
+        return needed(growths.held, growths.length.at(length)) <= card * GB
+
+    limit = fit.options.longest or SEARCHED
+    return _told(_largest(fits, limit), limit, " (the model's longest)" if fit.options.longest else "")
+
+
+def _largest(fits: Callable[[int], bool], limit: int) -> int:
+    """The largest number up to `limit` that fits, 0 if none does; whatever is smaller than one that fits does too."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _told(number: int, limit: int, at_limit: str) -> str:
+    return "none" if number == 0 else f"{number:,}{at_limit if number == limit else ''}"

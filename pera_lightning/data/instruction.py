@@ -1,0 +1,285 @@
+"""The LightningDataModule for instruction tuning of causal language models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from pera_lightning.data.chat.conversations import OnBadRow, RowFormat
+from pera_lightning.data.chat.prompts import ChatEncoder
+from pera_lightning.data.collate import PaddingCollator, collate_packs, lay_end_to_end
+from pera_lightning.data.examples import ExampleDataset
+from pera_lightning.data.module_parts import (
+    check_against_model,
+    distributed_processes,
+    find_tokenizer,
+    loader_options,
+)
+from pera_lightning.data.options import check_at_least_one, contradiction
+from pera_lightning.data.packing import PackedDataset
+from pera_lightning.data.reading.row_sources import Split, as_paths
+from pera_lightning.data.reading.sampling import LengthGroupedSampler
+from pera_lightning.data.reading.splits import SplitSources
+from pera_lightning.data.tokenised import TokenisedSplit, tokenise_split
+from pera_lightning.option_checks import check_flags
+from pera_lightning.run_log.messages import rank_zero_info
+from pera_lightning.run_log.quiet import ignore_warning
+
+Batch = dict[str, Tensor]
+Collate = Callable[[Any], Batch]
+
+
+class InstructionDataModule(LightningDataModule):
+    """Rows of questions and answers as batches for a causal language model.
+
+    Files are JSON (an array of objects), JSON Lines, CSV or parquet. Every row becomes a conversation, which
+    the tokenizer's chat template renders; the loss is taken on the assistant's turns only. What does not
+    fit into `max_length` is cut from the prompt's left; an answer is cut only if it does not fit by
+    itself, and in long chats the oldest exchanges are left out. Both are counted in a line after setup.
+
+    Padded batches are dicts of int64 tensors `input_ids`, `attention_mask` and `labels` (B, T), padded on the
+    right; labels are not shifted and -100 where no loss is taken. Packed and padding-free ones hold `input_ids`,
+    `position_ids` and `labels` (1, T); call the model with `use_cache=False`, else examples see each other. Not every
+    model keeps them apart even then: PeraCausalLM refuses those that do not. Prediction runs over the test split.
+
+    Nothing of a row is left out without a word. What messages have beside role and content (`reasoning_content`,
+    `tool_calls`, ...) and the fields `tools`, `documents` and `chat_template_kwargs` of a row go to the chat template;
+    what it does not write is a bad row. Other fields of rows, such as an id, are named in the log.
+
+    Args:
+        train_files: Path or paths of the training rows.
+        val_files: Path or paths of the validation rows.
+        test_files: Path or paths of the test rows.
+        dataset: Data set of the hub (or a folder) with the splits train, validation and test, instead of files.
+        dataset_config: Configuration (subset) of that data set.
+        val_split: Share of the training rows held out for validation where there are no val_files, e.g. 0.05.
+        format: Fields of the rows: prompt_completion (prompt, completion), alpaca (instruction, input, output),
+            messages (a list of {role, content}); auto finds out from the first rows of every file.
+        use_chat_template: Use the tokenizer's chat template where it has one; else a plain template of
+            "### User:" and "### Assistant:" headings.
+        system_prompt: System message of rows that have none, in place of the template's default one.
+        tokenizer: Name, folder or object; by default the tokenizer of the LightningModule.
+        max_length: Most tokens of an example.
+        batch_size: Examples (with packing: packs) of a training step on each device.
+        eval_batch_size: Examples of a validation, test or prediction step; by default batch_size.
+        packing: Put several training examples in one row, without attention from one to another.
+        pack_length: Most tokens of a pack; by default max_length.
+        padding_free: Lay the examples of a training batch end to end in one row instead of padding them: the same
+            batches and the same loss, without the third to half of their tokens that padding mostly is.
+        group_by_length: Make training batches of examples of similar length.
+        on_bad_row: What happens at a row that cannot be used: error stops, skip counts and reports it.
+        ignore_fields: Fields of messages and rows to leave out on purpose, such as reasoning_content.
+        max_train_rows: Use only the first training rows.
+        max_val_rows: Use only the first validation rows.
+        max_test_rows: Use only the first test rows.
+        seed: Decides the rows held out, the packs and the order of every epoch.
+        num_workers: Processes that prepare batches; rows are tokenised once, in setup, so 0 is usually best.
+
+    Raises:
+        ConfigError: If options contradict each other or cannot be.
+    """
+
+    def __init__(
+        self,
+        train_files: str | list[str] | None = None,
+        val_files: str | list[str] | None = None,
+        test_files: str | list[str] | None = None,
+        *,
+        dataset: str | None = None,
+        dataset_config: str | None = None,
+        val_split: float = 0.0,
+        format: RowFormat = "auto",
+        use_chat_template: bool = True,
+        system_prompt: str | None = None,
+        tokenizer: Any = None,
+        max_length: int = 1024,
+        batch_size: int = 8,
+        eval_batch_size: int | None = None,
+        packing: bool = False,
+        pack_length: int | None = None,
+        padding_free: bool = False,
+        group_by_length: bool = False,
+        on_bad_row: OnBadRow = "error",
+        ignore_fields: list[str] | None = None,
+        max_train_rows: int | None = None,
+        max_val_rows: int | None = None,
+        max_test_rows: int | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.sources = SplitSources(
+            files={"train": as_paths(train_files), "val": as_paths(val_files), "test": as_paths(test_files)},
+            dataset=dataset,
+            dataset_config=dataset_config,
+            val_split=val_split,
+            row_format=format,
+            on_bad_row=on_bad_row,
+            ignore_fields=ignore_fields or (),
+            limits={"train": max_train_rows, "val": max_val_rows, "test": max_test_rows},
+            seed=seed,
+        )
+        self.use_chat_template = use_chat_template
+        self.system_prompt = system_prompt
+        self.max_length = max_length
+        self.batch_size = batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.packing = packing
+        self.pack_length = max_length if pack_length is None else pack_length
+        self.padding_free = padding_free
+        self.group_by_length = group_by_length
+        self.seed = seed
+        self.num_workers = num_workers
+        self._given_tokenizer = tokenizer
+        # What setup makes, once for each tokenizer.
+        self._tokenizer: Any = None
+        self._encoder: ChatEncoder | None = None
+        self._splits: dict[Split, TokenisedSplit] = {}
+        self._packs: PackedDataset | None = None
+        self._check_options()
+
+    @property
+    def train_source(self) -> str:
+        """What it trains on, for model cards: names only, not where files lie on this machine."""
+        return self.sources.train_name
+
+    def prepare_data(self) -> None:
+        """Downloads the data set of the hub, on one process of each node."""
+        self.sources.download()
+
+    def setup(self, stage: str) -> None:
+        """Reads and tokenises the splits that the stage needs and that are not there yet.
+
+        Raises:
+            ConfigError: If there is no tokenizer, its template cannot be used, or a split has no data.
+            DataError: If a file is missing, empty or damaged, or holds a bad row that is not to be skipped.
+        """
+        self._use_tokenizer(find_tokenizer(self, self._given_tokenizer))
+        missing = [split for split in self.sources.needed_in(stage) if split not in self._splits]
+        for split, rows in self.sources.read(missing).items():
+            assert self._encoder is not None  # _use_tokenizer made it
+            self._splits[split] = tokenise_split(split, rows, self._encoder)
+            if split == "train" and self.packing:
+                self._packs = PackedDataset(self._splits[split].examples, self.pack_length, self.seed)
+            self._report(split)
+        if self.num_workers == 0:
+            # For rows that are already tokenised workers only cost.
+            ignore_warning(".*does not have many workers")
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Batches or packs of the train split, in an order that depends on seed and epoch alone."""
+        examples = self._checked("train")
+        processes = distributed_processes(self)
+        if self.group_by_length:
+            sampler: DistributedSampler[Any] = LengthGroupedSampler(
+                examples.lengths, self.batch_size, seed=self.seed, **processes
+            )
+            return self._dataloader(examples, self.batch_size, sampler, self._train_collate())
+        dataset = examples if self._packs is None else self._packs
+        # Also in a single process: unlike a RandomSampler it gives the order of an epoch after a resume.
+        sampler = DistributedSampler(dataset, shuffle=True, seed=self.seed, **processes)
+        return self._dataloader(dataset, self.batch_size, sampler, self._train_collate())
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """Padded batches of the val split in the order of the file; no loader if there is no such split."""
+        if "val" in self._splits:
+            return self._eval_dataloader("val")
+        ignore_warning("Total length of `list` across ranks is zero")
+        return []
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Padded batches of the test split in the order of the file."""
+        return self._eval_dataloader("test")
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """The same batches as in a test."""
+        return self._eval_dataloader("test")
+
+    def _use_tokenizer(self, tokenizer: Any) -> None:
+        if tokenizer is self._tokenizer:
+            return
+        self._encoder = self._make_encoder(tokenizer)
+        self._tokenizer = tokenizer
+        self._splits, self._packs = {}, None
+
+    def _make_encoder(self, tokenizer: Any) -> ChatEncoder:
+        return ChatEncoder(
+            tokenizer,
+            max_length=self.max_length,
+            use_chat_template=self.use_chat_template,
+            system_prompt=self.system_prompt,
+        )
+
+    def _report(self, split: Split) -> None:
+        packs = f", {len(self._packs):,} packs" if split == "train" and self._packs is not None else ""
+        rank_zero_info(f"{split}: {self._splits[split].summary}{packs}")
+
+    def _eval_dataloader(self, split: Split) -> DataLoader[Batch]:
+        return self._dataloader(self._checked(split), self.eval_batch_size, None, self._padded())
+
+    def _checked(self, split: Split) -> ExampleDataset:
+        """The examples of a split, which the model can read."""
+        examples = self._splits[split].examples
+        largest = max(examples.largest_id, self._pad_id)
+        check_against_model(
+            self,
+            split,
+            largest_id=largest,
+            longest=max(examples.lengths),
+            packed=split == "train" and (self.packing or self.padding_free),
+        )
+        return examples
+
+    def _dataloader(
+        self, dataset: Dataset[Any], batch_size: int, sampler: DistributedSampler[Any] | None, collate: Collate
+    ) -> DataLoader[Batch]:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            collate_fn=collate,
+            **loader_options(self.num_workers),
+        )
+
+    def _train_collate(self) -> Collate:
+        if self.packing:
+            return collate_packs
+        return lay_end_to_end if self.padding_free else self._padded()
+
+    def _padded(self) -> Collate:
+        return PaddingCollator(self._pad_id)
+
+    @property
+    def _pad_id(self) -> int:
+        assert self._encoder is not None
+        pad_id = self._tokenizer.pad_token_id
+        # A new token would not be in the model's vocabulary; the collator masks whatever pads.
+        return self._encoder.stop_id if pad_id is None else pad_id
+
+    def _check_options(self) -> None:
+        check_flags(
+            use_chat_template=self.use_chat_template,
+            packing=self.packing,
+            padding_free=self.padding_free,
+            group_by_length=self.group_by_length,
+        )
+        check_at_least_one("max_length", self.max_length)
+        check_at_least_one("batch_size", self.batch_size)
+        check_at_least_one("eval_batch_size", self.eval_batch_size)
+        if self.packing and self.group_by_length:
+            raise contradiction("packing and group_by_length", "one of the two (packs have similar lengths)")
+        if self.packing and self.padding_free:
+            raise contradiction("packing and padding_free", "one of the two (packs have no padding either)")
+        if self.padding_free and self.group_by_length:
+            raise contradiction("padding_free and group_by_length", "one of the two (either saves the padding)")
+        if self.padding_free and self.pack_length != self.max_length:
+            raise contradiction("padding_free and pack_length", "packing, whose packs have a length")
+        if self.pack_length < self.max_length:
+            raise contradiction(
+                f"max_length {self.max_length} and pack_length {self.pack_length}",
+                "a pack_length of at least max_length",
+            )

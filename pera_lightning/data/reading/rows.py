@@ -1,0 +1,180 @@
+"""Rows of data files (JSON, JSON Lines, CSV, parquet, text) and hub data sets, each with the place it came from.
+
+CSV is parsed here rather than by `datasets`, because an error message should name the line.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pera_lightning.data.reading.json_rows import read_json, read_jsonl
+from pera_lightning.data.reading.parsed_row import ParsedRow, Row, shorten
+from pera_lightning.data.reading.text_lines import decoded_lines, whole_text
+from pera_lightning.errors import DataError
+
+ROW_ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
+TEXT_ENDINGS = (".txt", *ROW_ENDINGS)
+
+_CSV_LIMIT = 2**31 - 1
+"""Most characters of a field: what the C code of `csv` can count everywhere. Its default is 131,072."""
+
+
+def check_file(path: Path, endings: Sequence[str]) -> None:
+    """Checks that a data file exists and has one of the endings.
+
+    Raises:
+        DataError: If it does not; the message lists near names.
+    """
+    if not path.is_file():
+        raise DataError(
+            f"The data file {path} does not exist.",
+            got="a folder" if path.is_dir() else "no such file",
+            expected=f"a file ending in {', '.join(endings)}",
+            fix=_near_names(path, endings),
+        )
+    if path.suffix.lower() not in endings:
+        raise DataError(
+            f"The data file {path} is of an unknown kind.",
+            got=f"the ending {path.suffix!r}",
+            expected=f"one of {', '.join(endings)}",
+            fix="convert the file to JSON Lines (one object per line) and name it .jsonl",
+        )
+
+
+def read_rows(path: Path, endings: Sequence[str] = ROW_ENDINGS) -> Iterator[ParsedRow]:
+    """Reads the rows of one file lazily; a row that cannot be parsed comes as a `DataError`.
+
+    Args:
+        path: The file.
+        endings: Those it may have. A text file is one row with the field `text`.
+
+    Raises:
+        DataError: If the file is missing or damaged as a whole (encoding, JSON array, CSV quoting, parquet).
+    """
+    check_file(path, endings)
+    return _READERS[path.suffix.lower()](path)
+
+
+def load_hub_dataset(name: str, config: str | None) -> Mapping[str, Iterable[Mapping[str, Any]]]:
+    """Loads (and downloads, if it is not cached) a data set of the hub, or of a local folder.
+
+    Args:
+        name: Hub id or folder.
+        config: Configuration (subset) of the data set.
+
+    Returns:
+        The rows of every split, by split name.
+
+    Raises:
+        DataError: If it cannot be loaded.
+    """
+    import datasets
+
+    try:
+        return datasets.load_dataset(name, config)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"The data set {name!r} cannot be loaded.",
+            got=f"{type(error).__name__}: {shorten(error)}",
+            expected="a data set of the hub (with a network, or cached earlier) or a local folder",
+            fix="check the name and dataset_config, or give local files through train_files",
+        ) from error
+
+
+def dataset_rows(name: str, dataset: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
+    """Yields the rows of a table of `datasets`, numbered from 1."""
+    for number, fields in enumerate(dataset, start=1):
+        yield Row(f"{name}, row {number}", fields)
+
+
+def _read_csv(path: Path) -> Iterator[ParsedRow]:
+    reader = csv.reader((line for _, line in decoded_lines(path)), strict=True)
+    header: list[str] | None = None
+    while True:
+        where = f"{path}, line {reader.line_num + 1}"
+        try:
+            values = _next_record(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(
+                f"{where}: this is not CSV ({error}).",
+                got="a record that cannot be read",
+                expected='fields separated by commas, quoted by ", with "" for a quotation mark inside',
+                fix="correct the quoting at this place, or convert the file to JSON Lines",
+            ) from error
+        if not values:
+            continue
+        if header is None:
+            header = _csv_header(path, values)
+        elif len(values) == len(header):
+            yield Row(where, dict(zip(header, values, strict=True)))
+        else:
+            yield DataError(
+                f"{where}: this row does not fit the header.",
+                got=f"{len(values)} fields",
+                expected=f"{len(header)} fields: {', '.join(header)}",
+                fix="correct the row (quote fields that hold commas), or set on_bad_row: skip",
+            )
+
+
+def _next_record(reader: Iterator[list[str]]) -> list[str]:
+    # The limit is one for the whole process, so that it is given back.
+    limit = csv.field_size_limit(_CSV_LIMIT)
+    try:
+        return next(reader)
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _csv_header(path: Path, names: list[str]) -> list[str]:
+    if len(set(names)) != len(names):
+        raise DataError(
+            f"{path}, line 1: the header names a field twice.",
+            got=", ".join(names),
+            expected="different names",
+            fix="rename or remove one of the columns",
+        )
+    return names
+
+
+def _read_parquet(path: Path) -> Iterator[ParsedRow]:
+    import datasets
+
+    try:
+        table = datasets.Dataset.from_parquet(str(path))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"{path} cannot be read as parquet.",
+            got=f"{type(error).__name__}: {shorten(error.__cause__ or error)}",
+            expected="a complete parquet file",
+            fix="write or download the file again",
+        ) from error
+    return dataset_rows(str(path), table)
+
+
+def _read_txt(path: Path) -> Iterator[ParsedRow]:
+    yield Row(str(path), {"text": whole_text(path)})
+
+
+def _near_names(path: Path, endings: Sequence[str]) -> str:
+    if not path.parent.is_dir():
+        return f"the folder {path.parent} does not exist either: correct the path"
+    siblings = sorted(entry.name for entry in path.parent.iterdir() if entry.suffix.lower() in endings)
+    near = difflib.get_close_matches(path.name, siblings, n=3, cutoff=0.4) or siblings[:3]
+    if not near:
+        return f"correct the path ({path.parent} holds no data file)"
+    return f"did you mean {' or '.join(near)} in {path.parent}?"
+
+
+_READERS: dict[str, Callable[[Path], Iterator[ParsedRow]]] = {
+    ".jsonl": read_jsonl,
+    ".json": read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+    ".txt": _read_txt,
+}

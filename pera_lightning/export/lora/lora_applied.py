@@ -1,0 +1,77 @@
+"""A plain LoRA at work in the adapted model that it was made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from pera_lightning.concurrency import changing
+from pera_lightning.errors import AdapterFileError
+from pera_lightning.export.lora.lora_factors import LoraFactors, StoredLora
+from pera_lightning.injection import original_names, saved_tensors
+from pera_lightning.layers import PeraEmbedding, PeraLinear
+
+
+@contextmanager
+def lora_applied(model: nn.Module, lora: StoredLora) -> Iterator[nn.Module]:
+    """A model whose adapters give way to a plain LoRA: `y = base(x) + (x down^T) up^T`, two products and nothing else.
+
+    Args:
+        model: A model with adapters, unmerged.
+        lora: Of exactly its adapted layers and modules saved whole, which get their values from it for the time.
+
+    Raises:
+        AdapterFileError: The LoRA does not hold all that the model's adapter does.
+    """
+    own = dict(saved_tensors(model))
+    _check_complete(model, own, lora)
+    layers = [(name, layer) for name, layer in original_names(model) if isinstance(layer, PeraLinear)]
+    # Not adapter_disabled, which would take modules saved whole back to their start.
+    enabled = [layer for _, layer in layers if layer.enabled]
+    hooks = [
+        layer.base_layer.register_forward_hook(_adding(lora.factors[name], isinstance(layer, PeraEmbedding)))
+        for name, layer in layers
+    ]
+    trained = {key: value.detach().clone() for key, value in own.items()}
+    with changing(model):
+        try:
+            for layer in enabled:
+                layer.enabled = False
+            _copy(lora.saved, own)
+            yield model
+        finally:
+            _copy(trained, own)
+            for layer in enabled:
+                layer.enabled = True
+            for hook in hooks:
+                hook.remove()
+
+
+def _check_complete(model: nn.Module, own: Mapping[str, Tensor], lora: StoredLora) -> None:
+    wanted = {name for name, layer in original_names(model) if isinstance(layer, PeraLinear)}
+    missing = sorted((wanted - lora.factors.keys()) | (own.keys() - lora.saved.keys()))
+    if missing:
+        raise AdapterFileError(
+            "The export does not hold all of the adapter.",
+            got=f"no {missing[0]!r}" + (f" and {len(missing) - 1} others missing" if len(missing) > 1 else ""),
+            expected="factors of every adapted layer, and every module saved whole",
+            fix="export it again",
+        )
+
+
+@torch.no_grad()
+def _copy(values: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+    for key, target in into.items():
+        target.copy_(values[key])
+
+
+def _adding(factors: LoraFactors, embedding: bool) -> Callable[..., Tensor]:
+    def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        down, up = (part.to(output.device, output.dtype) for part in factors)
+        middle = down.T[inputs[0]] if embedding else inputs[0] @ down.T
+        return output + middle @ up.T
+
+    return add

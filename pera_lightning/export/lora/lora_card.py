@@ -1,0 +1,41 @@
+"""The README.md beside an exported LoRA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pera_lightning.checkpoint import Manifest
+from pera_lightning.checkpoint.adapter_folder import CARD_FILE
+from pera_lightning.checkpoint.model_card import hub_header
+from pera_lightning.export.export_report import ExportReport
+from pera_lightning.storage.card_text import in_markdown
+
+
+def write_lora_card(folder: Path, manifest: Manifest, report: ExportReport) -> None:
+    """Write the card: where it comes from, what was lost, how it is loaded.
+
+    Args:
+        folder: Of the export.
+        manifest: Of the PERA adapter.
+        report: Of the export.
+    """
+    base, config = manifest.base_model or "BASE", manifest.config
+    text = [
+        *hub_header(manifest, "peft", ["pera", "lora"]),
+        "",
+        "# LoRA of a PERA adapter",
+        "",
+        f"A PERA adapter (arXiv 2604.11841; rank {config.rank}, order {config.order}) of "
+        f"{in_markdown(base)}, written as the plain LoRA that it is.",
+        "",
+        *(f"- {in_markdown(line)}" for line in str(report).splitlines()),
+        "",
+        "```python",
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM",
+        "",
+        f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), 'this folder')",
+        "```",
+        "",
+    ]
+    (folder / CARD_FILE).write_text("\n".join(text), encoding="utf-8")

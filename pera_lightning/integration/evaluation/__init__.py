@@ -1,8 +1,0 @@
-"""Evaluation on the commonsense tasks of LLM-Adapters, by generation or by ranking, and on those of lm-eval."""
-
-from pera_lightning.integration.evaluation.commonsense import evaluate_commonsense
-from pera_lightning.integration.evaluation.extraction import extract_answer
-from pera_lightning.integration.evaluation.harness import lm_eval_model
-from pera_lightning.integration.evaluation.results import Evaluation, Prediction
-
-__all__ = ["Evaluation", "Prediction", "evaluate_commonsense", "extract_answer", "lm_eval_model"]
