@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from pera_lightning.data.text import TextDataModule
     from pera_lightning.export.merged.merged_model import export_merged
     from pera_lightning.layers.parallelize import parallelize_adapted
+    from pera_lightning.loading.adapted_model import load_adapted_model
     from pera_lightning.models.accumulation.weighted_accumulation import WeightedAccumulation
     from pera_lightning.models.causal_lm import PeraCausalLM
+    from pera_lightning.models.parallel.fsdp2 import FSDP2Strategy
     from pera_lightning.models.sequence_classifier import PeraSequenceClassifier
 
 __version__ = "0.1.0"
@@ -36,6 +38,7 @@ __all__ = [
     "AdapterPictures",
     "AdapterSet",
     "CommonsenseDataModule",
+    "FSDP2Strategy",
     "GlueDataModule",
     "InjectionReport",
     "InstructionDataModule",
@@ -53,6 +56,7 @@ __all__ = [
     "export_merged",
     "inject_adapter",
     "inject_lora",
+    "load_adapted_model",
     "load_adapter",
     "merge_adapter",
     "parallelize_adapted",
@@ -68,6 +72,7 @@ _LATE = {
     "AdapterPictures": "pera_lightning.callback.adapter_pictures",
     "PeraCallback": "pera_lightning.callback.callback",
     "PeraCausalLM": "pera_lightning.models.causal_lm",
+    "FSDP2Strategy": "pera_lightning.models.parallel.fsdp2",
     "CommonsenseDataModule": "pera_lightning.data.commonsense",
     "PeraSequenceClassifier": "pera_lightning.models.sequence_classifier",
     "GlueDataModule": "pera_lightning.data.glue",
@@ -75,6 +80,7 @@ _LATE = {
     "TextDataModule": "pera_lightning.data.text",
     "WeightedAccumulation": "pera_lightning.models.accumulation.weighted_accumulation",
     "export_merged": "pera_lightning.export.merged.merged_model",
+    "load_adapted_model": "pera_lightning.loading.adapted_model",
     "parallelize_adapted": "pera_lightning.layers.parallelize",
 }
 

@@ -26,7 +26,7 @@ ROWS = [
     {"analysis"},
     {"callback"},
     {"evaluation"},
-    {"cli", "__main__"},
+    {"cli", "integration", "__main__"},
 ]
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))
