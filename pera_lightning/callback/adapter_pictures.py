@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from pera_lightning.analysis.inspection import inspect_tensors
 from pera_lightning.callback.adapter_root import adapter_root
-from pera_lightning.callback.strategies import fsdp
+from pera_lightning.callback.strategies.flattened import is_flattened
 from pera_lightning.checkpoint import adapter_state_dict, manifest_of
 from pera_lightning.errors import TrainingError
 from pera_lightning.functional.distributed import whole
@@ -39,7 +39,7 @@ class AdapterPictures(Callback):
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if fsdp.is_flattened(pl_module):
+        if is_flattened(pl_module):
             raise TrainingError(
                 "Pictures of an adapter cannot be drawn while FSDPStrategy has it in parts.",
                 got="AdapterPictures with FSDPStrategy",

@@ -15,26 +15,23 @@ from pera_lightning.callback.copied_networks import settle_copies
 from pera_lightning.callback.energy_log import EnergyLog
 from pera_lightning.callback.finite.finite_run import FiniteRun
 from pera_lightning.callback.frozen_norms import stop_running_statistics
-from pera_lightning.callback.guards import CheckpointOrigin, refuse_lost_adapters
+from pera_lightning.callback.guards import CheckpointOrigin, refuse_lost_adapters, refuse_other_options
 from pera_lightning.callback.init_from import chosen_options, start_adapters
 from pera_lightning.callback.late_injection import cancel_late_injection, inject_after_configure_model
 from pera_lightning.callback.polynomial_start import HeldCoefficients
 from pera_lightning.callback.preflight import Preflight
-from pera_lightning.callback.remote_places import refuse_lost_urls
+from pera_lightning.callback.remote_places import refuse_lost_urls, refuse_remote_shards
 from pera_lightning.callback.resume.exact_resume import ExactResume
 from pera_lightning.callback.resume.termination import JointTermination, save_before_termination
-from pera_lightning.callback.strategies import fsdp
-from pera_lightning.callback.strategies.deepspeed import keep_adapter_alone
+from pera_lightning.callback.strategies.choice import strategy_of
 from pera_lightning.callback.strategies.lost_worker import explain_lost_worker
-from pera_lightning.callback.strategies.model_parallel import check_before_loading, leave_loading_alone
 from pera_lightning.callback.strategies.returned_adapter import ReturnedAdapter
-from pera_lightning.callback.strategies.strategy_limits import refuse_impossible_strategy
+from pera_lightning.callback.strategies.strategy import RunStrategy
 from pera_lightning.callback.thawed_base import ThawedBaseCheck
 from pera_lightning.callback.trained.trained_adapter import TrainedAdapter
 from pera_lightning.callback.weight_averaging import average_the_adapter_alone
 from pera_lightning.checkpoint import Manifest, manifest_of
 from pera_lightning.config import ALL_LINEAR, Bias, Init, PeraConfig, Terms
-from pera_lightning.errors import ConfigError
 from pera_lightning.injection import InjectionReport, adapted_layers, clean_name, freeze_base
 from pera_lightning.injection.untrained import forget_start
 from pera_lightning.option_checks import count
@@ -155,55 +152,53 @@ class PeraCallback(pl.Callback):
         self._finite_run = FiniteRun()
         self._thawed_base_check = ThawedBaseCheck()
         self._termination = JointTermination()
-        self.returned = ReturnedAdapter(self._inject)
+        self.returned = ReturnedAdapter(self._inject_after_workers)
+        # Chosen when a run is set up.
+        self._strategy: RunStrategy
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         refuse_lost_urls(trainer)
-        refuse_conflicting_callbacks(trainer)
-        refuse_impossible_strategy(trainer, pl_module, self.polynomial_start_step)
+        self._strategy = strategy_of(trainer)
+        refuse_conflicting_callbacks(trainer, self._strategy)
+        self._strategy.refuse(pl_module, self.polynomial_start_step)
         # Late, so that it comes after the module's own setup(), which may build or rebuild the model.
         inject_after_configure_model(pl_module, lambda: self._inject(trainer, pl_module))
 
     def _inject(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        fsdp.refuse_unfit_module(trainer, pl_module)
+        self._strategy.refuse_module(pl_module)
         layers = [layer for _, layer in adapted_layers(pl_module)]
         self.config = with_own_modules(self.config, pl_module)
         if not layers:
             refuse_lost_adapters(self.report)
-            self.report = start_adapters(trainer, pl_module, self.config, self.init_from)
+            self.report = start_adapters(pl_module, self.config, self.init_from, self._strategy.shard)
         elif self.report is None:
-            self._take_over(pl_module, layers[0].config)
-        keep_adapter_alone(trainer, pl_module)
+            refuse_other_options(self.config, layers[0].config)
+            freeze_base(pl_module)
+        self._strategy.keep_adapter_alone(pl_module)
         self.returned.load_into(pl_module)
         self._trained_adapter.on_setup(trainer, new=not layers)
         average_the_adapter_alone(trainer, pl_module)
         present = self._describe(pl_module)
-        check_before_loading(trainer, pl_module, present)
-        fsdp.keep_adapter_whole(trainer, pl_module, present)
+        self._strategy.check_before_loading(pl_module, present)
+
+    def _inject_after_workers(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # They were set up, this process was not.
+        self._strategy = strategy_of(trainer)
+        self._inject(trainer, pl_module)
 
     def _describe(self, pl_module: pl.LightningModule) -> Manifest:
-        # What FSDP1 has taken apart was described before.
-        if self._manifest is None or not fsdp.is_flattened(pl_module):
+        # What has been taken apart was described before.
+        if self._manifest is None or self._strategy.has_shapes(pl_module):
             root = adapter_root(pl_module)
             self._prefix = clean_name(prefix_of(pl_module, root))
             self._manifest = manifest_of(root, getattr(pl_module, "base_model_name", None))
         return self._manifest
 
-    def _take_over(self, pl_module: pl.LightningModule, present: PeraConfig) -> None:
-        """Go on with adapters that an earlier run or the user injected."""
-        if present != self.config:
-            raise ConfigError(
-                "The module already has adapters of other options.",
-                got=f"{self.config}",
-                expected=f"{present}",
-                fix="give the callback the same options, or remove_adapter(module) (or merge_adapter) first",
-            )
-        freeze_base(pl_module)
-
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        fsdp.check_wrapping(trainer, pl_module)
+        refuse_remote_shards(trainer, self._strategy)
+        self._strategy.check_module(pl_module)
         # Lightning's BitsandbytesPrecision has quantised the base only now.
         self._origin.compare_base(self._describe(pl_module))
         if self.report is not None:
@@ -228,7 +223,7 @@ class PeraCallback(pl.Callback):
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        fsdp.check_wrapping(trainer, pl_module)
+        self._strategy.check_module(pl_module)
         if self._origin.waits:
             self._origin.compare_base(self._describe(pl_module))
         self._preflight.on_evaluation_start(trainer, pl_module)
@@ -259,13 +254,13 @@ class PeraCallback(pl.Callback):
         self._preflight.on_after_backward(pl_module)
         # By hand they may be clipped before the step.
         if not pl_module.automatic_optimization:
-            fsdp.average_gradients(trainer, pl_module)
+            self._strategy.average_gradients(pl_module)
 
     @override
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         self._finite_run.look()
         if pl_module.automatic_optimization:
-            fsdp.average_gradients(trainer, pl_module)
+            self._strategy.average_gradients(pl_module)
         if trainer.global_step < self.polynomial_start_step:
             self._held_coefficients.hold()
         self._thawed_base_check.check(pl_module, optimizer)
@@ -294,8 +289,10 @@ class PeraCallback(pl.Callback):
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         cancel_late_injection(pl_module)
-        leave_loading_alone(trainer)
-        fsdp.restore_options(trainer)
+        # None where the run was refused before.
+        if hasattr(self, "_strategy"):
+            self._strategy.end()
+            del self._strategy
         for part in (self._exact_resume, self._held_coefficients, self._finite_run, self._thawed_base_check):
             part.forget()
 

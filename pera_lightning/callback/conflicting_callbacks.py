@@ -7,28 +7,30 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
+from pera_lightning.callback.strategies.strategy import RunStrategy
 from pera_lightning.errors import TrainingError
 
 # WeightAveraging is not in older versions.
 _AVERAGING: Any = (StochasticWeightAveraging, getattr(lightning_callbacks, "WeightAveraging", ()))
 
 
-def refuse_conflicting_callbacks(trainer: pl.Trainer) -> None:
+def refuse_conflicting_callbacks(trainer: pl.Trainer, strategy: RunStrategy) -> None:
     """Raise if a callback would change weights that adapter-only checkpoints do not hold, or cannot work.
 
+    Args:
+        trainer: The Trainer with its callbacks.
+        strategy: What stands for its strategy.
+
     Raises:
-        TrainingError: ModelPruning is among the callbacks, or under FSDPStrategy or ModelParallelStrategy one that
-            averages weights.
+        TrainingError: ModelPruning is among the callbacks, or one that averages weights where modules are sharded.
     """
     callbacks = getattr(trainer, "callbacks", ())
     averaging = [part for part in callbacks if isinstance(part, _AVERAGING)]
-    strategy = getattr(trainer, "strategy", None)
-    if averaging and isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
+    if averaging and not strategy.keeps_modules_whole:
         raise TrainingError(
             "Weights of a sharded module cannot be averaged.",
-            got=f"{type(averaging[0]).__name__} under {type(strategy).__name__}",
+            got=f"{type(averaging[0]).__name__} under {type(trainer.strategy).__name__}",
             expected="no averaging, or a strategy that leaves modules whole",
             fix="leave the callback out, or use strategy 'ddp'",
         )

@@ -6,7 +6,8 @@ from typing import Any
 
 from pera_lightning.checkpoint import Manifest
 from pera_lightning.checkpoint.adapter_mismatch import base_difference, form_difference, quantization_difference
-from pera_lightning.errors import CheckpointError
+from pera_lightning.config import PeraConfig
+from pera_lightning.errors import CheckpointError, ConfigError
 from pera_lightning.injection import InjectionReport
 
 
@@ -69,6 +70,17 @@ def refuse_other_base(stored: Manifest, present: Manifest) -> None:
             expected="the base of the run that wrote it",
             fix="load the base as in that run (where it is drawn at random, with the same seed); to put an "
             "adapter on another base on purpose, load_adapter(model, folder, allow_other_base=True)",
+        )
+
+
+def refuse_other_options(given: PeraConfig, present: PeraConfig) -> None:
+    """Raise ConfigError for a module with adapters, of an earlier run or the user's own, of other options."""
+    if present != given:
+        raise ConfigError(
+            "The module already has adapters of other options.",
+            got=f"{given}",
+            expected=f"{present}",
+            fix="give the callback the same options, or remove_adapter(module) (or merge_adapter) first",
         )
 
 

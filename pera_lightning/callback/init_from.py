@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -10,7 +11,6 @@ from torch import nn
 
 from pera_lightning.callback.adapter_root import adapter_root, prefix_of
 from pera_lightning.callback.float_model import inject_into
-from pera_lightning.callback.strategies.model_parallel import shard_after_injection
 from pera_lightning.checkpoint.lora.lora_start import copy_lora, plan_lora
 from pera_lightning.checkpoint.lora.peft_lora import read_peft_lora
 from pera_lightning.config import PeraConfig
@@ -85,22 +85,25 @@ def _refuse_other_options(options: PeraConfig, rank: int | None, lora: PeraConfi
 
 
 def start_adapters(
-    trainer: pl.Trainer, module: pl.LightningModule, config: PeraConfig, init_from: str | None
+    module: pl.LightningModule,
+    config: PeraConfig,
+    init_from: str | None,
+    shard: Callable[[pl.LightningModule], None],
 ) -> InjectionReport:
-    """Put adapters into a module at their start, sharded if the Trainer's strategy shards.
+    """Put adapters into a module at their start.
 
     Args:
-        trainer: The Trainer.
         module: The module, without adapters.
         config: The adapter's options.
         init_from: Folder of a LoRA with which they start.
+        shard: Shards the module with its adapters, where the run's strategy does.
 
     Raises:
         AdapterFileError: The LoRA does not fit the module.
     """
     if init_from is None:
         report = inject_into(module, config)
-        shard_after_injection(trainer, module)
+        shard(module)
         # Sharding may exchange the parameters.
         note_start(module)
         return report
@@ -110,7 +113,7 @@ def start_adapters(
     layers = {prefix + name: layer for name, layer in plan.layers.items()}
     report = inject_plan(module, InjectionPlan(config, layers, tuple(prefix + name for name in plan.saved)))
     # First: what is sharded from the meta device gets memory then.
-    shard_after_injection(trainer, module)
+    shard(module)
     copy_lora(lora, root)
     rank_zero_info(f"PERA: adapters of rank {config.rank} and alpha {config.alpha:g} from the LoRA in {init_from}")
     return report

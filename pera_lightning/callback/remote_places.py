@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
+from pera_lightning.callback.strategies.strategy import RunStrategy
 from pera_lightning.errors import ConfigError
 from pera_lightning.storage.remote import RemotePath, collapsed_url, place
 
@@ -27,14 +27,14 @@ def refuse_lost_urls(trainer: pl.Trainer) -> None:
             )
 
 
-def refuse_remote_shards(trainer: pl.Trainer) -> None:
+def refuse_remote_shards(trainer: pl.Trainer, strategy: RunStrategy) -> None:
     """Raise ConfigError for checkpoints at a URL under strategies that make local folders of it."""
     remote = [
         callback.dirpath
         for callback in trainer.checkpoint_callbacks
         if isinstance(callback, ModelCheckpoint) and isinstance(place(callback.dirpath or ""), RemotePath)
     ]
-    if remote and isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
+    if remote and not strategy.writes_to_urls:
         raise ConfigError(
             f"{type(trainer.strategy).__name__} writes its checkpoints to local files only.",
             got=f"checkpoints at {remote[0]}",

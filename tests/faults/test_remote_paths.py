@@ -29,6 +29,7 @@ from pera_lightning import (
 )
 from pera_lightning.analysis import inspect_adapter
 from pera_lightning.callback.remote_places import refuse_remote_shards
+from pera_lightning.callback.strategies.choice import strategy_of
 from pera_lightning.checkpoint.training.consolidation import consolidate
 from pera_lightning.errors import ConfigError, FolderError, PeraError
 from pera_lightning.loading.pretrained import PretrainedSource
@@ -184,7 +185,7 @@ def test_shards_at_a_url_are_refused(here: Path, strategy: type[Strategy]) -> No
     # Neither sharding nor DeepSpeed starts here: the check asks for no more than the class.
     trainer.strategy.__class__ = strategy
     with pytest.raises(ConfigError, match="writes its checkpoints to local files only"):
-        refuse_remote_shards(trainer)
+        refuse_remote_shards(trainer, strategy_of(trainer))
 
 
 def test_a_lora_at_a_url_is_a_start(here: Path) -> None:

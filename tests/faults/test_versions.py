@@ -23,7 +23,7 @@ from packaging.version import Version
 from torch import nn
 
 from pera_lightning import PeraCausalLM, quantize_model, requirements
-from pera_lightning.callback.strategies.strategy_limits import refuse_impossible_strategy
+from pera_lightning.callback.strategies.choice import strategy_of
 from pera_lightning.errors import ConfigError
 from pera_lightning.evaluation import lm_eval_model
 from pera_lightning.export.gguf.gguf_tensors import gguf_package
@@ -218,7 +218,7 @@ FEATURES: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "GGUF of any kind": ("transformers", "5.5.4", lambda folder: load_config(gguf_source(folder))),
     "GGUF export": ("gguf", "0.17.1", lambda _: gguf_package()),
     "lm-eval": ("lm-eval", "0.4.9.2", lambda _: lm_eval_model(tiny_llama(), None)),  # type: ignore[arg-type]
-    "DeepSpeed": ("lightning", "2.5.6", lambda _: refuse_impossible_strategy(under_deepspeed(), pl.LightningModule())),
+    "DeepSpeed": ("lightning", "2.5.6", lambda _: strategy_of(under_deepspeed()).refuse(pl.LightningModule(), 0)),
     "FSDP2": ("torch", "2.5.1+cu124", lambda _: sharding_function()),
     "FSDP2 model": ("torch", "2.7.0", lambda _: build(None)),
     "FSDP2 in 4 bits": ("torch", "2.11.0", lambda _: build("nf4")),

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch.distributed
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from pera_lightning.callback.copied_networks import averaged_counts, restore_averaged_counts
@@ -26,7 +27,6 @@ from pera_lightning.callback.resume.loop_progress import (
 from pera_lightning.callback.resume.random_state import random_states, restore_random_states
 from pera_lightning.callback.resume.restored_state import check_loops, restoring
 from pera_lightning.callback.resume.resume_limits import warn_of_limits
-from pera_lightning.callback.strategies.model_parallel import is_parallel
 from pera_lightning.checkpoint.training.training_checkpoint import PROCESSES
 from pera_lightning.run_log.messages import rank_zero_warn
 
@@ -66,7 +66,7 @@ class ExactResume:
             "random": random_states(),
             "gradients": accumulated_gradients(trainer, pl_module),
             "weights": accumulated_weights(pl_module),
-            "sharded": is_parallel(trainer),
+            "sharded": isinstance(trainer.strategy, ModelParallelStrategy),
             "averaged": averaged_counts(pl_module),
         }
         checkpoint[PROCESSES] = _gathered(mine)

@@ -1,4 +1,4 @@
-"""Adapter-only checkpoints, under Lightning's `DeepSpeedStrategy` too."""
+"""Adapters under Lightning's `DeepSpeedStrategy`: ZeRO's stages 1 and 2, which leave layers their weights."""
 
 from __future__ import annotations
 
@@ -6,40 +6,64 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch.serialization import safe_globals
+from typing_extensions import override
 
-from pera_lightning.callback.strategies.checkpoint_contents import keep_base_out
 from pera_lightning.callback.strategies.checkpoint_objects import plain_values_alone
-from pera_lightning.callback.strategies.model_parallel import stop_checking
-from pera_lightning.checkpoint import install_state_hooks
+from pera_lightning.callback.strategies.quantized import SHARD_INSTEAD, refuse_quantized
+from pera_lightning.callback.strategies.strategy import RunStrategy
+from pera_lightning.checkpoint import Manifest, install_state_hooks
+from pera_lightning.errors import ConfigError
+from pera_lightning.requirements import EXCLUDES_FROZEN, require
 
 
-def keep_adapter_alone(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-    """Install the hooks of the module's state, and let them be there when a checkpoint is loaded.
+class DeepSpeedRun(RunStrategy):
+    """See `RunStrategy`."""
 
-    What else goes into a checkpoint is looked through when one is written (`keep_base_out`).
+    writes_to_urls = False
 
-    To validate, test and predict, DeepSpeedStrategy takes all hooks off the module, and loads the checkpoint right
-    after that; so a function is put in the way of its `load_checkpoint`, for one call. `stop_checking` takes it away.
+    @override
+    def refuse(self, pl_module: pl.LightningModule, polynomial_start_step: int) -> None:
+        refuse_quantized(type(self.strategy).__name__, pl_module)
+        require("DeepSpeed beside PeraCallback", "lightning", oldest=EXCLUDES_FROZEN, instead=f"; or {SHARD_INSTEAD}")
+        if self.strategy.zero_stage_3:
+            raise ConfigError(
+                "DeepSpeed's ZeRO stage 3 leaves layers without their weights, so that no adapter can be fitted to "
+                "them.",
+                got="strategy: DeepSpeedStrategy with stage 3 beside PeraCallback",
+                expected="stage 1 or 2",
+                fix=SHARD_INSTEAD,
+            )
+        if not self.strategy.exclude_frozen_parameters:
+            raise ConfigError(
+                "DeepSpeed's checkpoints would hold the frozen base.",
+                got="strategy: DeepSpeedStrategy with exclude_frozen_parameters: false, its default",
+                expected="adapter-only checkpoints",
+                fix="set exclude_frozen_parameters: true, as configs/strategies/deepspeed_zero2.yaml does; by name "
+                "('deepspeed_stage_2') it cannot be set",
+            )
+        if polynomial_start_step:
+            raise ConfigError(
+                "DeepSpeed keeps gradients where the polynomial coefficients' cannot be held back.",
+                got=f"strategy: DeepSpeedStrategy with polynomial_start_step={polynomial_start_step}",
+                expected="polynomial_start_step=0",
+                fix="leave polynomial_start_step out, or use --config configs/strategies/ddp.yaml",
+            )
 
-    Args:
-        trainer: The Trainer with its strategy.
-        pl_module: The module with the adapters.
-    """
-    install_state_hooks(pl_module)
-    strategy = trainer.strategy
-    keep_base_out(strategy)
-    if not isinstance(strategy, DeepSpeedStrategy):
-        return
+    @override
+    def refuse_module(self, pl_module: pl.LightningModule) -> None:
+        refuse_quantized(type(self.strategy).__name__, pl_module)
+        super().refuse_module(pl_module)
 
-    def load_checkpoint(checkpoint_path: str | Path, **options: Any) -> dict[str, Any]:
-        stop_checking(trainer)
+    @override
+    def load_checkpoint(
+        self, pl_module: pl.LightningModule, present: Manifest, path: str | Path, options: dict[str, Any]
+    ) -> dict[str, Any]:
+        # To validate, test and predict, the strategy takes all hooks off the module right before it loads.
         install_state_hooks(pl_module)
-        with safe_globals(_of_deepspeed()), plain_values_alone(checkpoint_path, options):
-            return strategy.load_checkpoint(checkpoint_path, **options)
-
-    strategy.__dict__["load_checkpoint"] = load_checkpoint
+        with safe_globals(_of_deepspeed()), plain_values_alone(path, options):
+            loaded: dict[str, Any] = self.strategy.load_checkpoint(path, **options)
+        return loaded
 
 
 def _of_deepspeed() -> list[Any]:

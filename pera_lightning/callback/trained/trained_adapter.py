@@ -14,7 +14,6 @@ import lightning.pytorch as pl
 from torch import nn
 
 from pera_lightning.callback.adapter_root import adapter_root, prefix_of
-from pera_lightning.callback.remote_places import refuse_remote_shards
 from pera_lightning.callback.trained.best_checkpoint import EarlierBests, StepsOfBests, WrittenWeights, best_weights
 from pera_lightning.callback.trained.measured_steps import StepsOfMetrics
 from pera_lightning.callback.trained.run_summary import run_summary
@@ -84,7 +83,6 @@ class TrainedAdapter:
         folder = self._folder = adapter_folder(trainer, chosen)
         if getattr(trainer, "fast_dev_run", False):
             return
-        refuse_remote_shards(trainer)
         size = sum(value.numel() * value.element_size() for value in adapter_state_dict(root).values())
         problem = trainer.strategy.broadcast(
             _problem(folder, size, base_name(root)) if trainer.is_global_zero else None

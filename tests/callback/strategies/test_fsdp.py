@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from pera_lightning import PeraCallback, adapter_state_dict, load_adapter
-from pera_lightning.callback.strategies import fsdp
+from pera_lightning.callback.strategies.fsdp1 import _average
 from pera_lightning.checkpoint.training.consolidation import consolidate
 from pera_lightning.checkpoint.training.training_checkpoint import read_checkpoint
 from tests.callback.strategies.test_model_parallel import CLOSE, assert_like_one_process, assert_same
@@ -261,9 +261,9 @@ def test_averaging_waits_only_where_a_gradient_is_missing(monkeypatch: pytest.Mo
     for value, gradient in zip(parameters, gradients, strict=True):
         value.grad = gradient.clone()
     with NoWaiting():
-        fsdp._average(parameters, 2)
+        _average(parameters, 2)
     assert all(torch.equal(value.grad, gradient) for value, gradient in zip(parameters, gradients, strict=True))
     parameters[1].grad = None
-    fsdp._average(parameters, 2)
+    _average(parameters, 2)
     assert parameters[1].grad is None
     assert torch.equal(parameters[2].grad, gradients[2])
