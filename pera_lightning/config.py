@@ -10,9 +10,9 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, Literal
 
 from pera_lightning.errors import ConfigError, shown
+from pera_lightning.families import FAMILIES, Terms
 from pera_lightning.form_bounds import (
     MAX_NAME,
-    Terms,
     check_alpha,
     check_coefficient_scale,
     check_dropout,
@@ -117,11 +117,12 @@ class PeraConfig:
         object.__setattr__(self, "trainable_tokens", normalised(self.trainable_tokens))
         self._check_patterns()
         ranks = [self.rank, *(self.rank_pattern or {}).values()]
-        if self.terms == "cross" and self.order > 1 and 1 in ranks:
+        least = FAMILIES[self.terms].least_rank
+        if self.order > 1 and min(ranks) < least:
             raise ConfigError(
-                "There are no cross terms at rank 1.",
-                got="a rank of 1 with terms='cross'",
-                expected="rank >= 2 for mixed terms",
+                f"There are no {self.terms} terms at rank {min(ranks)}.",
+                got=f"a rank of {min(ranks)} with terms={self.terms!r}",
+                expected=f"rank >= {least} for these terms",
                 fix="raise the rank, or use terms='square'",
             )
 

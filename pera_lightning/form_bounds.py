@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal
+from typing import Any
 
 from pera_lightning.errors import ConfigError, shown
-
-Terms = Literal["full", "square", "cross"]
-TERMS: tuple[Terms, ...] = ("full", "square", "cross")
+from pera_lightning.families import FAMILIES, Terms
 
 MAX_RANK = 65_536
 MAX_ORDER = 8
@@ -56,12 +53,12 @@ def check_order(order: Any) -> None:
 
 
 def check_terms(terms: object) -> None:
-    """Raise ConfigError unless `terms` is one of "full", "square", "cross"."""
-    if terms not in TERMS:
+    """Raise ConfigError unless `terms` is the name of a family of monomials."""
+    if not isinstance(terms, str) or terms not in FAMILIES:
         raise ConfigError(
             "terms says which monomials take part.",
             got=shown(terms),
-            expected=" or ".join(repr(term) for term in TERMS),
+            expected=" or ".join(repr(term) for term in FAMILIES),
             fix="use 'full' for the paper's main form",
         )
 
@@ -106,10 +103,7 @@ def check_coefficient_scale(scale: object) -> None:
 
 def count_of_degree(rank: int, degree: int, terms: Terms) -> int:
     """Number of monomials of one degree >= 2, in closed form."""
-    if terms == "square":
-        return rank
-    total = math.comb(rank + degree - 1, degree)
-    return total if terms == "full" else total - rank
+    return FAMILIES[terms].count(rank, degree)
 
 
 def column_count(rank: int, order: int, terms: Terms) -> int:

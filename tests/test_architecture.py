@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "pera_lightning"
 ROWS = [
     {"errors", "visible_text"},
-    {"config", "form_bounds", "option_checks", "patterns", "requirements", "token_ids"},
+    {"config", "families", "form_bounds", "option_checks", "patterns", "requirements", "token_ids"},
     {"concurrency", "functional", "plain_table", "storage"},
     {"base_layers"},
     {"layers"},

@@ -14,6 +14,7 @@ from pera_lightning.config import PeraConfig
 from pera_lightning.errors import TrainingError
 from pera_lightning.export.lora.lora_factors import LoraFactors, spectrum
 from pera_lightning.export.lora.plain_lora import PeraTensors
+from pera_lightning.families import part_of
 from pera_lightning.functional import monomials
 from pera_lightning.functional.expansion.coefficient_scale import scaled_coefficients
 from pera_lightning.functional.products import product_norm
@@ -206,14 +207,8 @@ def part_columns(rank: int, config: PeraConfig) -> dict[str, list[int]]:
     """Which of the K columns of the expanded factors belong to which part of dW."""
     columns = {"linear": list(range(rank))}
     for column, indices in enumerate(monomials(rank, config.order, config.terms), start=rank):
-        columns.setdefault(_part(indices), []).append(column)
+        columns.setdefault(part_of(indices), []).append(column)
     return columns
-
-
-def _part(indices: tuple[int, ...]) -> str:
-    if len(indices) > 2:
-        return f"degree {len(indices)}"
-    return "square" if indices[0] == indices[1] else "cross"
 
 
 def _others(manifest: Manifest) -> Iterable[str]:

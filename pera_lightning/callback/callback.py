@@ -31,7 +31,8 @@ from pera_lightning.callback.thawed_base import ThawedBaseCheck
 from pera_lightning.callback.trained.trained_adapter import TrainedAdapter
 from pera_lightning.callback.weight_averaging import average_the_adapter_alone
 from pera_lightning.checkpoint import Manifest, manifest_of
-from pera_lightning.config import ALL_LINEAR, Bias, Init, PeraConfig, Terms
+from pera_lightning.config import ALL_LINEAR, Bias, Init, PeraConfig
+from pera_lightning.families import Terms
 from pera_lightning.injection import InjectionReport, adapted_layers, clean_name, freeze_base
 from pera_lightning.injection.untrained import forget_start
 from pera_lightning.option_checks import count

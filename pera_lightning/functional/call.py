@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pera_lightning.config import PeraConfig, Terms
+from pera_lightning.config import PeraConfig
+from pera_lightning.families import Terms
 from pera_lightning.form_bounds import column_count
 from pera_lightning.functional.cost import Sizes, backward_path, forward_path, keeps_middle
 from pera_lightning.functional.expansion.coefficient_scale import degree_factors

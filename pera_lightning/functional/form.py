@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pera_lightning.form_bounds import Terms
+from pera_lightning.families import Terms
 
 
 class Form(NamedTuple):

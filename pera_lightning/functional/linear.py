@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pera_lightning.errors import ConfigError
-from pera_lightning.form_bounds import Terms, check_dropout
+from pera_lightning.families import Terms
+from pera_lightning.form_bounds import check_dropout
 from pera_lightning.functional.call import Options, Path, call_of, chosen_path
 from pera_lightning.functional.fused.autograd import PeraFunction
 from pera_lightning.functional.fused.fused import FusedFunction, fused_call, uses_kernels

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pera_lightning.form_bounds import Terms, count_of_degree
+from pera_lightning.families import Terms
+from pera_lightning.form_bounds import count_of_degree
 from pera_lightning.functional.expansion.columns import (
     float16_magnitude,
     left_constants,

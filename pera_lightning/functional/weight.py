@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pera_lightning.errors import ConfigError
-from pera_lightning.form_bounds import Terms
+from pera_lightning.families import Terms
 from pera_lightning.functional.expansion.expansion import expand
 from pera_lightning.functional.expansion.monomials import expanded_rank
 

@@ -17,8 +17,9 @@ from pera_lightning.checkpoint.adapter_tensors import dtype_difference
 from pera_lightning.checkpoint.computable import LayerForm, value_problem
 from pera_lightning.checkpoint.lora.peft_lora import LayerFactors, PeftLora, read_peft_lora
 from pera_lightning.concurrency import changing
-from pera_lightning.config import PeraConfig, Terms
+from pera_lightning.config import PeraConfig
 from pera_lightning.errors import AdapterFileError, InjectionError
+from pera_lightning.families import Terms
 from pera_lightning.functional.distributed import whole
 from pera_lightning.functional.precision import factor_dtype
 from pera_lightning.injection import InjectionPlan, InjectionReport, clean_name, inject_plan, remove_adapter

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pera_lightning.form_bounds import Terms, count_of_degree
+from pera_lightning.families import Terms
+from pera_lightning.form_bounds import count_of_degree
 
 
 def degree_factors(scale: float | Literal["auto"], order: int, in_features: int) -> tuple[float, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pera_lightning.form_bounds import Terms, count_of_degree
+from pera_lightning.families import Terms
+from pera_lightning.form_bounds import count_of_degree
 from pera_lightning.functional.expansion.monomials import kept_tables
 from pera_lightning.functional.form import Form
 

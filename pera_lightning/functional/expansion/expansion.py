@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pera_lightning.form_bounds import Terms, check_order, check_terms, count_of_degree
+from pera_lightning.families import FAMILIES, Terms
+from pera_lightning.form_bounds import check_order, check_terms, count_of_degree
 from pera_lightning.functional.expansion.monomials import degree_indices
 
 
@@ -35,7 +36,7 @@ def expand(factor: Tensor, rank_dim: int, order: int = 2, terms: Terms = "full")
 
 def products(factor: Tensor, rank_dim: int, degree: int, terms: Terms) -> Tensor:
     """The element-by-element products of one degree, stacked along `rank_dim`."""
-    if terms == "square":
+    if FAMILIES[terms].powers_alone:
         return factor**degree
     rank = factor.shape[rank_dim]
     if count_of_degree(rank, degree, terms) == 0:

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from pera_lightning.form_bounds import Terms, column_count, count_of_degree
+from pera_lightning.families import FAMILIES, Terms
+from pera_lightning.form_bounds import column_count
 from pera_lightning.functional.expansion.columns import weighted
 from pera_lightning.functional.expansion.monomials import Products, product_tables
 from pera_lightning.functional.precision import in_dtype
@@ -43,15 +44,22 @@ class Expansion:
         self, rows: Tensor, order: int, terms: Terms, plain: float = 1.0, weights: Tensor | None = None
     ) -> None:
         self.rows, self._order, self._terms = rows, order, terms
+        self._family = FAMILIES[terms]
         self._plain, self._weights = plain, weights
         if order == 1:
             return
-        if terms == "square":
+        if self._family.powers_alone:
             self.products = rows * rows if order == 2 else torch.cat([rows**d for d in range(2, order + 1)])
-        elif order == 2 and rows.is_cpu and count_of_degree(rows.shape[0], 2, terms) * rows.shape[1] >= LARGE:
+        elif self._is_large():
             self._write_pairs()
         else:
             self._gather()
+
+    def _is_large(self) -> bool:
+        rows = self.rows
+        if self._order != 2 or not rows.is_cpu or self._family.first_partner is None:
+            return False
+        return self._family.count(rows.shape[0], 2) * rows.shape[1] >= LARGE
 
     def _gather(self) -> None:
         # Gathered from a transposed view, rows take three times as long.
@@ -112,7 +120,7 @@ class Expansion:
             folded = self._fold_pairs(folded.clone(), products_grad)
         if transposed:
             folded = folded.t()
-        fold = self._fold_powers if self._terms == "square" else self._fold_products
+        fold = self._fold_powers if self._family.powers_alone else self._fold_products
         return in_dtype(fold(folded, products_grad, transposed), dtype)
 
     def _fold_products(self, folded: Tensor, products_grad: Tensor, transposed: bool) -> Tensor:
@@ -141,7 +149,7 @@ class Expansion:
 
     def _pairs(self, block: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Per component: itself (columns,), its partners (count, columns) and their part of `block`, of that shape."""
-        first = 1 if self._terms == "cross" else 0
+        first = self._family.first_partner or 0
         counts = list(range(self.rows.shape[0] - first, 0, -1))
         for component, count, pairs in zip(self.rows.unbind(), counts, block.split(counts), strict=False):
             yield component, self.rows[-count:], pairs

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from functools import lru_cache
-from itertools import combinations_with_replacement
 from typing import Any, NamedTuple
 
 import torch
@@ -12,15 +11,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from pera_lightning.errors import ConfigError
-from pera_lightning.form_bounds import (
-    LISTED,
-    Terms,
-    check_order,
-    check_rank,
-    check_terms,
-    column_count,
-    count_of_degree,
-)
+from pera_lightning.families import FAMILIES, Terms
+from pera_lightning.form_bounds import LISTED, check_order, check_rank, check_terms, column_count, count_of_degree
 from pera_lightning.functional.observation import is_faked
 
 
@@ -67,12 +59,7 @@ def expanded_rank(rank: int, order: int = 2, terms: Terms = "full") -> int:
 @lru_cache(maxsize=256)
 def monomials_of_degree(rank: int, degree: int, terms: Terms) -> tuple[tuple[int, ...], ...]:
     """Monomials of one degree >= 2."""
-    if terms == "square":
-        return tuple((index,) * degree for index in range(rank))
-    every = combinations_with_replacement(range(rank), degree)
-    if terms == "full":
-        return tuple(every)
-    return tuple(indices for indices in every if indices[0] != indices[-1])
+    return tuple(FAMILIES[terms].indices(rank, degree))
 
 
 # torch.compile calls this once and takes the result as a constant; it would not see through the cache.
@@ -108,7 +95,7 @@ class Products(NamedTuple):
 def product_tables(
     rank: int, order: int, terms: Terms, device: torch.device, dtype: torch.dtype
 ) -> tuple[Products, ...]:
-    """One entry for each degree that has products with different members; none for square terms."""
+    """One entry for each degree that has products; none where they are powers, which need no table."""
     key = (rank, order, terms, device, dtype)
     # Without the detour where they are there: this runs at every call.
     found = None if is_faked() else _tables.get(key)
@@ -122,7 +109,7 @@ def _make_products(
     found = []
     for degree in range(2, order + 1):
         count = count_of_degree(rank, degree, terms)
-        if count and terms != "square":
+        if count and not FAMILIES[terms].powers_alone:
             places = _cached_indices(rank, degree, terms, device)
             left_out = torch.cat([components == place for place in reversed(places)], 1).to(dtype)
             found.append(Products(degree, count, torch.cat(places), left_out))

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pera_lightning.form_bounds import Terms, column_count
+from pera_lightning.families import Terms
+from pera_lightning.form_bounds import column_count
 from pera_lightning.functional.expansion.monomials import kept_tables, monomials_of_degree
 from pera_lightning.functional.form import Form
 
