@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from pera_lightning.base_layers.four_bit import BLOCKSIZE
+from pera_lightning.base_layers import QUANTIZATIONS, Quantization
 from pera_lightning.functional import expanded_rank
 from pera_lightning.injection import adapted_layers, layers_to_quantize
 
@@ -19,14 +19,11 @@ CONTEXT = 600 * 2**20
 SLACK = 0.1
 """Rule of thumb: what the allocator loses between blocks, as a share of what a step allocates."""
 
-NESTED_BLOCK = 256
-"""Scales that share a scale of their own under double quantisation."""
 OPTIMIZER_BLOCK = 256
 """Entries that share a scale in bitsandbytes' 8-bit optimizers."""
 SMALLEST_8BIT = 4096
 """Tensors with fewer entries keep their optimizer states in 32 bits."""
 _FLOAT = 4
-_TABLE_OF_4_BITS, _TABLE_OF_8_BITS = 16 * _FLOAT, 256 * _FLOAT
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class HeldMemory:
 
 
 def held_memory(
-    model: nn.Module, *, quantized: Collection[nn.Module] = (), quantization: str | None = None, optimizer: str
+    model: nn.Module, *, quantized: Collection[nn.Module] = (), quantization: Quantization | None = None, optimizer: str
 ) -> HeldMemory:
     """Count what a fit of an adapted model holds all the time.
 
@@ -76,19 +73,9 @@ def quantizable_layers(model: nn.Module) -> list[nn.Module]:
     return [model.get_submodule(aliases[0]) for aliases in names]
 
 
-def quantized_bytes(weight: Tensor, quantization: str | None) -> int:
+def quantized_bytes(weight: Tensor, quantization: Quantization | None) -> int:
     """Bytes of a weight (out, in) as bitsandbytes stores it: packed entries, scales and tables."""
-    entries = weight.numel()
-    if quantization is None:
-        return _bytes([weight])
-    if quantization == "int8":
-        return entries + _FLOAT * weight.shape[0]
-    blocks = _divided(entries, BLOCKSIZE)
-    packed = _divided(entries, 2) + _TABLE_OF_4_BITS
-    if not quantization.endswith("-dq"):
-        return packed + _FLOAT * blocks
-    # The scales in 8 bits, and a mean that was subtracted from them.
-    return packed + blocks + _FLOAT * _divided(blocks, NESTED_BLOCK) + _TABLE_OF_8_BITS + _FLOAT
+    return _bytes([weight]) if quantization is None else QUANTIZATIONS[quantization].stored_bytes(weight.shape)
 
 
 def optimizer_bytes(parameters: Iterable[Tensor], optimizer: str) -> int:

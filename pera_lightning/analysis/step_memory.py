@@ -39,7 +39,7 @@ def measure_step(
     loss: Callable[[Tensor], Tensor],
     *,
     quantized: Collection[nn.Module] = (),
-    int8: bool = False,
+    packed: bool = True,
     checks_hold: bool = True,
 ) -> StepMemory:
     """Run forward and backward pass of a model on the meta device and add up what a GPU would allocate.
@@ -51,14 +51,14 @@ def measure_step(
         body: Makes the batch and runs the model up to the loss's input.
         loss: The scalar loss of that input.
         quantized: Linear layers whose weights a GPU would hold quantised and unpack for every product.
-        int8: They are quantised to 8 bits, not to 4.
+        packed: They are quantised to 4 bits, not to 8.
         checks_hold: How a comparison of data turns out that the model asks for: True takes the way without an attention
             mask, where the model has one, and False the way of padded and packed rows.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.empty_like(parameter)
-    with gpu_kernels({id(layer.weight) for layer in quantized}, int8), _Allocations(checks_hold) as allocated:
+    with gpu_kernels({id(layer.weight) for layer in quantized}, packed), _Allocations(checks_hold) as allocated:
         hidden = body()
         before, in_body = allocated.live, allocated.restart()
         result = loss(hidden)
@@ -71,11 +71,11 @@ def measure_step(
 
 
 def measure_forward(
-    run: Callable[[], object], *, quantized: Collection[nn.Module] = (), int8: bool = False, checks_hold: bool = True
+    run: Callable[[], object], *, quantized: Collection[nn.Module] = (), packed: bool = True, checks_hold: bool = True
 ) -> int:
     """The most bytes that a function without a backward pass takes at one time; see `measure_step`."""
     weights = {id(layer.weight) for layer in quantized}
-    with torch.no_grad(), gpu_kernels(weights, int8), _Allocations(checks_hold) as allocated:
+    with torch.no_grad(), gpu_kernels(weights, packed), _Allocations(checks_hold) as allocated:
         run()
     return allocated.peak
 
@@ -126,7 +126,7 @@ class _Allocations(TorchDispatchMode):
 
 
 @contextmanager
-def gpu_kernels(quantized: Collection[int] = (), int8: bool = False) -> Iterator[None]:
+def gpu_kernels(quantized: Collection[int] = (), packed: bool = True) -> Iterator[None]:
     """Within it, attention and quantised layers allocate and keep what the fused kernels of a GPU do.
 
     On the meta device torch would take attention apart and keep its (T, T) matrices. A function mode would not do in
@@ -134,7 +134,7 @@ def gpu_kernels(quantized: Collection[int] = (), int8: bool = False) -> Iterator
 
     Args:
         quantized: Ids of the weights to treat as quantised.
-        int8: They are quantised to 8 bits, not to 4.
+        packed: They are quantised to 4 bits, not to 8.
     """
     attention, linear = F.scaled_dot_product_attention, F.linear
 
@@ -147,7 +147,7 @@ def gpu_kernels(quantized: Collection[int] = (), int8: bool = False) -> Iterator
     def unpacking_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if id(weight) not in quantized:
             return linear(x, weight, bias)
-        return (_Int8Product if int8 else _FourBitProduct).apply(x, weight, bias)
+        return (_FourBitProduct if packed else _Int8Product).apply(x, weight, bias)
 
     F.scaled_dot_product_attention, F.linear = fused_attention, unpacking_linear  # type: ignore[assignment]
     try:

@@ -4,13 +4,8 @@ from pera_lightning.base_layers.base import Base
 from pera_lightning.base_layers.four_bit import set_compute_dtype
 from pera_lightning.base_layers.library import bitsandbytes, check_bitsandbytes
 from pera_lightning.base_layers.plain_call import adaptable_base, beyond_multiplying, replaced_forward
-from pera_lightning.base_layers.quantize import (
-    QUANTIZATIONS,
-    Quantization,
-    check_layer,
-    check_quantization,
-    quantize_linear,
-)
+from pera_lightning.base_layers.quantizations import QUANTIZATIONS, Quantization
+from pera_lightning.base_layers.quantize import check_layer, check_quantization, quantize_linear
 from pera_lightning.base_layers.registry import base_of, describe_supported, expect_base, is_linear_like
 
 __all__ = [

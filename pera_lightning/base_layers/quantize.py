@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from pera_lightning.base_layers.four_bit import BLOCKSIZE
 from pera_lightning.base_layers.library import bitsandbytes, check_bitsandbytes
+from pera_lightning.base_layers.quantizations import QUANTIZATIONS, Quantization
 from pera_lightning.base_layers.registry import base_of, expect_base
 from pera_lightning.errors import ConfigError, TargetError
 
-Quantization = Literal["nf4", "nf4-dq", "fp4", "int8"]
-QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 BLOCKSIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 def check_quantization(
-    quantization: str,
+    quantization: Quantization,
     blocksize: int | None = None,
     compute_dtype: torch.dtype | None = None,
     quant_storage: torch.dtype = torch.uint8,
@@ -33,11 +31,13 @@ def check_quantization(
             expected=", ".join(QUANTIZATIONS),
             fix="use nf4-dq for the smallest base, or leave quantization out for a floating one",
         )
-    if quantization == "int8" and (blocksize, compute_dtype, quant_storage) != (None, None, torch.uint8):
+    chosen = (blocksize, compute_dtype, quant_storage) != (None, None, torch.uint8)
+    if chosen and not QUANTIZATIONS[quantization].packed:
         raise ConfigError(
-            "int8 has one scale for each row and computes in float16: it has no such option.",
-            got=f"int8 with blocksize={blocksize}, compute_dtype={compute_dtype}, quant_storage={quant_storage}",
-            expected="int8 without them",
+            f"{quantization} has one scale for each row and computes in float16: it has no such option.",
+            got=f"{quantization} with blocksize={blocksize}, compute_dtype={compute_dtype}, "
+            f"quant_storage={quant_storage}",
+            expected=f"{quantization} without them",
             fix="leave them out, or use nf4",
         )
     if blocksize is not None and blocksize not in BLOCKSIZES:
@@ -58,7 +58,7 @@ def check_quantization(
     bitsandbytes()
 
 
-def check_layer(layer: nn.Module, quantization: str, quant_storage: torch.dtype = torch.uint8) -> None:
+def check_layer(layer: nn.Module, quantization: Quantization, quant_storage: torch.dtype = torch.uint8) -> None:
     """Raise TargetError unless `quantize_linear` can take this layer."""
     base = base_of(layer)
     floating = base is not None and base.quantization(layer) is None and base.dtype(layer) in FLOATS
@@ -71,7 +71,7 @@ def check_layer(layer: nn.Module, quantization: str, quant_storage: torch.dtype 
         )
     packed = math.ceil(base.weight(layer).numel() / 2)
     # A single element bitsandbytes would take for a transposed weight.
-    if quantization != "int8" and (packed % quant_storage.itemsize or packed <= quant_storage.itemsize):
+    if QUANTIZATIONS[quantization].packed and (packed % quant_storage.itemsize or packed <= quant_storage.itemsize):
         raise TargetError(
             "This layer does not fill whole elements of quant_storage.",
             got=f"{type(layer).__name__} of {base.weight(layer).numel()} weights, quant_storage={quant_storage}",
@@ -106,29 +106,15 @@ def quantize_linear(
     check_quantization(quantization, blocksize, compute_dtype, quant_storage)
     check_layer(layer, quantization, quant_storage)
     base = expect_base(layer)
-    in_features, out_features = base.features(layer)
     weight, bias = base.weight(layer).detach(), cast("Tensor | None", layer.bias)
     device = weight.device if device is None else device
-    library: Any = bitsandbytes()
+    library, stored = bitsandbytes(), QUANTIZATIONS[quantization]
     # On meta the constructors allocate and draw nothing.
-    if quantization == "int8":
-        new = library.nn.Linear8bitLt(in_features, out_features, False, has_fp16_weights=False, device="meta")
-        # Its constructor quantises what comes from the CPU only.
-        new.weight = library.nn.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False).to(device)
-    else:
-        new = library.nn.Linear4bit(in_features, out_features, False, compute_dtype or weight.dtype, device="meta")
-        new.quant_storage = quant_storage
-        new.weight = library.nn.Params4bit(
-            weight,
-            requires_grad=False,
-            blocksize=blocksize or BLOCKSIZE,
-            compress_statistics=quantization.endswith("-dq"),
-            quant_type=quantization.removesuffix("-dq"),
-            quant_storage=quant_storage,
-            module=new,
-        ).to(device)
+    new: Any = stored.empty_layer(library, base.features(layer), compute_dtype or weight.dtype)
+    new.weight = stored.parameter(library, weight, new, blocksize, quant_storage).to(device)
     if bias is not None:
         new.bias = nn.Parameter(bias.detach().to(device), requires_grad=False)
     # What transformers notes too: a merge makes a layer of this class again.
     new.source_cls = type(layer)
-    return new.train(layer.training)
+    quantized: nn.Module = new.train(layer.training)
+    return quantized

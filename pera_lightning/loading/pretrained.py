@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pera_lightning.base_layers import Quantization, check_quantization, set_compute_dtype
+from pera_lightning.base_layers import QUANTIZATIONS, Quantization, check_quantization, set_compute_dtype
 from pera_lightning.errors import ConfigError, PeraError
 from pera_lightning.injection import quantize_model
 from pera_lightning.loading.base_config import StoredWeights, check_base_config, check_base_size, weights_in
@@ -237,13 +237,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 def _quantization_config(quantization: Quantization) -> Any:
     from transformers import BitsAndBytesConfig
 
-    if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=quantization.removesuffix("-dq"),
-        bnb_4bit_use_double_quant=quantization.endswith("-dq"),
-    )
+    return BitsAndBytesConfig(**QUANTIZATIONS[quantization].options())
 
 
 def native_dtype() -> str:

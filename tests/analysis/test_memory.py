@@ -137,7 +137,7 @@ def test_a_step_on_a_quantised_base(quantization: str, checkpointing: bool) -> N
             enable_gradient_checkpointing(model)  # type: ignore[arg-type]
         inject_adapter(model, PeraConfig(4))
         model.train()
-    guess = estimated(dense, 2, 64, True, quantized=quantized, int8=quantization == "int8")
+    guess = estimated(dense, 2, 64, True, quantized=quantized, packed=quantization != "int8")
     kept, peak = measured_step(real, 2, 64, True)
     states = SIZES["num_hidden_layers"] * torch.get_rng_state().numel() if checkpointing else 0
     assert guess.kept == pytest.approx(kept - states, rel=0.01)

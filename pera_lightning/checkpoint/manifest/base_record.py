@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pera_lightning.base_layers import base_of
+from pera_lightning.base_layers import QUANTIZATIONS, base_of
 from pera_lightning.checkpoint.manifest.base_sample import frozen_layers
 from pera_lightning.layers import PeraLinear
 
@@ -254,8 +254,9 @@ def _close(
 def _same_quantization(there: LayerRecord, here: LayerRecord, same_source: bool) -> bool:
     if there.kind in (DENSE, GGUF) or there.kind != here.kind:
         return False
-    # In 8 bits the rounding of the source alone changes a quarter of the codes, each by one step.
-    return there.format == here.format if same_source else there.format != here.format and there.kind != "int8"
+    if same_source or there.format == here.format:
+        return same_source and there.format == here.format
+    return not any(there.kind == name and not stored.keeps_codes for name, stored in QUANTIZATIONS.items())
 
 
 def _describe(differing: list[str], pairs: Mapping[str, tuple[LayerRecord, LayerRecord]]) -> str:

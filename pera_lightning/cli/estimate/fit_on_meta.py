@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pera_lightning.analysis import memory
 from pera_lightning.analysis.memory import HeldMemory
 from pera_lightning.analysis.step_memory import StepMemory, measure_forward, measure_step
+from pera_lightning.base_layers import QUANTIZATIONS
 from pera_lightning.cli.estimate.fit_options import FitOptions
 from pera_lightning.injection import inject_adapter
 from pera_lightning.models.activation_offloading import ActivationOffloading
@@ -143,8 +144,9 @@ class FitOnMeta:
         return MetaModel(holder, lm, quantized, chunks_loss, offloading)
 
     def _kernels(self, model: MetaModel, masked: bool) -> dict[str, Any]:
-        int8 = self.options.quantization == "int8"
-        return {"quantized": model.quantized, "int8": int8, "checks_hold": not masked}
+        kind = self.options.quantization
+        packed = kind is not None and QUANTIZATIONS[kind].packed
+        return {"quantized": model.quantized, "packed": packed, "checks_hold": not masked}
 
 
 def _batch(rows: int, tokens: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pera_lightning.base_layers import Quantization
 from pera_lightning.callback.callback import PeraCallback
 from pera_lightning.config import PeraConfig
 from pera_lightning.data.instruction import InstructionDataModule
@@ -47,7 +48,7 @@ class FitOptions:
     architecture: Any
     pera: PeraConfig
     dtype: torch.dtype
-    quantization: str | None
+    quantization: Quantization | None
     optimizer: str
     attention: str
     gradient_checkpointing: bool

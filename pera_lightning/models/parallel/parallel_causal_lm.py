@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel
 
-from pera_lightning.base_layers import Quantization
+from pera_lightning.base_layers import QUANTIZATIONS, Quantization
 from pera_lightning.errors import ConfigError, InjectionError, PeraError
 from pera_lightning.injection import original_names
 from pera_lightning.injection.sharding import shard_placement, sharding_function, start_on
@@ -54,7 +54,7 @@ class ParallelBuild:
         quantization: Quantization | None,
     ) -> None:
         # What it raises comes before anything is loaded.
-        sharding_function(packed=quantization not in (None, "int8"))
+        sharding_function(packed=quantization is not None and QUANTIZATIONS[quantization].packed)
         self._mesh = mesh
         self._meta = MetaModel(load, source) if quantization is None else None
         self.model = load() if self._meta is None else self._meta.model
