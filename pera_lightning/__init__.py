@@ -20,6 +20,7 @@ from pera_lightning.layers import PeraLinear
 if TYPE_CHECKING:
     from pera_lightning.callback.adapter_pictures import AdapterPictures
     from pera_lightning.callback.callback import PeraCallback
+    from pera_lightning.callback.resume.exact_resume import ExactResume
     from pera_lightning.data.commonsense import CommonsenseDataModule
     from pera_lightning.data.glue import GlueDataModule
     from pera_lightning.data.instruction import InstructionDataModule
@@ -38,6 +39,7 @@ __all__ = [
     "AdapterPictures",
     "AdapterSet",
     "CommonsenseDataModule",
+    "ExactResume",
     "FSDP2Strategy",
     "GlueDataModule",
     "InjectionReport",
@@ -72,6 +74,7 @@ _LATE = {
     "AdapterPictures": "pera_lightning.callback.adapter_pictures",
     "PeraCallback": "pera_lightning.callback.callback",
     "PeraCausalLM": "pera_lightning.models.causal_lm",
+    "ExactResume": "pera_lightning.callback.resume.exact_resume",
     "FSDP2Strategy": "pera_lightning.models.parallel.fsdp2",
     "CommonsenseDataModule": "pera_lightning.data.commonsense",
     "PeraSequenceClassifier": "pera_lightning.models.sequence_classifier",

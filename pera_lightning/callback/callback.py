@@ -163,6 +163,7 @@ class PeraCallback(pl.Callback):
         self._strategy = strategy_of(trainer)
         refuse_conflicting_callbacks(trainer, self._strategy)
         self._strategy.refuse(pl_module, self.polynomial_start_step)
+        self._exact_resume.setup(trainer, pl_module, stage)
         # Late, so that it comes after the module's own setup(), which may build or rebuild the model.
         inject_after_configure_model(pl_module, lambda: self._inject(trainer, pl_module))
 
@@ -205,7 +206,7 @@ class PeraCallback(pl.Callback):
         if self.report is not None:
             rank_zero_info(str(self.report))
         self._trained_adapter.on_fit_start(trainer, adapter_root(pl_module), self.adapter_dir)
-        self._exact_resume.on_fit_start(trainer)
+        self._exact_resume.on_fit_start(trainer, pl_module)
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -294,7 +295,8 @@ class PeraCallback(pl.Callback):
         if hasattr(self, "_strategy"):
             self._strategy.end()
             del self._strategy
-        for part in (self._exact_resume, self._held_coefficients, self._finite_run, self._thawed_base_check):
+        self._exact_resume.teardown(trainer, pl_module, stage)
+        for part in (self._held_coefficients, self._finite_run, self._thawed_base_check):
             part.forget()
 
     @override
@@ -309,7 +311,7 @@ class PeraCallback(pl.Callback):
 
     @override
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any) -> None:
-        self._exact_resume.on_load_checkpoint(trainer, checkpoint)
+        self._exact_resume.on_load_checkpoint(trainer, pl_module, checkpoint)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -99,11 +99,13 @@ def train(folder: Path, module: Noisy, seed: int, ckpt_path: str | Path | None =
         module: What is trained.
         seed: Of all generators.
         ckpt_path: Checkpoint to go on from.
-        options: `saving` for the ModelCheckpoint, `save_after` a batch, the others for the Trainer.
+        options: `saving` for the ModelCheckpoint, `save_after` a batch, `beside` other callbacks than a PeraCallback, the
+            rest for the Trainer.
     """
     seed_everything(seed)
     saving = {"save_top_k": -1, **options.pop("saving", {})}
-    callbacks: list[pl.Callback] = [PeraCallback(2, dropout=0.1, coefficient_scale="auto")]
+    adapters = PeraCallback(2, dropout=0.1, coefficient_scale="auto")
+    callbacks: list[pl.Callback] = list(options.pop("beside", [adapters]))
     callbacks.append(ModelCheckpoint(folder, filename="{step}", **saving))
     if "save_after" in options:
         callbacks.append(SaveAfter(options.pop("save_after"), folder / "extra.ckpt"))

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch.distributed
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from typing_extensions import override
 
 from pera_lightning.callback.copied_networks import averaged_counts, restore_averaged_counts
 from pera_lightning.callback.resume.accumulated_gradients import (
@@ -25,25 +26,34 @@ from pera_lightning.callback.resume.loop_progress import (
     owes_validation,
 )
 from pera_lightning.callback.resume.random_state import random_states, restore_random_states
-from pera_lightning.callback.resume.restored_state import check_loops, restoring
+from pera_lightning.callback.resume.restored_state import check_loops, name_checkpoint, restoring, stop_naming
 from pera_lightning.callback.resume.resume_limits import warn_of_limits
 from pera_lightning.checkpoint.training.training_checkpoint import PROCESSES
 from pera_lightning.run_log.messages import rank_zero_warn
 
 
-class ExactResume:
-    """Keeps what a checkpoint holds beside weights, optimizer and schedule until the moments at which it belongs back.
+class ExactResume(pl.Callback):
+    """Goes on from a checkpoint as the run would have gone on without the interruption, to the same bits.
 
-    These are the random states, gradients accumulated so far, and where in the loops the run stood.
+    Lightning brings back weights, optimizers and schedules. This callback adds the states of all random generators (of
+    every process), gradients that waited for more batches, and where in the loops the run stood: in the middle of an
+    epoch, at its end, or with a validation still to come. It needs no adapters: any Trainer can have it. `PeraCallback`
+    brings it along.
 
-    The iterator of a DataLoader draws seeds when it is made. After the end of an epoch the next one is made between
-    `on_fit_start` and `on_train_start`, or before both if `configure_optimizers` asks for the number of steps, and is
-    then made anew with the states that belong to it; in the middle of an epoch it had been made long before the
-    checkpoint, so there the states come back in `on_train_start`, before the next batch is fetched. Lightning itself
-    warns of a DataLoader that cannot go on in the middle of an epoch.
+    A DataLoader that is to go on in the middle of an epoch needs a state of its own, such as torchdata's
+    `StatefulDataLoader`; what cannot go on exactly is named in a warning when the run resumes.
+
+    Raises:
+        CheckpointError: When the run resumes, and the file is damaged or belongs to another run.
     """
 
+    # The iterator of a DataLoader draws seeds when it is made. After the end of an epoch the next one is made between
+    # `on_fit_start` and `on_train_start`, or before both if `configure_optimizers` asks for the number of steps, and is
+    # then made anew with the states that belong to it; in the middle of an epoch it had been made long before the
+    # checkpoint, so there the states come back in `on_train_start`, before the next batch is fetched.
+
     def __init__(self) -> None:
+        self._stands_back = False
         self.forget()
 
     def forget(self) -> None:
@@ -58,10 +68,20 @@ class ExactResume:
         self._fit_started = False
         self._iterates_early = False
 
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        name_checkpoint(trainer)
+        callbacks = getattr(trainer, "callbacks", ())
+        # One that PeraCallback brings along leaves the work to the user's own.
+        self._stands_back = self not in callbacks and any(isinstance(other, ExactResume) for other in callbacks)
+
+    @override
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add what a resumed run needs; collective where there are several processes."""
+        if self._stands_back:
+            return
         mine = {
             "random": random_states(),
             "gradients": accumulated_gradients(trainer, pl_module),
@@ -72,9 +92,12 @@ class ExactResume:
         checkpoint[PROCESSES] = _gathered(mine)
         owe_validation(trainer, checkpoint["loops"]["fit_loop"])
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
+    @override
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Keep what this process needs for the fit that follows, and put the progress of the loops right."""
-        if trainer.state.fn != TrainerFn.FITTING:
+        if trainer.state.fn != TrainerFn.FITTING or self._stands_back:
             return
         check_loops(trainer, checkpoint)
         # Checkpoints of earlier versions hold nothing.
@@ -91,12 +114,14 @@ class ExactResume:
         if self._fit_started:
             self._restore_random_states()
 
-    def on_fit_start(self, trainer: pl.Trainer) -> None:
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore before the Trainer makes the iterator over the training data."""
         self._fit_started = True
         self._iterates_early = trainer.fit_loop._data_fetcher is not None
         self._restore_random_states()
 
+    @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin the next epoch, or restore before what is left of one that had begun."""
         within_epoch = trainer.fit_loop.epoch_loop.batch_progress.current.ready > 0
@@ -111,6 +136,16 @@ class ExactResume:
             if self._process is not None:
                 restore_gradients(pl_module, self._process["gradients"], self._process.get("weights"))
             restore_averaged_counts(pl_module, self._averaged)
+        self.forget()
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        # Lightning calls no teardown after an exception.
+        self.teardown(trainer, pl_module, str(trainer.state.stage))
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        stop_naming(trainer)
         self.forget()
 
     def _restore_random_states(self) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from pera_lightning.callback.resume.restored_state import name_checkpoint, stop_naming
 from pera_lightning.callback.strategies.checkpoint_contents import keep_base_out
 from pera_lightning.callback.strategies.checkpoint_objects import plain_values_alone
 from pera_lightning.callback.strategies.flattened import is_flattened
@@ -96,7 +95,6 @@ class RunStrategy:
             InjectionError: The module is sharded, and the strategy is none that runs it so.
         """
         self.refuse_sharded(pl_module)
-        name_checkpoint(self.trainer)
 
         def load_checkpoint(checkpoint_path: str | Path, **options: Any) -> dict[str, Any]:
             self.stop_checking()
@@ -134,9 +132,8 @@ class RunStrategy:
         """Before an optimizer steps, average what Lightning's strategy does not. Collective."""
 
     def end(self) -> None:
-        """Take away what was put in the way of Lightning's strategy and Trainer."""
+        """Take away what was put in the way of Lightning's strategy."""
         self.stop_checking()
-        stop_naming(self.trainer)
 
     def stop_checking(self) -> None:
         """Let the strategy load checkpoints by itself again."""
