@@ -99,7 +99,7 @@ def train(folder: Path, module: Noisy, seed: int, ckpt_path: str | Path | None =
         module: What is trained.
         seed: Of all generators.
         ckpt_path: Checkpoint to go on from.
-        options: `saving` for the ModelCheckpoint, `save_after` a batch, `beside` other callbacks than a PeraCallback, the
+        options: `saving` for the ModelCheckpoint, `save_after` a batch, `beside` it other callbacks than adapters, the
             rest for the Trainer.
     """
     seed_everything(seed)
