@@ -27,7 +27,7 @@ help:
 	@echo "make quality     methods side by side on tasks in data/ (many hours), written to docs/RESULTS.md"
 	@echo "make compatibility   which models work: writes docs/compatibility.md from the tests"
 	@echo "make reliability     thousands of hostile inputs and kills (half an hour), written to docs/reliability.md"
-	@echo "make docs        writes docs/errors.md from the messages in the source"
+	@echo "make docs        writes docs/errors.md and docs/map.svg from the source"
 	@echo "make clean       remove the environment, models and runs"
 
 $(VENV)/bin/python:
@@ -112,6 +112,7 @@ reliability: $(VENV)/.developer
 
 docs: $(VENV)/.developer
 	$(RUN) docs/generate_errors.py
+	$(RUN) docs/draw_map.py
 
 bench-quantization: $(VENV)/.developer models/smollm2-135m-instruct
 	$(RUN) examples/tool_calls/generate.py --out data/tool_calls

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "pera_lightning"
+from docs.draw_map import PICTURE, picture
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / "pera_lightning"
+MOST_FILES = 16
+"""In a folder, beside its `__init__.py`."""
 ROWS = [
     {"errors", "visible_text"},
     {"config", "families", "form_bounds", "option_checks", "patterns", "requirements", "token_ids"},
@@ -79,6 +86,35 @@ def test_heavy_libraries_stay_in_their_rows(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=identify)
 def test_files_hold_one_concept(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 320
+
+
+def test_no_hall_of_flat_rooms() -> None:
+    folders = Counter(path.parent for path in FILES if path.stem != "__init__")
+    assert {identify(folder): count for folder, count in folders.items() if count > MOST_FILES} == {}
+
+
+def test_a_name_has_one_job() -> None:
+    """The kernels of an operation are called as it is; tools of the command line have a `command` each."""
+    stems = Counter(path.stem for path in FILES if path.parent.name != "kernels")
+    assert {stem for stem, count in stems.items() if count > 1} == {"__init__", "command"}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem == "__init__"], ids=identify)
+def test_every_folder_says_what_it_is(path: Path) -> None:
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    for name in re.findall(r"`([a-z_]+\.py|[a-z_]+/)`", text):
+        assert (path.parent / name).exists(), name
+    assert path.parent in (PACKAGE, PACKAGE / "integration") or "Open " in text.replace("\n", " ")
+
+
+def test_the_map_is_the_package_as_it_is() -> None:
+    assert PICTURE.read_text(encoding="utf-8") == picture(), "make docs"
+
+
+def test_contributing_names_what_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for name in re.findall(r"`([\w/]+\.py|[\w/]+/)`", text):
+        assert any((place / name).exists() for place in (PACKAGE, ROOT)), name
 
 
 def test_importing_the_package_is_cheap() -> None:

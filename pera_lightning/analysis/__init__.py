@@ -1,4 +1,8 @@
-"""A look inside trained adapters."""
+"""A look inside trained adapters, and what a fit costs: energies, spectra, interactions, memory.
+
+May import the exports and all below, no model of transformers. Open `inspection.py` first; `plots/` draws what it
+finds.
+"""
 
 from pera_lightning.analysis.energy import mean_energy, polynomial_energy
 from pera_lightning.analysis.inspection import AdapterInspection, LayerInspection, inspect_adapter

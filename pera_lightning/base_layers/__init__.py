@@ -1,4 +1,7 @@
-"""Read and write access to the frozen layers that an adapter can sit on."""
+"""The frozen layers that an adapter can sit on: reading and writing their weights, however they are stored.
+
+May import the mathematics. Open `base.py` for the contract, `registry.py` for who keeps it; a library has its own file.
+"""
 
 from pera_lightning.base_layers.base import Base
 from pera_lightning.base_layers.four_bit import set_compute_dtype

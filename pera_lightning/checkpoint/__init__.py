@@ -1,4 +1,9 @@
-"""Adapter tensors of a model, adapter folders on disk, and adapter-only state dicts."""
+"""Adapter tensors of a model, adapter folders on disk, and adapter-only state dicts.
+
+May import injection and storage; knows neither lightning nor transformers. Open `adapter_files.py` first; `manifest/`
+is the config of a folder, `training/` reads checkpoints of a Trainer, `lora/` those of PEFT, `several/` puts adapters
+together.
+"""
 
 from pera_lightning.checkpoint.adapter_files import load_adapter, save_adapter, write_adapter
 from pera_lightning.checkpoint.adapter_state import adapter_state_dict

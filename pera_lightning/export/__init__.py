@@ -1,4 +1,8 @@
-"""Leaving PERA behind: plain models and plain LoRAs."""
+"""Leaving PERA behind: plain LoRAs (`lora/`), plain models (`merged/`), files of llama.cpp (`gguf/`).
+
+May import models and loading, nothing of the callback. Open `lora/plain_lora.py` first: every export goes on from it;
+`certificate.py` compares what came out with the adapter.
+"""
 
 from pera_lightning.export.export_report import ExportReport
 from pera_lightning.export.lora.export_lora import export_lora

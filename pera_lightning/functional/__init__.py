@@ -1,4 +1,8 @@
-"""The mathematics of PERA as pure functions of tensors."""
+"""The mathematics of PERA as pure functions of tensors.
+
+May import configs and errors, and torch. Open `linear.py` first; `expansion/` has the products, `fused/` the backward
+pass by hand, `kernels/` what runs on GPUs.
+"""
 
 from pera_lightning.functional.expansion.expansion import expand
 from pera_lightning.functional.expansion.monomials import expanded_rank, monomials

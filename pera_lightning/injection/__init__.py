@@ -1,4 +1,8 @@
-"""Putting adapters into a model and taking them out again."""
+"""Putting adapters into a model and taking them out again.
+
+May import layers and what is below them. Open `inject.py` first; `targets/` chooses the layers, `quantization/` makes
+the base small before.
+"""
 
 from pera_lightning.injection.detached import DetachedAdapter, attach_adapter, detach_adapter
 from pera_lightning.injection.disabled import adapter_disabled

@@ -1,4 +1,7 @@
-"""The adapted layers."""
+"""The adapted layers.
+
+May import base layers and the mathematics. Open `pera_linear.py` first.
+"""
 
 from pera_lightning.layers.adapted import adapted_layer, stored_weight
 from pera_lightning.layers.pera_embedding import PeraEmbedding

@@ -1,4 +1,7 @@
-"""Pictures of inspected adapters; needs matplotlib, and no window system."""
+"""Pictures of inspected adapters; needs matplotlib, and no window system.
+
+May import inspections and the names of layers. Open `figure.py` for how a picture is made, `parts.py` for one.
+"""
 
 from matplotlib.figure import Figure
 
