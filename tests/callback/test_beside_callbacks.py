@@ -32,6 +32,7 @@ from pera_lightning.errors import TrainingError
 from pera_lightning.injection import adapted_layers
 from tests.support.models import Regressor
 from tests.support.noisy import Noisy
+from tests.support.trainers import cpu_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")
 
@@ -52,16 +53,7 @@ class Tunable(Regressor):
 
 
 def make_trainer(folder: Path, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
-    settings: dict[str, Any] = {
-        "default_root_dir": folder,
-        "accelerator": "cpu",
-        "max_epochs": 2,
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "log_every_n_steps": 1,
-    }
-    return pl.Trainer(callbacks=list(callbacks), **{**settings, **options})
+    return cpu_trainer(folder, *callbacks, **{"log_every_n_steps": 1, **options})
 
 
 def check_trained(module: pl.LightningModule) -> None:

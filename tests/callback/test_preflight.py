@@ -15,20 +15,11 @@ from pera_lightning.callback.preflight import CHECKS, looks_fresh
 from pera_lightning.errors import ConfigError, TrainingError
 from pera_lightning.injection import adapted_layers
 from tests.support.models import Regressor
+from tests.support.trainers import cpu_trainer
 
 
 def make_trainer(folder: Path, *callbacks: pl.Callback) -> pl.Trainer:
-    return pl.Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        max_epochs=1,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-    )
+    return cpu_trainer(folder, *callbacks, max_epochs=1, limit_val_batches=0, enable_checkpointing=False)
 
 
 class OldOptimizer(Regressor):

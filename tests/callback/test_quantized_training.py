@@ -25,7 +25,7 @@ from pera_lightning.models.answer_loss import answer_logits, answer_loss
 from tests.support.models import Regressor, randomise_adapter, tiny_llama, token_ids
 from tests.support.pretrained import character_tokenizer, padded_batch, save_pretrained
 from tests.support.quantized import bits, same_bits
-from tests.support.trainers import SAFE_LOADING
+from tests.support.trainers import SAFE_LOADING, cpu_trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no:UserWarning"),
@@ -94,16 +94,8 @@ class LossRecorder(pl.Callback):
 
 
 def make_trainer(folder: Path, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
-    settings: dict[str, Any] = {
-        "default_root_dir": folder,
-        "accelerator": "cpu",
-        "max_epochs": 4,
-        "logger": False,
-        "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    return pl.Trainer(callbacks=list(callbacks), **{**settings, **options})
+    keeps = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    return cpu_trainer(folder, *callbacks, **{"max_epochs": 4, "enable_checkpointing": keeps, **options})
 
 
 def pera_module(folder: str, quantization: Any, **options: Any) -> PeraCausalLM:

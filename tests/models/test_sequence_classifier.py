@@ -17,7 +17,7 @@ from pera_lightning.errors import ConfigError, DataError, InjectionError
 from pera_lightning.injection import adapted_layers, saved_modules
 from pera_lightning.models.class_metrics import ClassMetrics
 from tests.support.classifiers import save_encoder, write_task
-from tests.support.trainers import SAFE_LOADING
+from tests.support.trainers import SAFE_LOADING, cpu_trainer
 
 # Older versions of torchmetrics warn so of the narrow outputs of tiny models.
 CLOSE_TO_ZERO = pytest.mark.filterwarnings("ignore:The variance of predictions or target is close to zero:UserWarning")
@@ -45,17 +45,9 @@ def stsb(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def make_trainer(folder: Path, *, rank: int = 2, **options: Any) -> pl.Trainer:
-    settings: dict[str, Any] = {
-        "default_root_dir": folder,
-        "accelerator": "cpu",
-        "max_epochs": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "callbacks": [PeraCallback(rank=rank, energy_every_n_steps=0, skip_checks=["untrained"])],
-    }
-    return pl.Trainer(**{**settings, **options})
+    adapters = PeraCallback(rank=rank, energy_every_n_steps=0, skip_checks=["untrained"])
+    beside = options.pop("callbacks", [adapters])
+    return cpu_trainer(folder, *beside, **{"max_epochs": 1, "enable_checkpointing": False, **options})
 
 
 def loader(batches: list[dict[str, Tensor]]) -> DataLoader[Any]:

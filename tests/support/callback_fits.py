@@ -11,20 +11,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from pera_lightning import PeraCallback
 from tests.support.models import Regressor
+from tests.support.trainers import cpu_trainer
 
 
 def make_trainer(folder: Path, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
-    settings: dict[str, Any] = {
-        "default_root_dir": folder,
-        "accelerator": "cpu",
-        "max_epochs": 2,
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "log_every_n_steps": 1,
-        "num_sanity_val_steps": 0,
-    }
-    return pl.Trainer(callbacks=list(callbacks), **{**settings, **options})
+    return cpu_trainer(folder, *callbacks, **{"log_every_n_steps": 1, "num_sanity_val_steps": 0, **options})
 
 
 def best_checkpoint(folder: Path, **options: Any) -> ModelCheckpoint:

@@ -12,22 +12,14 @@ from torch.utils.data import DataLoader
 
 from tests.support.models import tiny_llama
 from tests.support.pretrained import character_tokenizer, padded_batch, save_pretrained
+from tests.support.trainers import cpu_trainer
 
 QUESTIONS = [("aaaaa? ", "alpha"), ("bbb? ", "beta"), ("cccccc? ", "gamma [1]"), ("dd? ", "delta {2}")]
 
 
 def make_trainer(folder: Path, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
-    settings: dict[str, Any] = {
-        "default_root_dir": folder,
-        "accelerator": "cpu",
-        "max_epochs": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "log_every_n_steps": 1,
-    }
-    return pl.Trainer(callbacks=list(callbacks), **{**settings, **options})
+    settings = {"max_epochs": 1, "enable_checkpointing": False, "log_every_n_steps": 1}
+    return cpu_trainer(folder, *callbacks, **{**settings, **options})
 
 
 def loader(batches: list[dict[str, Tensor]]) -> DataLoader[Any]:
