@@ -51,6 +51,7 @@ REFUSED: dict[str, Callable[[], object]] = {
     "export_lora.out_dir": lambda: export_lora(adapted(), URL),
     "export_merged.out_dir": lambda: export_merged("somewhere", URL),
     "export_merged.base": lambda: export_merged(saved(), "out", base=URL),
+    "load_adapted_model.base": lambda: pera_lightning.load_adapted_model(saved(), base=URL),
     "evaluate_commonsense.tasks": lambda: evaluate_commonsense(None, None, URL),  # type: ignore[arg-type]
 }
 # Shown above to work with URLs, or names within what another option names.
@@ -62,6 +63,7 @@ WORK = {
     "export_lora.model_or_dir",
     "export_merged.adapter_dir",
     "inject_lora.directory",
+    "load_adapted_model.adapter",
     "load_adapter.directory",
     "save_adapter.directory",
 }
