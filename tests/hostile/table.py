@@ -44,14 +44,15 @@ that loop. Each mutated file is read in several ways (loading, `AdapterSet`, exp
 KILLED = """
 ## Kills
 
-A process is ended while it writes a new state where an old one (or nothing) is: with SIGKILL before each call of the
-system in turn that changes files, within a file, at any time; or the disk is full. Then the folder is read, written
+A process is ended while it writes a new state where an old one (or nothing) is: with SIGKILL before one of the
+calls of the system that change files, within a file, at any time; or the disk is full. Then the folder is read, written
 again and read again. **old state** and **new state**: exactly one of the two is there, and computes what it should.
 """
 MET = """
 ## Several processes
 
-One process writes two states in turn while another one reads; or two write at once.
+One process writes two states in turn while another one reads, five times; or two write at once, five times each. Every
+read and every state that is found afterwards counts.
 """
 
 

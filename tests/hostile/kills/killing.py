@@ -31,6 +31,7 @@ FINE = (OLD, NEW)
 OTHERS = ("notes.txt",)
 """Files of somebody else within the folder."""
 _BESIDE = "beside.txt"
+_GOLDEN = (5**0.5 - 1) / 2
 _WRITES = {
     *("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.link", "os.symlink", "os.truncate"),
     *("shutil.rmtree", "shutil.move", "shutil.copyfile", "os.listdir", "os.scandir", "ctypes.dlsym"),
@@ -143,7 +144,8 @@ def _draw(random: Random, known: Known, index: int) -> tuple[str, float]:
     """How a write is ended: before each call in turn, within a file, at any time; or there is no room."""
     how = ("call", "call", "bytes", "time", "room")[index % 5]
     if how == "call":
-        return how, (index // 5 * 2 + index % 5) % known.events
+        # However few kills there are, they are spread evenly over all calls, to those behind the exchange of folders.
+        return how, int((index // 5 * 2 + index % 5) * _GOLDEN % 1 * known.events)
     if how == "time":
         return how, random.random() * known.seconds * 1.2
     return how, random.randrange(known.largest)
