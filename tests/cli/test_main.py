@@ -159,6 +159,18 @@ def test_the_metrics_of_a_numbered_version_stay(project: Path, name: str | None)
     assert metrics.read_text() == "mine"
 
 
+@pytest.mark.filterwarnings("ignore:Experiment logs directory .* exists and is not empty:UserWarning")
+@pytest.mark.parametrize(
+    "words", [("--pera.target_modules", "[nope]"), ("--data.init_args.train_files", "nope.jsonl"), ("--ckpt_path", "e")]
+)
+def test_a_refused_fit_leaves_the_files_of_the_one_before(project: Path, words: tuple[str, str]) -> None:
+    paths = [project / "runs/tiny/fit" / name for name in ("metrics.csv", "config.yaml")]
+    before = [path.read_bytes() for path in paths]
+    (project / "e").touch()
+    assert "fix:" in run("fit", "--config", "config.yaml", *words, folder=project, ok=False)
+    assert [path.read_bytes() for path in paths] == before
+
+
 def test_predictions_that_are_no_rows_are_said(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PeraCausalLM, "predict_step", lambda *_: (1, 2))
     words = ("predict", "--config", "config.yaml", "--trainer.logger", "false", "--trainer.default_root_dir", "none")

@@ -22,6 +22,7 @@ from pera_lightning.cli.fit.base_comparison import (
     comparison,
     write_comparison,
 )
+from pera_lightning.cli.fit.earlier_files import earlier_files_kept
 from pera_lightning.cli.fit.predictions import check_predictions, write_predictions
 from pera_lightning.cli.fit.progress_bar import PeraProgressBar
 from pera_lightning.cli.fit.untrained_base import RefuseUntrained, refuse_without_checkpoint
@@ -118,6 +119,11 @@ class PeraCLI(LightningCLI):
             callbacks = [*callbacks, PeraProgressBar()]
         options["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        with earlier_files_kept(self.trainer):
+            super()._run_subcommand(subcommand)
 
     def before_test(self) -> None:
         """Look whether the comparison may be written."""
