@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from pera_lightning.errors import ConfigError, shown
@@ -23,6 +23,8 @@ _SECONDS = 1.0
 _MEMORY = 1 << 20
 """Bytes that RE2 may take for one expression."""
 _NAME = re.compile(r"[\w.-]+")
+_READ_OTHERWISE = re.compile(r"\{,\d*\}|\[:")
+"""To RE2 `a{,3}` is a text and `[[:alpha:]]` a class of letters; to Python the one counts and the other ends early."""
 
 Value = TypeVar("Value")
 
@@ -106,7 +108,8 @@ class LinearMatcher:
         """The same for the beginning of a name, as `re.match`."""
         return self._step(pattern, name, "match")
 
-    def _step(self, pattern: str, name: str, how: str) -> bool:
+    def check_time(self, name: str) -> None:
+        """Raise ConfigError if the time for all patterns is over, or a name is longer than any."""
         now = time.thread_time()
         self._until = now + _SECONDS if self._until is None else self._until
         if now > self._until or len(name) > LONGEST_PATTERN:
@@ -116,6 +119,9 @@ class LinearMatcher:
                 expected="patterns as libraries write them, for names of at most 1,000 characters",
                 fix="write fewer and simpler patterns into the file, best the names of the layers",
             )
+
+    def _step(self, pattern: str, name: str, how: str) -> bool:
+        self.check_time(name)
         try:
             return getattr(self._expression(pattern), how)(name) is not None
         except UnicodeEncodeError:  # half a character, which no name has and no pattern means
@@ -126,25 +132,33 @@ class LinearMatcher:
             require("Matching patterns out of a file", "google-re2")
             import re2
 
+            if _READ_OTHERWISE.search(pattern):
+                raise _unreadable(pattern, "RE2 would read '{,' or '[:' otherwise than Python")
             options = re2.Options()
             options.max_mem, options.never_capture, options.log_errors = _MEMORY, True, False
             try:
                 self._compiled[pattern] = re2.compile(pattern, options)
             except re2.error as error:
                 reason = error.args[0]
-                raise ConfigError(
-                    "A pattern out of a file cannot be matched in bounded time.",
-                    got=f"{pattern!r} ({reason.decode(errors='replace') if isinstance(reason, bytes) else reason})",
-                    expected="a regular expression that RE2 can read: no looking ahead or behind, no backreferences",
-                    fix="write the names of the layers into the file instead, or give the pattern in code",
-                ) from None
+                text = reason.decode(errors="replace") if isinstance(reason, bytes) else reason
+                raise _unreadable(pattern, text) from None
         return self._compiled[pattern]
+
+
+def _unreadable(pattern: str, reason: str) -> ConfigError:
+    return ConfigError(
+        "A pattern out of a file cannot be matched in bounded time.",
+        got=f"{pattern!r} ({reason})",
+        expected="a regular expression that RE2 can read: no looking ahead or behind, no backreferences",
+        fix="write the names of the layers into the file instead, or give the pattern in code",
+    )
 
 
 class FirstMatch(Generic[Value]):
     """PEFT's rule for patterns of a file: the value of the first that matches the end of a name, by whole components.
 
-    Plain names are looked up as they are; PEFT would take their dots for any character.
+    To PEFT every pattern is an expression, also a name, whose dots stand for any character. Names are looked up all
+    the same, by what is left of them without the dots: a file may have one for each layer.
 
     Args:
         patterns: Pattern -> value.
@@ -155,13 +169,23 @@ class FirstMatch(Generic[Value]):
     """
 
     def __init__(self, patterns: Mapping[str, Value], matcher: LinearMatcher) -> None:
+        # An empty one is at the end of no name that a module has.
+        patterns = {pattern: value for pattern, value in patterns.items() if pattern != ""}
         for pattern in patterns:
             check_pattern("a pattern of the file", pattern)
         check_count("the file", patterns)
         self._matcher = matcher
+        self._patterns = patterns
         self._values = list(patterns.values())
-        self._plain = {pattern: index for index, pattern in enumerate(patterns) if is_plain(pattern)}
-        self._expressions = [(index, pattern) for index, pattern in enumerate(patterns) if not is_plain(pattern)]
+        self._expressions: list[tuple[int, str]] = []
+        # Length -> where the dots are -> name -> its place among the patterns.
+        self._names: dict[int, dict[tuple[int, ...], dict[str, int]]] = {}
+        for index, pattern in enumerate(patterns):
+            if is_plain(pattern):
+                dots = tuple(place for place, sign in enumerate(pattern) if sign == ".")
+                self._names.setdefault(len(pattern), {}).setdefault(dots, {})[pattern] = index
+            else:
+                self._expressions.append((index, pattern))
 
     def value(self, name: str, default: Value) -> Value:
         """The value for a name, or the default.
@@ -169,12 +193,22 @@ class FirstMatch(Generic[Value]):
         Raises:
             ConfigError: An expression cannot be matched, see `LinearMatcher`.
         """
-        parts = name.split(".")
-        ends = (".".join(parts[start:]) for start in range(len(parts)))
-        first = min((self._plain[end] for end in ends if end in self._plain), default=len(self._values))
+        first = min(self._plain_matches(name), default=len(self._values))
         for index, pattern in self._expressions:
             if index >= first:
                 break
             if self._matcher.match(rf"(.*\.)?({pattern})$", name):
                 return self._values[index]
-        return default if first == len(self._values) else self._values[first]
+        # PEFT looks a name up as it is where nothing matches: one with signs of expressions does not match itself.
+        return self._patterns.get(name, default) if first == len(self._values) else self._values[first]
+
+    def _plain_matches(self, name: str) -> Iterator[int]:
+        parts = name.split(".")
+        for end in (".".join(parts[start:]) for start in range(len(parts))):
+            for dots, found in self._names.get(len(end), {}).items():
+                self._matcher.check_time(name)
+                signs = list(end)
+                for place in dots:
+                    signs[place] = "."
+                if (index := found.get("".join(signs))) is not None:
+                    yield index

@@ -78,6 +78,38 @@ def test_the_first_pattern_counts_plain_or_not() -> None:
             assert found.value(name, -1) == (right[0] if right else -1), (patterns, name)
 
 
+def test_names_with_dots_match_as_in_peft() -> None:
+    choice = random.Random(9)
+    for _ in range(300):
+        parts = [choice.choice(NAMES) for _ in range(4)]
+        starts = [part[choice.randrange(len(part)) :] for part in parts]
+        patterns = ["".join(choice.choice([sign, sign, "."]) for sign in start) for start in starts]
+        patterns = list(dict.fromkeys(patterns))
+        found = FirstMatch({pattern: index for index, pattern in enumerate(patterns)}, LinearMatcher())
+        for name in NAMES:
+            right = [index for index, key in enumerate(patterns) if re.match(rf"(.*\.)?({key})$", name)]
+            assert found.value(name, -1) == (right[0] if right else -1), (patterns, name)
+
+
+def test_a_name_with_signs_of_expressions_is_looked_up_as_it_is() -> None:
+    assert FirstMatch({"a+b": 1, "c": 2}, LinearMatcher()).value("a+b", 0) == 1
+    assert FirstMatch({"a+b": 1, "c": 2}, LinearMatcher()).value("x.a+b", 0) == 0
+
+
+@pytest.mark.parametrize("pattern", ["q_pro(j{,3})", "[[:alpha:]]+_proj"])
+def test_what_re2_reads_otherwise_is_not_matched(pattern: str) -> None:
+    with pytest.raises(ConfigError, match="otherwise than Python"):
+        FirstMatch({pattern: 1}, LinearMatcher()).value("q_proj", 0)
+
+
+def test_names_with_all_their_dots_elsewhere_take_no_longer() -> None:
+    choice = random.Random(3)
+    patterns = {f"{choice.getrandbits(400):0400b}".translate({48: "."}): 1 for _ in range(5_000)}
+    found = FirstMatch(patterns, LinearMatcher())
+    with pytest.raises(ConfigError, match="take too long"):
+        sum(found.value(f"{number:0400}", 0) for number in range(1_000))
+
+
 def bounded(call: Callable[[], object]) -> None:
     """It gives an answer or an error of ours, within a few seconds of this process."""
     start = time.process_time()

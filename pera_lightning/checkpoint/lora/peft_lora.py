@@ -11,6 +11,7 @@ from torch import Tensor
 from pera_lightning.checkpoint.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, read_weights
 from pera_lightning.checkpoint.adapter_tensors import STORED, dtype_name
 from pera_lightning.checkpoint.lora.peft_schema import checked_lora
+from pera_lightning.checkpoint.lora.saved_names import PREFIX, saved_modules
 from pera_lightning.checkpoint.manifest.manifest import PEFT_TYPE
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import AdapterFileError, ConfigError, shown
@@ -21,8 +22,6 @@ from pera_lightning.storage.bounded_json import JsonError, read_json
 from pera_lightning.storage.remote import Place, place
 from pera_lightning.storage.schema import SchemaError
 
-PREFIX = "base_model.model."
-"""What PEFT puts before the names of the model."""
 _EMBEDDING = (".lora_embedding_A", ".lora_embedding_B")
 _DEEPEST = 100
 """Parts of a tensor's name."""
@@ -105,9 +104,7 @@ def read_peft_lora(directory: str | Place) -> PeftLora:
     used = {name + end for name in factors for ends in _ENDS for end in ends}
     rest = {key: value for key, value in tensors.items() if key not in used}
     _refuse_unknown(rest, folder)
-    # An export of ours may name them from PEFT's outermost module on.
-    patterns = [pattern.removeprefix(PREFIX) for pattern in values.get("modules_to_save") or ()]
-    modules = _saved_modules(rest, patterns)
+    modules = saved_modules(rest, values.get("modules_to_save") or ())
     try:
         config, layers = _config(values, factors, modules)
     except ConfigError as error:
@@ -260,20 +257,6 @@ def _refuse_unknown(rest: Mapping[str, Tensor], folder: Place) -> None:
             expected=f"names that end in {', '.join((*_ENDS[0], *_ENDS[1]))}",
             fix="merge it into the base with PEFT (merge_and_unload) and train a new adapter on that",
         )
-
-
-def _saved_modules(keys: Iterable[str], patterns: Iterable[str]) -> list[str]:
-    """The outermost modules that hold the tensors and end in a pattern: PEFT names them by their last components."""
-    wanted = {tuple(pattern.split(".")) for pattern in patterns}
-    depths = {len(pattern) for pattern in wanted}
-    found: dict[str, None] = {}
-    for key in keys:
-        parts = tuple(key.split("."))
-        owners = (parts[:count] for count in range(1, len(parts)))
-        owner = next((owner for owner in owners if any(owner[-depth:] in wanted for depth in depths)), None)
-        if owner is not None:
-            found[".".join(owner)] = None
-    return list(found)
 
 
 def _config(

@@ -10,7 +10,7 @@ from pera_lightning.storage.schema import fields, flag, list_of, mapping_of, num
 
 _MOST = 200_000
 # How long a pattern may be is said where patterns are matched.
-_pattern = text(1_000_000)
+_pattern = text(1_000_000, least=0)
 _rank, _alpha = whole(1, MAX_RANK), number(LEAST_SCALE, MOST_SCALE)
 _LORA = fields(
     {},

@@ -139,6 +139,58 @@ def test_an_export_comes_back_as_it_was(
     assert configs[0] == configs[1]
 
 
+ODD_KEYS: list[dict[str, int]] = [
+    {"self.attn.v_proj": 3},
+    {"v_pro.": 3},
+    {"layers.0.self.attn.v_proj": 3, "v_proj": 20},
+    {"v_proj": 20, "layers.0.self.attn.v_proj": 3},
+    {"......": 3},
+    {"model.layers.0.self_attn.v_proj": 3, "model.layers...self_attn.q_proj": 5},
+    {"proj": 3, "1.self_attn.q_proj": 4, "q_pro.": 5},
+    {"": 3, "q_proj": 5},
+    {"x|v_proj": 3},
+    {"v_proj)|(q_proj": 3},
+    {"^v_proj": 3},
+    {"v_proj$": 5},
+    {r"layers\.0\..*": 3, "q_proj": 5},
+    {"(?i:V_PROJ)": 3},
+    {r"\w+_proj": 3},
+    {"V_proj": 3},
+    {"attn.v_proj": 3},
+    {"tn.v_proj": 3},
+    {"model.model.layers.0.self_attn.v_proj": 3},
+]
+
+
+@pytest.mark.parametrize("pattern", ODD_KEYS, ids=str)
+def test_keys_of_patterns_mean_what_they_mean_to_peft(pattern: dict[str, int], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"r": 2, "lora_alpha": 9, "target_modules": ["q_proj", "v_proj"]}
+    # PEFT sorts the keys of the file; factors made by another order do not fit its own ranks then.
+    ranks = pattern if list(pattern) == sorted(pattern) else {}
+    peft_lora(make(tiny_llama), tmp_path, rank_pattern=ranks, alpha_pattern=pattern, **options)
+    wanted = logits(load_with_peft(make(tiny_llama), tmp_path))
+    model = make(tiny_llama)
+    inject_lora(model, tmp_path)
+    torch.testing.assert_close(logits(model), wanted, **CLOSE)
+
+
+@pytest.mark.parametrize("ends", [["norm"], ["layernorm"], ["t_layernorm", "head"], ["e_proj", "m"]])
+def test_modules_are_saved_by_the_end_of_their_names(ends: list[str], tmp_path: Path) -> None:
+    wanted = logits(
+        peft_lora(make(tiny_llama), tmp_path / "lora", r=2, target_modules=["q_proj"], modules_to_save=ends)
+    )
+    model = make(tiny_llama)
+    report = inject_lora(model, tmp_path / "lora")
+    torch.testing.assert_close(logits(model), wanted, **CLOSE)
+    stored = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    whole = {key.removeprefix("base_model.model.") for key in stored if ".lora_" not in key}
+    assert whole == {key for key in model.state_dict() if key.startswith(tuple(f"{name}." for name in report.saved))}
+    save_adapter(model, tmp_path / "adapter")
+    fresh = make(tiny_llama)
+    load_adapter(fresh, tmp_path / "adapter")
+    assert torch.equal(logits(fresh), logits(model))
+
+
 def test_options_of_the_training_to_come(tmp_path: Path) -> None:
     peft_lora(make(tiny_llama), tmp_path, r=2, lora_alpha=6, lora_dropout=0.5, target_modules=["q_proj"])
     model = make(tiny_llama)
