@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
+from pera_lightning.callback.resume.restored_callbacks import callback_problem
 from pera_lightning.callback.resume.restored_optimizers import optimizer_problem
 from pera_lightning.checkpoint.training.checkpoint_archive import refuse_other_files
 from pera_lightning.errors import CheckpointError, PeraError
@@ -23,6 +24,8 @@ _MOST = 1 << 62
 """Batches, steps or epochs."""
 _STEPS = ("_restore_modules_and_callbacks", "restore_training_state")
 """Of the Trainer's connector, in which it reads a checkpoint and hands its parts out."""
+_READ = "resume_start"
+"""Of the same, within the first step: reads the file, and hands nothing out."""
 
 
 def name_checkpoint(trainer: pl.Trainer) -> None:
@@ -35,12 +38,27 @@ def name_checkpoint(trainer: pl.Trainer) -> None:
     for step in _STEPS:
         # That of the class: one that was put in the way before is replaced.
         vars(connector)[step] = partial(_restored, trainer, partial(getattr(type(connector), step), connector))
+    vars(connector)[_READ] = partial(_read, trainer, partial(getattr(type(connector), _READ), connector))
 
 
 def stop_naming(trainer: pl.Trainer) -> None:
     """Take away what `name_checkpoint` put in the way."""
-    for step in _STEPS:
+    for step in (*_STEPS, _READ):
         vars(trainer._checkpoint_connector).pop(step, None)
+
+
+def _read(trainer: pl.Trainer, read: Callable[..., Any], *args: Any, **options: Any) -> None:
+    """Read the file, and look at what is in it before anything of it is handed out."""
+    read(*args, **options)
+    held = trainer._checkpoint_connector._loaded_checkpoint
+    problem = callback_problem(trainer, held["callbacks"]) if "callbacks" in held else None
+    if problem is not None:
+        raise CheckpointError(
+            "A callback cannot go on from the checkpoint.",
+            got=f"{trainer.ckpt_path}: {problem}",
+            expected="the states as Lightning writes them, with paths in the folder of the checkpoints",
+            fix="go on from an earlier one; a file from others may name files of yours, which would be removed",
+        )
 
 
 def _restored(trainer: pl.Trainer, restore: Callable[..., Any], *args: Any, **options: Any) -> Any:
