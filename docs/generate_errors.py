@@ -34,7 +34,7 @@ placeholders here, such as `<path>`. The classes are in `pera_lightning.errors`;
 Details = tuple[tuple[str, ...], ...]  # what each of DETAILS may say
 DETAILS = ("got", "expected", "fix")
 PLACEHOLDER = re.compile(r"`<[^`]*>`")
-TRANSPARENT = {"shorten"}  # helpers that give their argument back: it says more than they do
+TRANSPARENT = {"one_line", "shorten"}  # helpers that give their argument back: it says more than they do
 
 
 @dataclass

@@ -29,6 +29,12 @@ class PeraError(Exception):
         # raised in a worker process or a DDP rank travel by pickle.
         return _rebuild, (type(self), self._arguments)
 
+    @property
+    def in_short(self) -> str:
+        """What was wrong, on one line of another message, which has a cure of its own."""
+        parts = self._arguments
+        return f"{parts['what'].rstrip('.')} (got {parts['got']}; expected {parts['expected']})"
+
 
 def _rebuild(cls: type[PeraError], arguments: dict[str, str]) -> PeraError:
     return cls(arguments["what"], got=arguments["got"], expected=arguments["expected"], fix=arguments["fix"])
@@ -71,6 +77,19 @@ class FolderError(ConfigError, AdapterFileError, ExportError):
 
     It is an error of each of the classes that were raised for this before.
     """
+
+
+def one_line(error: BaseException, *, kind: bool = True) -> str:
+    """An error as a part of another one's message: without its own cure, and on one line.
+
+    Args:
+        error: Ours, or that of a library, which may be of many lines.
+        kind: Whether the class of a library's error stands before what it says.
+    """
+    if isinstance(error, PeraError):
+        return error.in_short
+    text, name = " ".join(str(error).split()), type(error).__name__
+    return (f"{name}: {text}" if kind else text) if text else name
 
 
 class _Shown(reprlib.Repr):

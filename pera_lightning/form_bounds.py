@@ -38,7 +38,7 @@ def check_rank(rank: Any, name: str = "rank", fix: str = "use 8 for a start") ->
     """Raise ConfigError unless `rank` is a whole number from 1 to `MAX_RANK`."""
     if not is_whole(rank) or not 1 <= rank <= MAX_RANK:
         expected = f"a whole number from 1 to {MAX_RANK:,}"
-        raise ConfigError(f"{name} must be positive.", got=shown(rank), expected=expected, fix=fix)
+        raise ConfigError(f"{name} cannot have this value.", got=shown(rank), expected=expected, fix=fix)
 
 
 def check_order(order: Any) -> None:

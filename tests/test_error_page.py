@@ -132,6 +132,22 @@ def test_every_error_is_on_the_page(nodes: list[tuple[str, ast.AST]]) -> None:
     assert errors_made > 100
 
 
+def test_no_error_is_put_into_another_one_with_its_own_lines(nodes: list[tuple[str, ast.AST]]) -> None:
+    """What may be an error of ours, or of many lines, goes through `one_line`; a cause that says one line need not."""
+    found = set()
+    for file, node in nodes:
+        if not isinstance(node, ast.ExceptHandler) or node.name is None or node.type is None:
+            continue
+        kinds = {ast.unparse(kind).rpartition(".")[2] for kind in getattr(node.type, "elts", [node.type])}
+        if kinds.isdisjoint(CLASSES | {"Exception", "BaseException", "RuntimeError", "SafetensorError"}):
+            continue
+        for keyword in ast.walk(node):
+            if isinstance(keyword, ast.keyword) and keyword.arg == "got":
+                values = [part.value for part in ast.walk(keyword.value) if isinstance(part, ast.FormattedValue)]
+                found |= {file for value in [keyword.value, *values] if ast.unparse(value) == node.name}
+    assert found == set()
+
+
 def test_no_error_leaves_out_a_part(nodes: list[tuple[str, ast.AST]]) -> None:
     for file, node in nodes:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CLASSES:

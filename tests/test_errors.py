@@ -16,3 +16,12 @@ def test_every_error_says_got_expected_fix_and_pickles(name: str) -> None:
     twin = pickle.loads(pickle.dumps(error))
     assert type(twin) is cls
     assert str(twin) == str(error)
+
+
+def test_an_error_within_another_message_is_one_line_without_its_cure() -> None:
+    own = errors.ConfigError("rank cannot have this value.", got=-1, expected="more", fix="use 8")
+    assert errors.one_line(own) == "rank cannot have this value (got -1; expected more)"
+    library = RuntimeError("Error(s) in loading state_dict:\n\tMissing key(s): weight\n")
+    assert errors.one_line(library) == "RuntimeError: Error(s) in loading state_dict: Missing key(s): weight"
+    assert errors.one_line(library, kind=False) == "Error(s) in loading state_dict: Missing key(s): weight"
+    assert errors.one_line(KeyError()) == errors.one_line(KeyError(), kind=False) == "KeyError"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from types import ModuleType
 
-from pera_lightning.errors import ConfigError
+from pera_lightning.errors import ConfigError, one_line
 from pera_lightning.requirements import OLDEST, own_extra, require
 
 FEATURE = "A quantised base or an 8-bit optimizer"
@@ -27,7 +27,7 @@ def bitsandbytes() -> ModuleType:
     except ImportError as error:
         raise ConfigError(
             f"{FEATURE} needs bitsandbytes, which cannot be imported.",
-            got=f"{type(error).__name__}: {error}",
+            got=one_line(error),
             expected=f"bitsandbytes {OLDEST['bitsandbytes']} or newer, built for this machine",
             fix=f"pip install --upgrade {own_extra('quant')}",
         ) from error

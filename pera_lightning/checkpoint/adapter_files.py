@@ -33,7 +33,7 @@ from pera_lightning.checkpoint.finite_values import describe_infinite, not_finit
 from pera_lightning.checkpoint.manifest.manifest import Manifest, manifest_of
 from pera_lightning.checkpoint.model_card import model_card
 from pera_lightning.concurrency import changing
-from pera_lightning.errors import AdapterFileError, ConfigError, InjectionError, TargetError
+from pera_lightning.errors import AdapterFileError, ConfigError, InjectionError, TargetError, one_line
 from pera_lightning.functional.distributed import is_distributed, whole
 from pera_lightning.injection import InjectionReport, adapted_layers, init_loftq, inject_plan, remove_adapter
 from pera_lightning.injection.saved_modules import kept_infinities
@@ -189,7 +189,7 @@ def _put(
     except (TargetError, ConfigError) as error:
         raise AdapterFileError(
             "The adapter was made for another model.",
-            got=f"{folder}: {error}",
+            got=f"{folder}: {one_line(error)}",
             expected="a model with the layers that the adapter lists",
             fix=f"load it into {manifest.base_model or 'its own base model'}, into the module it was saved from",
         ) from error

@@ -15,7 +15,7 @@ from pera_lightning.checkpoint.adapter_fit import check_alone
 from pera_lightning.checkpoint.adapter_tensors import check_tensors
 from pera_lightning.checkpoint.checksums import damage
 from pera_lightning.checkpoint.manifest.manifest import PEFT_TYPE, Manifest, read_manifest
-from pera_lightning.errors import AdapterFileError, FolderError, PeraError
+from pera_lightning.errors import AdapterFileError, FolderError, PeraError, one_line
 from pera_lightning.storage.folder_kind import FolderKind, check_ours
 from pera_lightning.storage.regular_file import check_regular
 from pera_lightning.storage.remote import Place, RemotePath, place
@@ -123,7 +123,7 @@ def read_weights(path: Place) -> dict[str, Tensor]:
     except Exception as error:
         raise AdapterFileError(
             "The adapter's weights cannot be read.",
-            got=f"{path}: {type(error).__name__}: {error}",
+            got=f"{path}: {one_line(error)}",
             expected="a whole safetensors file",
             fix="copy or save it again; it is truncated or of another format",
         ) from error

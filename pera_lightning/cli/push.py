@@ -7,7 +7,7 @@ from pathlib import Path
 from pera_lightning.checkpoint.adapter_folder import ADAPTER, read_adapter, read_weights
 from pera_lightning.checkpoint.finite_values import describe_infinite, not_finite
 from pera_lightning.cli.screen import show
-from pera_lightning.errors import AdapterFileError, ConfigError
+from pera_lightning.errors import AdapterFileError, ConfigError, one_line
 from pera_lightning.option_checks import check_flags
 from pera_lightning.storage.folder_kind import is_ours
 from pera_lightning.storage.remote import local_path
@@ -55,7 +55,7 @@ def push(folder: str, repo: str, private: bool = True, dry_run: bool = False, me
     except Exception as error:
         raise ConfigError(
             "The hub did not take the upload.",
-            got=f"{repo!r}: {type(error).__name__}: {error}",
+            got=f"{repo!r}: {one_line(error)}",
             expected="a repository user/name that you may write to, and a network",
             fix="log in with `hf auth login`, and check the name",
         ) from error

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pera_lightning.errors import ConfigError
+from pera_lightning.errors import ConfigError, one_line
 from pera_lightning.requirements import OLDEST, own_extra, require
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def lm_eval_model(
     except ImportError as error:
         raise ConfigError(
             f"{feature} needs lm-eval, which cannot be imported.",
-            got=f"{type(error).__name__}: {error}",
+            got=one_line(error),
             expected=f"lm-eval {OLDEST['lm-eval']} or newer, with what it needs for models of transformers",
             fix=f"pip install --upgrade {own_extra('eval')}",
         ) from error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pera_lightning.base_layers import QUANTIZATIONS, Quantization, check_quantization, set_compute_dtype
-from pera_lightning.errors import ConfigError, PeraError
+from pera_lightning.errors import ConfigError, PeraError, one_line
 from pera_lightning.injection import quantize_model
 from pera_lightning.loading.base_config import StoredWeights, check_base_config, check_base_size, weights_in
 from pera_lightning.loading.gguf_weights import check_finite, dense_gguf
@@ -304,7 +304,7 @@ def _cannot_load(what: str, source: PretrainedSource, error: Exception) -> Confi
         )
     return ConfigError(
         f"The {what} cannot be loaded.",
-        got=f"{source.name}: {type(error).__name__}: {str(error).strip()}",
+        got=f"{source.name}: {one_line(error)}",
         expected=expected,
         fix=fix,
     )

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
-from pera_lightning.errors import FolderError, PeraError
+from pera_lightning.errors import FolderError, PeraError, one_line
 from pera_lightning.storage.remote import Place, RemotePath, uploaded
 from pera_lightning.storage.temporaries import temporary_name
 
@@ -101,7 +101,7 @@ def _try_remote(folder: RemotePath, option: str) -> None:
     except Exception as error:
         raise FolderError(
             "Nothing can be written there.",
-            got=f"{folder}: {type(error).__name__}: {error}",
+            got=f"{folder}: {one_line(error)}",
             expected="a place that can be written to from here, with the credentials that it needs",
             fix=f"give the credentials, or name another with {option}",
         ) from error

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from pera_lightning.errors import AdapterFileError, ConfigError
+from pera_lightning.errors import AdapterFileError, ConfigError, one_line
 
 _LOCAL = re.compile(r"(?:file|local):(?://)?(?=.)")
 # Two letters at least: one is a drive of Windows.
@@ -97,7 +97,7 @@ class RemotePath:
         except Exception as error:
             raise AdapterFileError(
                 "The file cannot be reached.",
-                got=f"{self}: {type(error).__name__}: {error}",
+                got=f"{self}: {one_line(error)}",
                 expected="a file that can be read from here",
                 fix="check the network and the credentials of this kind of storage",
             ) from error
@@ -146,7 +146,7 @@ class RemotePath:
         except Exception as error:
             raise ConfigError(
                 "This kind of URL cannot be opened here.",
-                got=f"{self._url}: {type(error).__name__}: {error}",
+                got=f"{self._url}: {one_line(error)}",
                 expected="a local path, or a URL of a file system that fsspec can open",
                 fix="install the package of that file system (s3:// needs s3fs, gs:// gcsfs, az:// adlfs) and give it "
                 "its credentials, or name a local path",

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pera_lightning.errors import FolderError, PeraError
+from pera_lightning.errors import FolderError, PeraError, one_line
 from pera_lightning.storage.exchange import exchange
 from pera_lightning.storage.folder_kind import (
     COMMIT,
@@ -304,7 +304,7 @@ def _uploaded(folder: RemotePath, kind: FolderKind) -> Iterator[Path]:
         except Exception as error:
             raise FolderError(
                 "The URL cannot be written to.",
-                got=f"{folder}, for {kind.name}: {type(error).__name__}: {error}",
+                got=f"{folder}, for {kind.name}: {one_line(error)}",
                 expected="a place that can be written to from here, with the credentials that it needs",
                 fix="give the credentials, or name another folder",
             ) from error

@@ -121,7 +121,7 @@ def test_what_a_user_gets_wrong(project: Path) -> None:
         (("--adapter", "adapter", "--out", "adapter"), "take the place of a PERA adapter"),
         (("--adapter", "adapter", "--out", "x", "--rows", "missing.jsonl"), "missing.jsonl does not exist"),
         (("--adapter", "adapter", "--out", "x", "--base", "nowhere"), "nowhere"),
-        (("--adapter", "adapter", "--out", "x", "--rank", "0"), "rank must be positive"),
+        (("--adapter", "adapter", "--out", "x", "--rank", "0"), "rank cannot have this value"),
         (("--adapter", "adapter", "--out", "x", "--to", "ollama"), "ollama"),
         (("--adapter", "adapter", "--out", "x", "--to", "merged", "--rank", 3), "--rank would do nothing"),
         (("--adapter", "adapter", "--out", "x", "--into", "original"), "--into would do nothing"),

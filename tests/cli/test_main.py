@@ -262,7 +262,7 @@ def test_a_misspelt_key_is_named(project: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--pera.rank", "0"), "rank must be positive"),
+        (("--pera.rank", "0"), "rank cannot have this value"),
         (("--pera.target_modules", "[q_porj]"), "q_proj"),
         (("--model.init_args.pretrained", "nowhere/at/all"), "nowhere"),
         (("--data.init_args.train_files", "missing.jsonl"), "missing.jsonl"),

@@ -91,7 +91,7 @@ def test_vllm_takes_a_cut_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 0}, "rank must be positive"),
+        ({"rank": 0}, "rank cannot have this value"),
         ({"rank": 3, "max_error": 0.1}, "Either the rank or the error"),
         ({"max_error": 1.5}, "max_error is the relative error"),
         ({"max_error": float("nan")}, "max_error is the relative error"),

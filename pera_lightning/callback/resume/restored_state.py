@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from pera_lightning.callback.resume.restored_callbacks import callback_problem
 from pera_lightning.callback.resume.restored_optimizers import optimizer_problem
 from pera_lightning.checkpoint.training.checkpoint_archive import refuse_other_files
-from pera_lightning.errors import CheckpointError, PeraError
+from pera_lightning.errors import CheckpointError, PeraError, one_line
 from pera_lightning.storage.remote import Place, place
 
 _MOST = 1 << 62
@@ -113,7 +113,7 @@ def restoring(path: str | Path | None) -> Iterator[None]:
     except Exception as error:
         raise CheckpointError(
             "The Trainer cannot restore its state from the checkpoint.",
-            got=f"{path}: {type(error).__name__}: {error}",
+            got=f"{path}: {one_line(error)}",
             expected="a whole file of a run with the same module, optimizers and callbacks",
             fix="if it is damaged, take an earlier one; else make them as in the run that wrote it; "
             "`consolidate` makes a folder of its adapter alone",

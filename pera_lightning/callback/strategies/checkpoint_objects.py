@@ -12,7 +12,7 @@ from typing import Any
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from pera_lightning.checkpoint.training.checkpoint_archive import check_archive
-from pera_lightning.errors import CheckpointError
+from pera_lightning.errors import CheckpointError, one_line
 from pera_lightning.storage.remote import RemotePath, place
 
 _FORCE, _FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
@@ -80,7 +80,7 @@ def _objects_found(path: str | Path) -> CheckpointError:
 def _unreadable(path: str | Path, cause: BaseException) -> CheckpointError:
     return CheckpointError(
         "The checkpoint cannot be read.",
-        got=f"{path}: {type(cause).__name__}: {cause}",
+        got=f"{path}: {one_line(cause)}",
         expected="the files of all processes that wrote it",
         fix="copy the whole folder, or go on from an earlier checkpoint",
     )

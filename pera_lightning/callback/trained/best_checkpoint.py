@@ -13,6 +13,7 @@ from torch import Tensor
 from pera_lightning.checkpoint.adapter_mismatch import shapes
 from pera_lightning.checkpoint.finite_values import describe_infinite, not_finite
 from pera_lightning.checkpoint.training.training_checkpoint import read_checkpoint
+from pera_lightning.errors import one_line
 from pera_lightning.run_log.messages import rank_zero_warn
 from pera_lightning.storage.remote import place
 
@@ -106,7 +107,7 @@ def best_weights(
             found = _unfit(trainer, callback, earlier) or _weights(callback, prefix, present, steps)
         # Any: a remote file system has errors of its own, and the last step's adapter must not be lost by one.
         except Exception as error:
-            found = f"{type(error).__name__}: {error}"
+            found = one_line(error)
         if isinstance(found, WrittenWeights):
             return found
         rank_zero_warn(f"PERA: the best checkpoint {path} is not what the adapter folder gets: {found}.")

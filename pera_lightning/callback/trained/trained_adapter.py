@@ -21,7 +21,7 @@ from pera_lightning.checkpoint import Manifest, adapter_state_dict, write_adapte
 from pera_lightning.checkpoint.adapter_files import refuse_infinite
 from pera_lightning.checkpoint.adapter_folder import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, check_adapter_place
 from pera_lightning.checkpoint.manifest.manifest import base_name
-from pera_lightning.errors import AdapterFileError, PeraError
+from pera_lightning.errors import AdapterFileError, PeraError, one_line
 from pera_lightning.functional.distributed import whole
 from pera_lightning.injection import clean_name
 from pera_lightning.injection.saved_modules import kept_infinities
@@ -190,8 +190,7 @@ def _write(
     # Any: a remote file system has errors of its own, and what was trained must not be lost by one.
     except Exception as error:
         cause = error.__cause__ or error
-        reason = " ".join(f"{type(cause).__name__}: {cause}".split())
-        return _rescue(f"{folder}: {reason}", others, weights, write)
+        return _rescue(f"{folder}: {one_line(cause)}", others, weights, write)
     rank_zero_info(f"PERA: adapter of {weights.origin} written to {folder}")
     return None
 

@@ -14,7 +14,7 @@ from pera_lightning.checkpoint.lora.peft_schema import checked_lora
 from pera_lightning.checkpoint.lora.saved_names import PREFIX, saved_modules
 from pera_lightning.checkpoint.manifest.manifest import PEFT_TYPE
 from pera_lightning.config import PeraConfig
-from pera_lightning.errors import AdapterFileError, ConfigError, shown
+from pera_lightning.errors import AdapterFileError, ConfigError, one_line, shown
 from pera_lightning.injection import LayerPlan
 from pera_lightning.injection.targets.names import parents
 from pera_lightning.patterns import LONGEST_PATTERN, FirstMatch, LinearMatcher, literal
@@ -110,7 +110,7 @@ def read_peft_lora(directory: str | Place) -> PeftLora:
     except ConfigError as error:
         raise AdapterFileError(
             "The LoRA's config is damaged.",
-            got=f"{folder / CONFIG_FILE}: {error}",
+            got=f"{folder / CONFIG_FILE}: {one_line(error)}",
             expected="r, lora_alpha and patterns as PEFT writes them",
             fix="copy or save the LoRA again",
         ) from error

@@ -14,7 +14,7 @@ from pera_lightning.checkpoint.manifest.base_sample import base_sample
 from pera_lightning.checkpoint.manifest.layer_traits import layer_traits
 from pera_lightning.checkpoint.manifest.manifest_schema import FORMAT_VERSION, checked_manifest
 from pera_lightning.config import PeraConfig
-from pera_lightning.errors import AdapterFileError, InjectionError, shown
+from pera_lightning.errors import AdapterFileError, InjectionError, one_line, shown
 from pera_lightning.form_bounds import is_whole
 from pera_lightning.injection import (
     InjectionPlan,
@@ -106,7 +106,7 @@ class Manifest:
         except (ValueError, RecursionError) as error:
             raise AdapterFileError(
                 "The adapter's config is incomplete or damaged.",
-                got=error if isinstance(error, SchemaError) else f"{type(error).__name__}: {error}",
+                got=one_line(error, kind=not isinstance(error, SchemaError)),
                 expected=getattr(error, "expected", "config, layers and saved_modules as save_adapter writes them"),
                 fix="save the adapter again",
             ) from error

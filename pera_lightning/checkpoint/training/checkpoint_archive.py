@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 from pera_lightning.checkpoint.training.pickle_walk import refuse_endless_pickle
-from pera_lightning.errors import CheckpointError
+from pera_lightning.errors import CheckpointError, one_line
 from pera_lightning.storage.regular_file import check_regular
 from pera_lightning.storage.remote import Place
 
@@ -66,7 +66,7 @@ def _check_pickle(path: Path, archive: zipfile.ZipFile, part: zipfile.ZipInfo) -
     except Exception as error:
         raise CheckpointError(
             "The checkpoint is damaged.",
-            got=f"{path}: {type(error).__name__}: {error}",
+            got=f"{path}: {one_line(error)}",
             expected="a whole file",
             fix="if it was cut off, go on from an earlier one",
         ) from error

@@ -12,6 +12,7 @@ from typing import IO, NamedTuple
 
 from pera_lightning.checkpoint.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from pera_lightning.checkpoint.manifest.manifest import PEFT_TYPE
+from pera_lightning.errors import one_line
 from pera_lightning.storage.bounded_json import JsonError, read_json
 from pera_lightning.storage.regular_file import open_regular
 from pera_lightning.storage.remote import Place
@@ -56,7 +57,7 @@ def found_instead(path: Place) -> FoundInstead | None:
         is_link = isinstance(path, Path) and path.is_symlink()
         return FoundInstead("a link to nothing" if is_link else "nothing", _PATH)
     except Exception as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or f"{type(error).__name__}: {error}"
+        reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
         return FoundInstead(reason, "name a file that can be read")
 
 

@@ -24,7 +24,7 @@ from pera_lightning.analysis import mean_energy
 from pera_lightning.analysis.method_comparison import ComparedRun
 from pera_lightning.cli.fit.trainer import PeraCLI, make_cli
 from pera_lightning.cli.screen import tell
-from pera_lightning.errors import ConfigError, PeraError, TrainingError
+from pera_lightning.errors import ConfigError, PeraError, TrainingError, one_line
 from pera_lightning.models.accumulation.weighted_accumulation import WeightedAccumulation
 from pera_lightning.storage.atomic import replacing
 
@@ -63,7 +63,7 @@ class Cell:
         except (ValueError, TypeError) as error:
             raise ConfigError(
                 "The result of a run is damaged.",
-                got=f"{path}: {error}",
+                got=f"{path}: {one_line(error)}",
                 expected="the file as compare wrote it",
                 fix="delete it, and the run is made again",
             ) from error
@@ -147,7 +147,7 @@ def _measure(cell: Cell) -> ComparedRun:
     except TrainingError as error:
         if "not finite" not in str(error):
             raise
-        reason = str(error)
+        reason = one_line(error)
     values = [None if reason else _value(metrics, name) for name in (cell.selection, cell.report)]
     if not reason and None in values:
         reason = f"{cell.selection if values[0] is None else cell.report} is not finite"

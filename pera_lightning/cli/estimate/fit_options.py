@@ -14,7 +14,7 @@ from pera_lightning.callback.callback import PeraCallback
 from pera_lightning.config import PeraConfig
 from pera_lightning.data.instruction import InstructionDataModule
 from pera_lightning.data.text import TextDataModule
-from pera_lightning.errors import ConfigError
+from pera_lightning.errors import ConfigError, one_line
 from pera_lightning.loading.pretrained import PretrainedSource
 from pera_lightning.models.causal_lm import PeraCausalLM
 
@@ -207,7 +207,7 @@ def _architecture(source: PretrainedSource) -> Any:
     except Exception as error:  # whatever it does with a damaged file
         raise ConfigError(
             "The model's architecture cannot be read.",
-            got=f"{source.name}: {type(error).__name__}: {str(error).strip()}",
+            got=f"{source.name}: {one_line(error)}",
             expected="a hub id (with a network, or cached earlier) or a folder with a config.json",
             fix="do what the reason says; else download the repository's config.json and name its folder",
         ) from error

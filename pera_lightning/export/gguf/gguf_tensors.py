@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pera_lightning.errors import ExportError
+from pera_lightning.errors import ExportError, one_line
 from pera_lightning.storage.atomic import check_file
 from pera_lightning.storage.gguf_header import gguf_package, read_header
 from pera_lightning.storage.remote import Place
@@ -34,7 +34,7 @@ def gguf_reader(path: str | Path) -> Any:
     except Exception as error:  # the package's own checks raise this and that
         raise ExportError(
             "The GGUF file cannot be read.",
-            got=f"{path}: {error}",
+            got=f"{path}: {one_line(error, kind=False)}",
             expected="a complete GGUF file",
             fix="correct the path, or get the file again",
         ) from error
@@ -93,7 +93,7 @@ def decoded(tensor: Any) -> Tensor:
     except NotImplementedError as error:
         raise ExportError(
             "The GGUF file holds a tensor of a type that the gguf package does not unpack.",
-            got=f"{tensor.name!r}: {error}",
+            got=f"{tensor.name!r}: {one_line(error, kind=False)}",
             expected="floating values, or blocks that llama.cpp writes",
             fix="take the file as llama.cpp wrote it; if it is of a new type, upgrade gguf",
         ) from error

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pera_lightning.errors import ExportError
+from pera_lightning.errors import ExportError, one_line
 from pera_lightning.export.lora.lora_factors import LoraFactors, StoredLora
 from pera_lightning.export.lora.peft_format import read_peft
 from pera_lightning.export.servers import MERGE
@@ -58,7 +58,7 @@ def load_by_peft(base: nn.Module, folder: Path) -> nn.Module:
         try:
             exported = PeftModel.from_pretrained(base, folder)
         except Exception as error:  # whatever PEFT has against this kind of model
-            raise _refusal(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}") from error
+            raise _refusal(one_line(error)[:300]) from error
     _refuse_partial(exported, read_peft(folder))
     return exported
 
@@ -72,7 +72,7 @@ def try_peft(model: nn.Module, folder: Path) -> None:
     try:
         base = _hollow(model)
     except Exception as error:  # a module that cannot be copied; what it is made of is not ours
-        logger.warning("Whether PEFT loads all of the export was not tried: %s", error)
+        logger.warning("Whether PEFT loads all of the export was not tried: %s", one_line(error))
         return
     load_by_peft(base, folder)
 

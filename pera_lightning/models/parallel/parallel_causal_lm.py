@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel
 
 from pera_lightning.base_layers import QUANTIZATIONS, Quantization
-from pera_lightning.errors import ConfigError, InjectionError, PeraError
+from pera_lightning.errors import ConfigError, InjectionError, PeraError, one_line
 from pera_lightning.injection import original_names
 from pera_lightning.injection.sharding import shard_placement, sharding_function, start_on
 from pera_lightning.layers import TokenRows
@@ -257,7 +257,7 @@ def _portable(error: Exception) -> Exception:
         return error
     return InjectionError(
         "The first process could not load the model.",
-        got=f"{type(error).__name__}: {error}",
+        got=one_line(error),
         expected="a model that can be loaded",
         fix="see the traceback of the first process",
     )
