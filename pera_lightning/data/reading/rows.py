@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pera_lightning.data.reading.json_rows import read_json, read_jsonl
+from pera_lightning.data.reading.parquet_rows import read_parquet
 from pera_lightning.data.reading.parsed_row import ParsedRow, Row, shorten
 from pera_lightning.data.reading.text_lines import decoded_lines, whole_text
 from pera_lightning.errors import DataError
@@ -62,6 +63,9 @@ def read_rows(path: Path, endings: Sequence[str] = ROW_ENDINGS) -> Iterator[Pars
 def load_hub_dataset(name: str, config: str | None) -> Mapping[str, Iterable[Mapping[str, Any]]]:
     """Loads (and downloads, if it is not cached) a data set of the hub, or of a local folder.
 
+    Columns of pictures, sounds and the like are left out: to show such a value, `datasets` opens the file or the
+    address that stands in its row.
+
     Args:
         name: Hub id or folder.
         config: Configuration (subset) of the data set.
@@ -75,8 +79,9 @@ def load_hub_dataset(name: str, config: str | None) -> Mapping[str, Iterable[Map
     import datasets
 
     try:
-        return datasets.load_dataset(name, config)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        loaded = datasets.load_dataset(name, config)
+        return {split: rows.remove_columns(_opened(rows.features)) for split, rows in loaded.items()}
+    except Exception as error:  # whatever `datasets` makes of damaged files and descriptions
         raise DataError(
             f"The data set {name!r} cannot be loaded.",
             got=f"{type(error).__name__}: {shorten(error)}",
@@ -85,10 +90,46 @@ def load_hub_dataset(name: str, config: str | None) -> Mapping[str, Iterable[Map
         ) from error
 
 
+_PLAIN = ("Value", "ClassLabel", "Json", "Translation", "TranslationVariableLanguages")
+_LISTS = ("Sequence", "List", "LargeList")
+
+
+def _opened(features: Mapping[str, Any]) -> list[str]:
+    """The columns that hold more than texts, numbers, lists and objects."""
+    return [name for name, feature in features.items() if not _is_plain(feature)]
+
+
+def _is_plain(feature: Any) -> bool:
+    if isinstance(feature, Mapping):
+        return all(map(_is_plain, feature.values()))
+    if isinstance(feature, list | tuple):
+        return all(map(_is_plain, feature))
+    kind = type(feature).__name__
+    return kind in _PLAIN or (kind in _LISTS and _is_plain(feature.feature))
+
+
 def dataset_rows(name: str, dataset: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
-    """Yields the rows of a table of `datasets`, numbered from 1."""
-    for number, fields in enumerate(dataset, start=1):
+    """Yields the rows of a table of `datasets`, numbered from 1.
+
+    Raises:
+        DataError: A row cannot be read.
+    """
+    rows = iter(dataset)
+    number = 1
+    while True:
+        try:
+            fields = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:  # text that is none, dates beyond all calendars
+            raise DataError(
+                f"{name}, row {number}: the row cannot be read.",
+                got=f"{type(error).__name__}: {shorten(error)}",
+                expected="texts, numbers, lists and objects",
+                fix="correct the data set, or save what is used of it as JSON Lines",
+            ) from error
         yield Row(f"{name}, row {number}", fields)
+        number += 1
 
 
 def _read_csv(path: Path) -> Iterator[ParsedRow]:
@@ -142,21 +183,6 @@ def _csv_header(path: Path, names: list[str]) -> list[str]:
     return names
 
 
-def _read_parquet(path: Path) -> Iterator[ParsedRow]:
-    import datasets
-
-    try:
-        table = datasets.Dataset.from_parquet(str(path))
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"{path} cannot be read as parquet.",
-            got=f"{type(error).__name__}: {shorten(error.__cause__ or error)}",
-            expected="a complete parquet file",
-            fix="write or download the file again",
-        ) from error
-    return dataset_rows(str(path), table)
-
-
 def _read_txt(path: Path) -> Iterator[ParsedRow]:
     yield Row(str(path), {"text": whole_text(path)})
 
@@ -175,6 +201,6 @@ _READERS: dict[str, Callable[[Path], Iterator[ParsedRow]]] = {
     ".jsonl": read_jsonl,
     ".json": read_json,
     ".csv": _read_csv,
-    ".parquet": _read_parquet,
+    ".parquet": read_parquet,
     ".txt": _read_txt,
 }

@@ -107,10 +107,9 @@ def test_another_encoding_names_line_and_byte(tmp_path: Path) -> None:
         assert places(write(tmp_path / name, lines)) == ["line 1", "line 2: this is not UTF-8.", "line 3"]
 
 
-def test_parquet_rows_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_rows_are_numbered(tmp_path: Path) -> None:
     import datasets
 
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     path = tmp_path / "a.parquet"
     messages = [{"role": "user", "content": "hi"}]
     datasets.Dataset.from_list([{"messages": messages}, {"messages": []}]).to_parquet(path)
@@ -120,10 +119,7 @@ def test_parquet_rows_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ]
 
 
-def test_a_damaged_parquet_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read as parquet"):
         list(read_rows(write(tmp_path / "a.parquet", b"PAR1 and then nothing")))
 
