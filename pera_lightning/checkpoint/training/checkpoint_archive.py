@@ -1,21 +1,28 @@
-"""What a checkpoint file is looked at for before torch reads it: that it is a file, and holds no more than it shows."""
+"""What a checkpoint file is looked at for before torch reads it: that it is a file, and makes no more than it holds."""
 
 from __future__ import annotations
 
-import zipfile
+import io
 from pathlib import Path
+from typing import IO
 
+from pera_lightning.checkpoint.training.archive_parts import START, ArchiveDamage, archive_parts
+from pera_lightning.checkpoint.training.found_instead import LEGACY, found_instead
 from pera_lightning.checkpoint.training.pickle_walk import refuse_endless_pickle
+from pera_lightning.checkpoint.training.tensor_records import check_records
 from pera_lightning.errors import CheckpointError, one_line
-from pera_lightning.storage.regular_file import check_regular
+from pera_lightning.storage.regular_file import check_regular, open_regular
 from pera_lightning.storage.remote import Place
+
+_DATA, _PROGRAM = "data.pkl", "constants.pkl"
+_TENSORS = "data/"
 
 
 def check_archive(path: Place) -> None:
     """Raise CheckpointError for a local file that would take another amount of memory than its size, or no end.
 
-    torch stores tensors as they are. It also reads compressed ones, of which a few bytes make gigabytes, and parts that
-    share their place.
+    torch stores tensors as they are. It also reads compressed ones, of which a few bytes make gigabytes, tensors that
+    are larger than what is stored of them, and the form it had before 1.6, in which sizes come before what they are of.
 
     Args:
         path: A file that `torch.save` wrote. Folders, places where there is nothing and URLs are passed over.
@@ -24,23 +31,19 @@ def check_archive(path: Place) -> None:
     if not isinstance(path, Path) or not path.is_file():
         return
     try:
-        archive = zipfile.ZipFile(path)
-    # Of a form before torch 1.6, or damaged, which reading it finds out.
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return
-    with archive:
-        parts = archive.infolist()
-        size, present = sum(part.file_size for part in parts), path.stat().st_size
-        if size > present:
-            raise CheckpointError(
-                "The checkpoint is none that torch wrote.",
-                got=f"{path} with parts of {size:,} bytes in a file of {present:,}: compressed, or one over the other",
-                expected="a file of torch.save, which holds tensors as they are",
-                fix="take the file as the Trainer wrote it",
-            )
-        for part in parts:
-            if part.filename.endswith("data.pkl"):
-                _check_pickle(path, archive, part)
+        with open_regular(path) as file:
+            _check(file, path)
+    except CheckpointError:
+        raise
+    # Any: a damaged archive or pickle makes of its readers what it says.
+    except Exception as error:
+        got = f"with {error}" if isinstance(error, ArchiveDamage) else one_line(error)
+        raise CheckpointError(
+            "The checkpoint is damaged, or none that torch wrote.",
+            got=f"{path}: {got}",
+            expected="a file of torch.save, which holds tensors as they are",
+            fix="take the file as the Trainer wrote it; if it was cut off, an earlier one",
+        ) from error
 
 
 def refuse_other_files(path: Place) -> None:
@@ -58,15 +61,28 @@ def refuse_other_files(path: Place) -> None:
         ) from error
 
 
-def _check_pickle(path: Path, archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> None:
-    try:
-        with archive.open(part) as file:
-            refuse_endless_pickle(file)
-    # Any: a damaged pickle makes of the walk what it says.
-    except Exception as error:
+def _check(file: IO[bytes], path: Place) -> None:
+    start = file.read(max(len(START), len(LEGACY)))
+    if start.startswith(LEGACY):
         raise CheckpointError(
-            "The checkpoint is damaged.",
-            got=f"{path}: {one_line(error)}",
-            expected="a whole file",
-            fix="if it was cut off, go on from an earlier one",
-        ) from error
+            "The checkpoint is of torch's form before 1.6, whose sizes cannot be trusted.",
+            got=f"{path}, written with _use_new_zipfile_serialization=False",
+            expected="the form that torch.save writes by itself",
+            fix="if the file is your own, write it anew: torch.save(torch.load(path, weights_only=True), other_path)",
+        )
+    # In this order torch itself decides.
+    parts = archive_parts(file) if start.startswith(START) else {}
+    if _DATA not in parts or _PROGRAM in parts:
+        found = found_instead(path)
+        raise CheckpointError(
+            "The file is no checkpoint of a Trainer, or a damaged one.",
+            got=f"{path}, which is {found.what if found else 'an archive of another kind'}",
+            expected="a .ckpt file",
+            fix=found.cure if found else "correct the path",
+        )
+    place, size = parts[_DATA]
+    file.seek(place)
+    pickled = io.BytesIO(file.read(size))
+    refuse_endless_pickle(pickled)
+    sizes = {name.removeprefix(_TENSORS): size for name, (_, size) in parts.items() if name.startswith(_TENSORS)}
+    check_records(pickled, {key.lower(): size for key, size in sizes.items()})

@@ -95,6 +95,9 @@ class _Walk:
         if name == "MEMOIZE":
             self.memo[len(self.memo)] = stack[-1]
         elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
+            # Python makes room for all numbers up to it.
+            if argument > len(self.memo):
+                raise pickle.UnpicklingError("it numbers things that it does not hold")
             self.memo[argument] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET", "GET"):
             stack.append(self.memo[argument])
