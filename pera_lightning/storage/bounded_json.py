@@ -33,9 +33,10 @@ def read_json(path: Place) -> Any:
         OSError: There is no such file, or it cannot be read.
         JsonError: It is none, names a key twice, or is beyond the bounds.
     """
-    with open_regular(path) if isinstance(path, Path) else path.open() as file:
-        content = file.read(MOST_BYTES + 1)
-    return parse_json(content)
+    if not isinstance(path, Path):
+        return parse_json(path.read_bytes(MOST_BYTES + 1))
+    with open_regular(path) as file:
+        return parse_json(file.read(MOST_BYTES + 1))
 
 
 def parse_json(content: bytes) -> Any:

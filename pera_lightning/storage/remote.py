@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from pera_lightning.errors import AdapterFileError, ConfigError, one_line
+from pera_lightning.errors import AdapterFileError, ConfigError, PeraError, one_line
 
 _LOCAL = re.compile(r"(?:file|local):(?://)?(?=.)")
 # Two letters at least: one is a drive of Windows.
@@ -73,6 +73,15 @@ class RemotePath:
         file_system, path = self._opened()
         return bool(file_system.exists(path))
 
+    def check_reached(self) -> None:
+        """Raise AdapterFileError if what stands for nothing here is a network that fails, or a server."""
+        file_system, path = self._opened()
+        try:
+            file_system.info(path)
+        # Any: each file system has errors of its own.
+        except Exception as error:
+            self._refuse_unreached(error)
+
     def changed(self) -> float:
         """When it was written last, in seconds; 0 where the file system does not tell."""
         file_system, path = self._opened()
@@ -89,23 +98,13 @@ class RemotePath:
             AdapterFileError: It cannot be reached.
         """
         file_system, path = self._opened()
-        try:
+        with self._reaching():
             return file_system.open(path, "rb")
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise
-        # Any: each file system has errors of its own.
-        except Exception as error:
-            raise AdapterFileError(
-                "The file cannot be reached.",
-                got=f"{self}: {one_line(error)}",
-                expected="a file that can be read from here",
-                fix="check the network and the credentials of this kind of storage",
-            ) from error
 
-    def read_bytes(self) -> bytes:
-        """All of a file; raises what `open` does."""
-        with self.open() as file:
-            return file.read()
+    def read_bytes(self, most: int = -1) -> bytes:
+        """All of a file, or so many bytes at most; raises what `open` does."""
+        with self._reaching(), self.open() as file:
+            return file.read(most)
 
     def read_text(self, encoding: str) -> str:
         """All of a file; raises what `open` does."""
@@ -136,6 +135,27 @@ class RemotePath:
         file_system, folder = self._opened()
         file_system.rm_file(f"{folder}/{name}")
 
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except (IsADirectoryError, NotADirectoryError, PeraError):
+            raise
+        # Any: each file system has errors of its own.
+        except Exception as error:
+            self._refuse_unreached(error)
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise _unreached(self, error) from error
+
+    def _refuse_unreached(self, error: Exception) -> None:
+        """Raise AdapterFileError if a network's failure is behind an error that says that there is no file."""
+        link: BaseException | None = error
+        while link is not None:
+            if _is_failure(link):
+                raise _unreached(self, link) from error
+            link = link.__cause__ or link.__context__
+
     def _opened(self) -> tuple[Any, str]:
         """The file system, and the name that this has in it."""
         from fsspec.core import url_to_fs
@@ -151,6 +171,24 @@ class RemotePath:
                 fix="install the package of that file system (s3:// needs s3fs, gs:// gcsfs, az:// adlfs) and give it "
                 "its credentials, or name a local path",
             ) from error
+
+
+def _unreached(path: RemotePath, error: BaseException) -> AdapterFileError:
+    return AdapterFileError(
+        "The file cannot be reached.",
+        got=f"{path}: {one_line(error)}",
+        expected="a file that can be read from here",
+        fix="check the network, the server and the credentials of this kind of storage",
+    )
+
+
+def _is_failure(error: BaseException) -> bool:
+    """Whether a network or server failed; False for what says that there is no such file."""
+    status = getattr(error, "status", None)
+    if isinstance(status, int):
+        return status != 404
+    missing = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
+    return not missing and (isinstance(error, OSError) or type(error).__module__.startswith("aiohttp."))
 
 
 Place = Path | RemotePath

@@ -13,6 +13,7 @@ from pera_lightning.checkpoint.manifest.base_record import base_record
 from pera_lightning.checkpoint.manifest.base_sample import base_sample
 from pera_lightning.checkpoint.manifest.layer_traits import layer_traits
 from pera_lightning.checkpoint.manifest.manifest_schema import FORMAT_VERSION, checked_manifest
+from pera_lightning.checkpoint.manifest.missing_adapter import missing_adapter
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import AdapterFileError, InjectionError, one_line, shown
 from pera_lightning.form_bounds import is_whole
@@ -26,7 +27,7 @@ from pera_lightning.injection import (
     present_plans,
 )
 from pera_lightning.layers import PeraLinear
-from pera_lightning.storage.bounded_json import read_json
+from pera_lightning.storage.bounded_json import JsonError, read_json
 from pera_lightning.storage.remote import Place
 from pera_lightning.storage.schema import SchemaError
 
@@ -135,7 +136,9 @@ def _check_format(values: object) -> None:
             "This is no PERA adapter.",
             got=f"peft_type {shown(kind)}",
             expected=f"peft_type {PEFT_TYPE!r}",
-            fix="load other adapters with the library that wrote them",
+            fix="begin from it: inject_lora(model, folder), or PeraCallback(init_from=folder) (--pera.init_from)"
+            if kind == "LORA"
+            else "load other adapters with the library that wrote them",
         )
     written: Any = fields.get("format_version")
     if is_whole(written) and written > FORMAT_VERSION:
@@ -191,14 +194,7 @@ def read_manifest(path: Place) -> Manifest:
     try:
         values = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
-        # A fit writes its adapter into a folder of this name beside its checkpoints.
-        inside = path.parent / "adapter"
-        raise AdapterFileError(
-            "The adapter's config is missing.",
-            got=f"no file {path}",
-            expected="a folder written by save_adapter",
-            fix=f"name {inside}" if (inside / path.name).is_file() else "check the path, or save the adapter again",
-        ) from None
+        raise missing_adapter(path) from None
     except OSError as error:
         raise AdapterFileError(
             "The adapter's config cannot be read.",
@@ -206,7 +202,7 @@ def read_manifest(path: Place) -> Manifest:
             expected="a file that you may read, in a folder written by save_adapter",
             fix="check the path and its permissions, or save the adapter again",
         ) from None
-    except ValueError as error:
+    except JsonError as error:
         raise AdapterFileError(
             "The adapter's config is no JSON that save_adapter writes.",
             got=f"{path}: {error}",

@@ -22,7 +22,7 @@ _HEAD = 4096
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """What `torch.save` began files with before torch 1.6, and does so still when asked."""
 _AGAIN = "copy it again, or take an earlier checkpoint"
-_PATH = "correct the path"
+PATH = "correct the path"
 _ADAPTER = "it is an adapter already: load_adapter(model, folder), or --adapter of generate, chat, evaluate and export"
 _LORA = "begin from it: inject_lora(model, folder), or PeraCallback(init_from=folder) (--pera.init_from)"
 
@@ -55,7 +55,7 @@ def found_instead(path: Place) -> FoundInstead | None:
             return _file(file, path)
     except (FileNotFoundError, NotADirectoryError):
         is_link = isinstance(path, Path) and path.is_symlink()
-        return FoundInstead("a link to nothing" if is_link else "nothing", _PATH)
+        return FoundInstead("a link to nothing" if is_link else "nothing", PATH)
     except Exception as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
         return FoundInstead(reason, "name a file that can be read")
@@ -78,8 +78,8 @@ def _archive(file: IO[bytes]) -> FoundInstead | None:
     except Exception:
         return FoundInstead("a file that ends too early, or is damaged at its end", _AGAIN)
     if "constants.pkl" in names:
-        return FoundInstead("a TorchScript program", _PATH)
-    return None if "data.pkl" in names else FoundInstead("an archive that torch.save did not write", _PATH)
+        return FoundInstead("a TorchScript program", PATH)
+    return None if "data.pkl" in names else FoundInstead("an archive that torch.save did not write", PATH)
 
 
 def _weights(head: bytes, path: Place) -> FoundInstead | None:
@@ -119,15 +119,15 @@ _KINDS: tuple[tuple[Callable[[bytes], bool], FoundInstead], ...] = (
         FoundInstead("an HTML page", "download the file itself: the page may say why it was not given"),
     ),
     (_begins(b"<?xml", b"<error"), FoundInstead("an XML page", "download the file itself")),
-    (_begins(b"gguf"), FoundInstead("a GGUF file", _PATH)),
+    (_begins(b"gguf"), FoundInstead("a GGUF file", PATH)),
     (lambda head: head[:2] == b"\x1f\x8b", FoundInstead("a compressed file (gzip)", "unpack it: gunzip")),
     (lambda head: head[257:262] == b"ustar", FoundInstead("a tar archive", "unpack it")),
     (
         lambda head: re.match(rb"\x80[\1-\5]", head) is not None,
         FoundInstead("a pickle that torch.save did not write, or a damaged one", _AGAIN),
     ),
-    (lambda head: _is_text(head) and head.lstrip()[:1] in (b"{", b"["), FoundInstead("a JSON file", _PATH)),
-    (_is_text, FoundInstead("a text file", _PATH)),
+    (lambda head: _is_text(head) and head.lstrip()[:1] in (b"{", b"["), FoundInstead("a JSON file", PATH)),
+    (_is_text, FoundInstead("a text file", PATH)),
 )
 """Whether a file begins so, and what it is then; in this order."""
 _UNKNOWN = FoundInstead("a file of no form that torch.save writes, or a damaged one", _AGAIN)
@@ -144,7 +144,7 @@ def _folder(folder: Place) -> FoundInstead | None:
         or _checkpoints(folder, names)
         or _model(names)
         or FoundInstead(
-            f"a folder with {len(names)} entries, none of a checkpoint" if names else "an empty folder", _PATH
+            f"a folder with {len(names)} entries, none of a checkpoint" if names else "an empty folder", PATH
         )
     )
 
@@ -159,7 +159,7 @@ def _adapter(folder: Place) -> FoundInstead | None:
         return FoundInstead("a PERA adapter's folder", _ADAPTER)
     if kind == "LORA":
         return FoundInstead("a LoRA of PEFT", _LORA)
-    return FoundInstead("an adapter of PEFT that is no LoRA", _PATH) if isinstance(kind, str) else None
+    return FoundInstead("an adapter of PEFT that is no LoRA", PATH) if isinstance(kind, str) else None
 
 
 def _parts(names: set[str]) -> FoundInstead | None:
@@ -191,6 +191,7 @@ def _model(names: set[str]) -> FoundInstead | None:
         return FoundInstead("a checkpoint of transformers' Trainer", "name one that Lightning's Trainer wrote")
     if "config.json" in names and any(name.endswith((".safetensors", ".bin")) for name in names):
         return FoundInstead(
-            "a whole model (a base, or a merged export)", "load it with transformers; it needs no adapter"
+            "a whole model (a base, or a merged export)",
+            "load it by from_pretrained of transformers; it needs no adapter",
         )
     return None

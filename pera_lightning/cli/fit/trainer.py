@@ -37,7 +37,7 @@ from pera_lightning.models.causal_lm import PeraCausalLM  # noqa: F401
 from pera_lightning.models.parallel.fsdp2 import FSDP2Strategy  # noqa: F401
 from pera_lightning.models.sequence_classifier import PeraSequenceClassifier  # noqa: F401
 from pera_lightning.run_log.messages import rank_zero_info
-from pera_lightning.storage.remote import Place, place, written
+from pera_lightning.storage.remote import Place, RemotePath, place, written
 
 DESCRIPTION = "Fine-tune with PERA adapters on PyTorch Lightning."
 EPILOG = (
@@ -206,6 +206,8 @@ def _check_checkpoint(path: str | Path | None) -> None:
     names = ("last", "hpc", "registry")
     if path is None or str(path) in names or str(path).lower().startswith("registry:") or place(path).exists():
         return
+    if isinstance(found := place(path), RemotePath):
+        found.check_reached()
     raise CheckpointError(
         "There is no such checkpoint.",
         got=f"{path} (from {Path.cwd()})",

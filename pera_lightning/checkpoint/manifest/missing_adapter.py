@@ -1,0 +1,44 @@
+"""Where an adapter folder was expected: what is there instead, and what to do with it."""
+
+from __future__ import annotations
+
+import contextlib
+
+from pera_lightning.errors import AdapterFileError
+from pera_lightning.storage.remote import Place
+
+_DEFAULT = "check the path, or save the adapter again"
+
+
+def missing_adapter(path: Place) -> AdapterFileError:
+    """The error for an adapter's config that is not there.
+
+    Args:
+        path: Of the config, in what was named as an adapter folder.
+    """
+    # Late: it tells adapters from checkpoints, by their configs.
+    from pera_lightning.checkpoint.training.found_instead import PATH, found_instead
+
+    folder = path.parent
+    # A fit writes its adapter into a folder of this name beside its checkpoints.
+    inside = folder / "adapter"
+    # Any: file systems have errors of their own, and this is for the cure only.
+    with contextlib.suppress(Exception):
+        if (inside / path.name).is_file():
+            return _error(f"no file {path}", f"name {inside}")
+    found = found_instead(folder)
+    if found is None:
+        return _error(
+            f"{folder}, which is a checkpoint of a Trainer",
+            f"make a folder of it: `consolidate --checkpoint {folder} --out FOLDER`; or give it to fit, validate, test "
+            "or predict as ckpt_path",
+        )
+    if found.what == "nothing":
+        return _error(f"no file {path}", _DEFAULT)
+    return _error(f"{folder}, which is {found.what}", _DEFAULT if found.cure == PATH else found.cure)
+
+
+def _error(got: str, fix: str) -> AdapterFileError:
+    return AdapterFileError(
+        "The adapter's config is missing.", got=got, expected="a folder written by save_adapter", fix=fix
+    )
