@@ -15,7 +15,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
 from pera_lightning.callback.resume.restored_callbacks import callback_problem
-from pera_lightning.callback.resume.restored_optimizers import optimizer_problem
+from pera_lightning.callback.resume.restored_optimizers import optimizer_problem, own_groups
+from pera_lightning.callback.resume.restored_training import check_training_state, refuse_optimizer
 from pera_lightning.checkpoint.training.checkpoint_archive import refuse_other_files
 from pera_lightning.errors import CheckpointError, PeraError, one_line
 from pera_lightning.storage.remote import Place, place
@@ -69,18 +70,15 @@ def _restored(trainer: pl.Trainer, restore: Callable[..., Any], *args: Any, **op
     path = args[0] if args else trainer._checkpoint_connector._loaded_checkpoint and trainer.ckpt_path
     if not path:
         return restore(*args, **options)
-    with restoring(path):
-        result = restore(*args, **options)
     # DeepSpeed's are none of torch's, and keep their state in other forms.
-    optimizers = [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, Optimizer)]
-    problem = next(filter(None, map(optimizer_problem, optimizers)), None)
-    if problem is not None:
-        raise CheckpointError(
-            "The optimizer cannot go on from the checkpoint.",
-            got=f"{path}: {problem}",
-            expected="a whole file of a run with the same optimizers",
-            fix="go on from an earlier one; `consolidate` makes a folder of its adapter alone",
-        )
+    before = {optimizer: own_groups(optimizer) for optimizer in trainer.optimizers if isinstance(optimizer, Optimizer)}
+    with restoring(path):
+        if not args:
+            check_training_state(trainer, path)
+        result = restore(*args, **options)
+    # Some strategies load the optimizers' states themselves.
+    problems = (optimizer_problem(optimizer, groups) for optimizer, groups in before.items())
+    refuse_optimizer(next(filter(None, problems), None), path)
     return result
 
 

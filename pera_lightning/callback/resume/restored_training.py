@@ -1,0 +1,55 @@
+"""The states of optimizers and schedules in a checkpoint, looked at before any of them is taken over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.trainer.states import TrainerFn
+
+from pera_lightning.callback.resume.restored_optimizers import held_problem
+from pera_lightning.errors import CheckpointError, shown
+
+_FIX = "go on from an earlier one; `consolidate` makes a folder of its adapter alone"
+
+
+def check_training_state(trainer: pl.Trainer, path: str | Path) -> None:
+    """Look at what the Trainer is about to take over for a fit.
+
+    Args:
+        trainer: Before its `restore_training_state`.
+        path: The checkpoint.
+
+    Raises:
+        CheckpointError: The optimizers of the run cannot go on with it.
+    """
+    held: Mapping[str, Any] = trainer._checkpoint_connector._loaded_checkpoint
+    if trainer.state.fn != TrainerFn.FITTING:
+        return
+    # Strategies that load states themselves have done so; where there are none Lightning says so.
+    loads = type(trainer.strategy).load_optimizer_state_dict is Strategy.load_optimizer_state_dict
+    if loads and "optimizer_states" in held:
+        refuse_optimizer(states_problem(trainer.optimizers, held["optimizer_states"]), path)
+
+
+def states_problem(optimizers: Sequence[Any], states: Any) -> str | None:
+    """In words, why optimizers cannot go on with the states in a checkpoint; None if they can."""
+    if not isinstance(states, list) or len(states) != len(optimizers):
+        found = f"{len(states)} states" if isinstance(states, list) else shown(states)
+        return f"it holds {found} of optimizers, and the run has {len(optimizers)}"
+    pairs = zip(optimizers, states, strict=True)
+    return next((why for optimizer, state in pairs if (why := held_problem(optimizer, state))), None)
+
+
+def refuse_optimizer(problem: str | None, path: str | Path) -> None:
+    """Raise CheckpointError for what is said against the state of an optimizer; None is nothing."""
+    if problem is not None:
+        raise CheckpointError(
+            "The optimizer cannot go on from the checkpoint.",
+            got=f"{path}: {problem}",
+            expected="a whole file of a run with the same optimizers, made with the same options",
+            fix=f"make them as in the run that wrote it; if it is damaged, {_FIX}",
+        )
