@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 import reprlib
-import struct
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
-from pera_lightning.storage.regular_file import open_regular
+from pera_lightning.loading.stored_weights import StoredWeights
 
-_LONGEST_HEADER = 100 << 20
-"""Bytes, as in safetensors itself."""
 _LAYERS = re.compile(r"(num|n)_.*layers?|n_layer|(en|de)coder_layers|layers")
 _SHARES = re.compile(r".*(dropout|pdrop)(_prob)?")
 _SMALL = re.compile(r"(.*_)?(eps|epsilon)")
@@ -28,29 +22,6 @@ _SPARE = 10_000_000
 
 class ConfigDamage(Exception):
     """A config that no model of these weights can have, and why."""
-
-
-class StoredWeights(NamedTuple):
-    """How much the files of a model hold.
-
-    Attributes:
-        tensors: How many tensors; 0 if that is not known.
-        values: How many values in all of them; of packed ones as many as they may be.
-    """
-
-    tensors: int
-    values: int
-
-
-def weights_in(folder: Path) -> StoredWeights:
-    """What the headers of the safetensors files in a folder say.
-
-    Raises:
-        ConfigDamage: A header is damaged.
-        OSError: A file cannot be read.
-    """
-    entries = [entry for path in sorted(folder.glob("*.safetensors")) for entry in _header(path).values()]
-    return StoredWeights(len(entries), sum(map(_values, entries)))
 
 
 def check_base_config(values: Mapping[str, Any], weights: StoredWeights) -> None:
@@ -103,25 +74,3 @@ def _numbers(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, 
             yield from _numbers(value, name)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield name, value
-
-
-def _header(path: Path) -> dict[str, Any]:
-    with open_regular(path) as file:
-        beginning = file.read(8)
-        length = struct.unpack("<Q", beginning)[0] if len(beginning) == 8 else 0
-        content = file.read(length) if length <= _LONGEST_HEADER else b""
-    try:
-        entries = json.loads(content)
-        return {name: entry for name, entry in entries.items() if name != "__metadata__"}
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise ConfigDamage(f"{path.name} is no safetensors file: {error}") from None
-
-
-def _values(entry: Any) -> int:
-    try:
-        begin, end = entry["data_offsets"]
-        whole = not str(entry["dtype"]).startswith(("F", "BF"))
-        # Whole numbers hold quantised weights, of two bits and more.
-        return 4 * (end - begin) if whole else math.prod(entry["shape"])
-    except (KeyError, TypeError, ValueError):
-        return 0

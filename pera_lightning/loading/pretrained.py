@@ -14,9 +14,10 @@ import torch
 from pera_lightning.base_layers import QUANTIZATIONS, Quantization, check_quantization, set_compute_dtype
 from pera_lightning.errors import ConfigError, PeraError, one_line
 from pera_lightning.injection import quantize_model
-from pera_lightning.loading.base_config import StoredWeights, check_base_config, check_base_size, weights_in
+from pera_lightning.loading.base_config import check_base_config, check_base_size
 from pera_lightning.loading.gguf_weights import check_finite, dense_gguf
 from pera_lightning.loading.narrow_weights import widen_activations
+from pera_lightning.loading.stored_weights import StoredWeights, weights_in
 from pera_lightning.requirements import READS_GGUF, require
 from pera_lightning.storage.gguf_header import GgufHeader, read_header
 from pera_lightning.storage.remote import local_name
@@ -90,7 +91,7 @@ class PretrainedSource:
         """How much its files hold, as far as that is known before they are loaded.
 
         Raises:
-            GgufDamage, ConfigDamage, OSError: A file cannot be right, or read.
+            GgufDamage, WeightsDamage, OSError: A file cannot be right, or read.
         """
         if (header := self.header()) is not None:
             return StoredWeights(len(header.shapes), header.elements)

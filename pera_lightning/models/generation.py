@@ -14,6 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 from pera_lightning.data.chat.chat_template import ChatTemplate
 from pera_lightning.data.examples import IGNORE_INDEX
 from pera_lightning.data.model_limits import ModelLimits
+from pera_lightning.errors import ConfigError, shown
+from pera_lightning.form_bounds import MAX_TOKEN, is_whole
 from pera_lightning.models.evaluation_mode import evaluation_mode
 from pera_lightning.run_log.messages import rank_zero_warn
 
@@ -67,11 +69,24 @@ def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> l
     These are the end tokens of the model's generation config and of the tokenizer, and the special token with
     which the chat template closes an answer: base models often carry a template whose end of turn the other
     two do not name.
+
+    Raises:
+        ConfigError: One of them names something that is no token id.
     """
     configured = model.generation_config.eos_token_id
-    stops = set(configured) if isinstance(configured, list) else {configured}
-    stops |= {tokenizer.eos_token_id, _end_of_turn(tokenizer)}
-    return sorted(token for token in stops if token is not None)
+    named = [*(configured if isinstance(configured, list | tuple) else [configured]), tokenizer.eos_token_id]
+    stops = [token for token in named if token is not None]
+    wrong = next((token for token in stops if not is_whole(token) or token > MAX_TOKEN), None)
+    if wrong is not None:
+        raise ConfigError(
+            "A model's generation config or its tokenizer names an end token that is none.",
+            got=f"eos_token_id {shown(configured)}, of the tokenizer {shown(tokenizer.eos_token_id)}",
+            expected="the id of a token, a list of ids, or null",
+            fix="correct eos_token_id in the model's generation_config.json, or in its tokenizer",
+        )
+    end = _end_of_turn(tokenizer)
+    # Some configs say -1 for none.
+    return sorted({token for token in (*stops, end) if token is not None and token >= 0})
 
 
 def generate_answers(

@@ -39,16 +39,21 @@ def read_json(path: Place) -> Any:
         return parse_json(file.read(MOST_BYTES + 1))
 
 
-def parse_json(content: bytes) -> Any:
+def parse_json(content: bytes, *, most_bytes: int = MOST_BYTES, most_parts: int = MOST_PARTS) -> Any:
     """What JSON in UTF-8 holds.
+
+    Args:
+        content: The bytes.
+        most_bytes: How many there may be.
+        most_parts: How many values they may be of.
 
     Raises:
         JsonError: It is none, names a key twice, or is beyond the bounds.
     """
-    if len(content) > MOST_BYTES:
-        raise JsonError(f"more than {MOST_BYTES:,} bytes")
-    if sum(map(content.count, (b",", b"[", b"{"))) > MOST_PARTS:
-        raise JsonError(f"more than {MOST_PARTS:,} values")
+    if len(content) > most_bytes:
+        raise JsonError(f"more than {most_bytes:,} bytes")
+    if sum(map(content.count, (b",", b"[", b"{"))) > most_parts:
+        raise JsonError(f"more than {most_parts:,} values")
     try:
         text = content.decode("utf-8")
         values = json.loads(
@@ -60,18 +65,18 @@ def parse_json(content: bytes) -> Any:
         raise JsonError(str(error)) from None
     except RecursionError:
         raise JsonError(f"nested more than {MOST_DEPTH} deep") from None
-    check_plain(values)
+    check_plain(values, most_parts)
     return values
 
 
-def check_plain(values: object) -> None:
+def check_plain(values: object, most_parts: int = MOST_PARTS) -> None:
     """Raise JsonError unless values are of plain types, as JSON has them: finite, valid text, not nested too deep."""
     level: list[object] = [values]
     count = 0
     for _ in range(MOST_DEPTH):
         count += len(level)
-        if count > 2 * MOST_PARTS:
-            raise JsonError(f"more than {2 * MOST_PARTS:,} values")
+        if count > 2 * most_parts:
+            raise JsonError(f"more than {2 * most_parts:,} values")
         level = [inner for value in level for inner in _inside(value)]
         if not level:
             return

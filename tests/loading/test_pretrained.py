@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from pera_lightning import PeraConfig, inject_adapter
 from pera_lightning.errors import ConfigError
-from pera_lightning.loading.base_config import StoredWeights
 from pera_lightning.loading.pretrained import (
     PretrainedSource,
     load_causal_lm,
     load_tokenizer,
     native_dtype,
 )
+from pera_lightning.loading.stored_weights import StoredWeights
 from pera_lightning.models.generation import generate_answers
 from pera_lightning.models.gradient_checkpointing import enable_gradient_checkpointing
 from tests.support.gguf_files import reads_gguf

@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from pera_lightning import PeraConfig, inject_adapter
+from pera_lightning.errors import ConfigError
 from pera_lightning.models.generation import (
     GenerationSample,
     generate_answers,
@@ -78,12 +79,22 @@ def test_answers_end_before_the_first_stop_token(tokenizer: Any, prompts: list[T
     assert generate_answers(model, tokenizer, prompts[:1], 8) == [expected]
 
 
+@pytest.mark.parametrize("wrong", ["x", [[2]], {}, {"a": 1}, [2, "x"], [None, 1.5], True, 2**70])
+def test_an_end_that_is_no_token_is_refused(wrong: Any, tokenizer: Any, prompts: list[Tensor]) -> None:
+    model = tiny_llama()
+    model.generation_config.eos_token_id = wrong
+    with pytest.raises(ConfigError, match="names an end token that is none"):
+        generate_answers(model, tokenizer, prompts, 2)
+
+
 def test_stop_tokens_come_from_model_tokenizer_and_template(tokenizer: Any) -> None:
     model = tiny_llama()
     pad, bos, eos, turn, end, _ = range(6)
     assert stop_tokens(model, tokenizer) == [eos, end]
     model.generation_config.eos_token_id = [bos, turn]
     assert stop_tokens(model, tokenizer) == [bos, eos, turn, end]
+    model.generation_config.eos_token_id = -1
+    assert stop_tokens(model, tokenizer) == [eos, end]
     model.generation_config.eos_token_id = None
     assert stop_tokens(model, character_tokenizer(template=None)) == [eos]
     # The first special token after the answer ends it, not the last one of the text.
