@@ -76,7 +76,7 @@ OTHER_RAISES = {
 
 
 # Caught where a file is opened, and an error of ours from there.
-INTERNAL = {"ArchiveDamage", "ConfigDamage", "GgufDamage"}
+INTERNAL = {"ArchiveDamage", "ConfigDamage", "GgufDamage", "TokenizerDamage", "WeightsDamage"}
 
 
 @pytest.fixture(scope="module")

@@ -108,12 +108,16 @@ def _header(path: Path) -> list[dict[str, Any]]:
 def _is_entry(entry: object) -> bool:
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         return False
-    shape, offsets = entry.get("shape"), entry.get("data_offsets")
-    return _are_sizes(shape) and _are_sizes(offsets) and len(shape) <= _MOST_DIMENSIONS and len(offsets) == 2
+    offsets: Any = entry.get("data_offsets")
+    return _are_sizes(entry.get("shape"), _MOST_DIMENSIONS) and _are_sizes(offsets, 2) and len(offsets) == 2
 
 
-def _are_sizes(values: Any) -> bool:
-    return isinstance(values, list) and all(is_whole(value) and 0 <= value < _MOST_SIZE for value in values)
+def _are_sizes(values: Any, most: int) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) <= most
+        and all(is_whole(value) and 0 <= value < _MOST_SIZE for value in values)
+    )
 
 
 def _parsed(path: Path, content: bytes) -> dict[str, Any]:
