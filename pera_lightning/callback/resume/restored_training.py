@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from pera_lightning.callback.resume.restored_optimizers import held_problem
+from pera_lightning.callback.resume.restored_schedulers import schedulers_problem
 from pera_lightning.errors import CheckpointError, shown
 
 _FIX = "go on from an earlier one; `consolidate` makes a folder of its adapter alone"
@@ -24,7 +25,7 @@ def check_training_state(trainer: pl.Trainer, path: str | Path) -> None:
         path: The checkpoint.
 
     Raises:
-        CheckpointError: The optimizers of the run cannot go on with it.
+        CheckpointError: The optimizers or schedulers of the run cannot go on with it.
     """
     held: Mapping[str, Any] = trainer._checkpoint_connector._loaded_checkpoint
     if trainer.state.fn != TrainerFn.FITTING:
@@ -33,6 +34,17 @@ def check_training_state(trainer: pl.Trainer, path: str | Path) -> None:
     loads = type(trainer.strategy).load_optimizer_state_dict is Strategy.load_optimizer_state_dict
     if loads and "optimizer_states" in held:
         refuse_optimizer(states_problem(trainer.optimizers, held["optimizer_states"]), path)
+    problem = None
+    if "lr_schedulers" in held:
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        problem = schedulers_problem(schedulers, held["lr_schedulers"])
+    if problem is not None:
+        raise CheckpointError(
+            "The learning rate scheduler cannot go on from the checkpoint.",
+            got=f"{path}: {problem}",
+            expected="a whole file of a run with the same schedulers",
+            fix=f"make them as in the run that wrote it; if it is damaged, {_FIX}",
+        )
 
 
 def states_problem(optimizers: Sequence[Any], states: Any) -> str | None:
