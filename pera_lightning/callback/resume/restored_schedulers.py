@@ -111,9 +111,11 @@ def _is_alike(own: Any, held: Any, key: str) -> bool:
 
 def _trial_problem(scheduler: LRScheduler, held: Mapping[str, Any]) -> str | None:
     """What a copy of a scheduler, over an optimizer that nobody needs, says to a step from a state."""
+    if _has_functions(scheduler):
+        return None
     try:
         _step(scheduler, scheduler.state_dict())
-    # Any: one that has functions of its user is not tried, nor one that ends.
+    # Any: one that cannot be tried is not judged.
     except Exception:
         return None
     try:
@@ -127,8 +129,6 @@ def _trial_problem(scheduler: LRScheduler, held: Mapping[str, Any]) -> str | Non
 
 
 def _step(scheduler: LRScheduler, held: Mapping[str, Any]) -> None:
-    if _has_functions(scheduler):
-        raise NotImplementedError("functions of the user")
     optimizer = SGD([nn.Parameter(torch.zeros(()))])
     optimizer.param_groups[:] = [
         {**group, "params": [nn.Parameter(torch.zeros(()))]} for group in copy.deepcopy(_options(scheduler))
