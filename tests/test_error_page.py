@@ -29,6 +29,10 @@ OTHER_RAISES = {
     ("storage/exchange.py", "raise OSError(code, os.strerror(code), str(one), None, str(other))"),
     ("storage/exchange.py", "raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))"),
     ("storage/whole_folder.py", "raise OSError(errno.EBUSY, _TOO_MANY)"),
+    ("storage/journal.py", "raise OSError(errno.EBUSY, _TOO_MANY)"),
+    ("storage/held_folder.py", "raise NotADirectoryError(errno.ENOTDIR, 'a link', str(path))"),
+    ("storage/regular_file.py", "raise OSError(errno.EFBIG, f'more than {most:,} bytes', str(path))"),
+    ("storage/whole_folder.py", "raise error.__cause__"),
     ("storage/whole_folder.py", "raise IsADirectoryError(errno.EISDIR, f'{path.name!r} is a folder there')"),
     # Caught where the list is read, which makes a CheckpointError of them.
     ("checkpoint/training/distributed_metadata.py", "raise FileNotFoundError('there is no such file')"),
@@ -76,7 +80,7 @@ OTHER_RAISES = {
 
 
 # Caught where a file is opened, and an error of ours from there.
-INTERNAL = {"ArchiveDamage", "ConfigDamage", "GgufDamage", "TokenizerDamage", "WeightsDamage"}
+INTERNAL = {"ArchiveDamage", "ConfigDamage", "GgufDamage", "NotOursError", "TokenizerDamage", "WeightsDamage"}
 
 
 @pytest.fixture(scope="module")

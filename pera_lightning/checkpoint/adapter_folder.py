@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +16,10 @@ from pera_lightning.checkpoint.adapter_tensors import check_tensors
 from pera_lightning.checkpoint.checksums import damage
 from pera_lightning.checkpoint.manifest.manifest import PEFT_TYPE, Manifest, read_manifest
 from pera_lightning.errors import AdapterFileError, FolderError, PeraError, one_line
-from pera_lightning.storage.folder_kind import FolderKind, check_ours
+from pera_lightning.storage.folder_kind import COMMIT, FolderKind, check_ours
+from pera_lightning.storage.journal import settle
 from pera_lightning.storage.regular_file import check_regular
 from pera_lightning.storage.remote import Place, RemotePath, place
-from pera_lightning.storage.whole_folder import settle
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -139,21 +139,32 @@ def read_both(folder: Place) -> tuple[Manifest, dict[str, Tensor], AdapterFileEr
         AdapterFileError: A file is missing or cannot be read.
     """
     for number in range(_TRIES):
-        # Without permission to write there is nothing to do, and the files are compared below.
-        with contextlib.suppress(OSError):
-            settle(folder, ADAPTER)
+        _settled(folder)
         before, last = _state(folder), number == _TRIES - 1
         try:
             manifest, tensors = read_manifest(folder / CONFIG_FILE), read_weights(folder / WEIGHTS_FILE)
         except AdapterFileError:
-            if last or _state(folder) == before:
+            if last or not _changes(folder, before):
                 raise
         else:
             problem = damage(manifest.checksums, tensors, folder)
-            if last or (manifest.checksums and not problem) or _state(folder) == before:
+            if last or (manifest.checksums and not problem) or not _changes(folder, before):
                 break
         time.sleep(_PAUSE * (number + 1))
     return manifest, tensors, problem
+
+
+def _changes(folder: Place, before: list[object]) -> bool:
+    """Whether files are others than before, or on their way: a writer may have stopped between any two of them."""
+    return _settled(folder) or _state(folder) != before
+
+
+def _settled(folder: Place) -> bool:
+    try:
+        return settle(folder, ADAPTER)
+    except OSError:
+        # Without permission to write there is nothing to do but wait for who has it.
+        return isinstance(folder, Path) and os.path.lexists(folder / COMMIT)
 
 
 def stored_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,5 +1,5 @@
 """Files: read with bounds, written as a whole, never over what is somebody else's. Nothing here knows of adapters.
 
-May import errors and requirements alone. Open `whole_folder.py` for writing, `bounded_json.py` and `schema.py` for
-reading.
+May import errors, requirements and visible_text alone. Open `whole_folder.py` for writing, `bounded_json.py` and
+`schema.py` for reading.
 """

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pera_lightning.errors import FolderError
-from pera_lightning.storage.out_folder import nearest_existing
+from pera_lightning.storage.file_rights import keep_rights
+from pera_lightning.storage.out_folder import made_above, nearest_existing
 from pera_lightning.storage.remote import Place, RemotePath
-from pera_lightning.storage.temporaries import remove, stale, temporary_name
+from pera_lightning.storage.temporaries import in_use, remove, stale
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it takes the place of `path` when all went well.
 
-    What killed processes of this machine have left of such files is removed.
+    What killed processes of this machine have left of such files is removed. The rights are those of the file before.
 
     Args:
-        path: The file to write; its folder is made if needed.
+        path: The file to write, or a link to it, which stays; its folder is made if needed.
 
     Yields:
         The temporary path. After an exception it is deleted and `path` is as it was.
@@ -27,16 +29,20 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         FolderError: It cannot be written; `path` is as it was.
     """
+    target = path.parent / os.path.realpath(path) if path.is_symlink() else path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for left in stale(path.parent, path.name):
-            remove(left)
-        temporary = path.parent / temporary_name(path.name)
-        try:
-            yield temporary
-            temporary.replace(path)
-        finally:
-            remove(temporary)
+        with made_above(target), in_use(target.name) as name:
+            for left in stale(target.parent, target.name):
+                # A folder is that of a writer of folders, who knows what is in it.
+                if not left.is_dir():
+                    remove(left)
+            temporary = target.parent / name
+            try:
+                yield temporary
+                keep_rights(temporary, target)
+                temporary.replace(target)
+            finally:
+                remove(temporary)
     except OSError as error:
         raise FolderError(
             "The file cannot be written; what was there is as it was.",

@@ -1,7 +1,8 @@
-"""Two folders change places in one step, where system and file system can."""
+"""Two folders change places in one step, where system and file system can, and no process stands in one."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -14,6 +15,7 @@ _HERE = -100
 """AT_FDCWD: relative paths begin in the working directory."""
 _EXCHANGE = 2
 """RENAME_EXCHANGE"""
+_PROCESSES = "/proc"
 
 
 def exchange(one: Path, other: Path) -> None:
@@ -39,3 +41,33 @@ def _renameat2() -> Any:
     if function is not None:
         function.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
     return function
+
+
+def somebody_stands_in(folder: Path) -> bool:
+    """Whether a folder, or one below it, is the working directory of this process, or of one that may be looked at.
+
+    It would be left in a deleted one if another folder took its place. On Linux these are the processes of the same
+    user, for root all; elsewhere this process alone.
+
+    Args:
+        folder: Without links in its path.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if Path.cwd().is_relative_to(folder):
+            return True
+    try:
+        processes = [name for name in os.listdir(_PROCESSES) if name.isdigit()]
+        wanted = folder.stat()
+    except OSError:
+        return False
+    return any(_is_in(f"{_PROCESSES}/{process}/cwd", folder, wanted) for process in processes)
+
+
+def _is_in(link: str, folder: Path, wanted: os.stat_result) -> bool:
+    try:
+        # Containers have other paths; the folder itself is recognised all the same.
+        within = f"{os.readlink(link)}/".startswith(f"{folder}/")
+        return within or os.path.samestat(os.stat(link), wanted)
+    # Of another user, or it has just ended.
+    except OSError:
+        return False

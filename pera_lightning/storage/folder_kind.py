@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import re
-import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 
 from pera_lightning.errors import FolderError
 from pera_lightning.storage.out_folder import nearest_existing
+from pera_lightning.storage.regular_file import read_regular
 from pera_lightning.storage.remote import Place, RemotePath
 from pera_lightning.storage.temporaries import is_temporary
 
@@ -47,6 +47,10 @@ class FolderKind:
     files: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     listed: Callable[[dict[str, Any]], Collection[str]] = lambda _: ()
+
+    def owns(self, name: str, values: dict[str, Any]) -> bool:
+        """Whether a file or folder was written by us, by its name and the JSON object in the marker beside it."""
+        return _matches(name, (self.marker, *self.files)) or (self.recognise(values) and name in self.listed(values))
 
 
 def check_ours(
@@ -130,12 +134,7 @@ def is_ours(folder: Place, kind: FolderKind) -> bool:
 def owned(folder: Place, kind: FolderKind) -> Callable[[str], bool]:
     """What tells by its name whether a file or folder in a folder of the kind was written by us."""
     values = as_object(_marker(folder, kind.marker))
-    listed = frozenset(kind.listed(values)) if kind.recognise(values) else frozenset()
-
-    def is_owned(name: str) -> bool:
-        return name in listed or _matches(name, (kind.marker, *kind.files)) or is_temporary(name)
-
-    return is_owned
+    return lambda name: kind.owns(name, values) or is_temporary(name)
 
 
 def listed_files(values: dict[str, Any]) -> list[str]:
@@ -181,9 +180,10 @@ def _marker(folder: Place, name: str) -> bytes:
         return (folder / name).read_bytes() if (folder / name).is_file() else b""
     for path in (folder / COMMIT / name, folder / name):
         try:
-            if stat.S_ISREG(path.stat().st_mode) and path.stat().st_size <= _LARGEST_MARKER:
-                return path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
+            return read_regular(path, _LARGEST_MARKER)
+        except PermissionError:
+            raise
+        except OSError:
             continue
     return b""
 

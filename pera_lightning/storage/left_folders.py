@@ -1,63 +1,136 @@
-"""What is left of a folder that another one has taken the place of, and of writers that have died: it is removed."""
+"""What is left of a folder that another one has taken the place of, and of writers that have died: it is removed.
+
+What is there now is never replaced by it. Files of others that are nowhere else stay where they are, or come back if
+nothing else can have taken their place.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import stat
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
-from pera_lightning.storage.folder_kind import COMMIT, FolderKind, marker_last, owned
-from pera_lightning.storage.temporaries import is_stale, is_temporary, remove, stale
+from pera_lightning.storage.folder_kind import COMMIT, FolderKind, as_object, owned
+from pera_lightning.storage.held_folder import identity
+from pera_lightning.storage.regular_file import read_regular
+from pera_lightning.storage.temporaries import in_use, is_stale, is_temporary, remove, stale
+from pera_lightning.visible_text import visible_logger
 
 NEW = "new"
 """Within a temporary folder: what is to take the place of the target; afterwards what was there before."""
-COMPLETE = "complete"
-"""Within a temporary folder: a file that says that the new state is complete, and may be in its place already."""
-LEFT = ".pera-left"
-"""Within `COMMIT`: a file that tells what of the old state is to be removed, and by what it is recognised."""
+TOLD = "complete"
+"""Within a temporary folder: a file that tells what the old state holds, since nothing else tells that afterwards."""
+_LARGEST = 1 << 26
+_ROUNDS = 3
 
 
-def clean_all(parent: Path, name: str, target: Path, kind: FolderKind) -> None:
-    """Remove what processes that have died left in a folder on their way to `name`."""
+def tell(outer: Path, target: Path, kind: FolderKind, links: Collection[str]) -> None:
+    """Note, before `NEW` and the target change places, what is what.
+
+    Args:
+        outer: The temporary folder.
+        target: The folder.
+        kind: Its kind.
+        links: Names of files of others, which are in both.
+    """
+    is_owned = owned(target, kind)
+    told = {
+        "new": identity(outer / NEW),
+        "marker": [kind.marker, identity(outer / NEW / kind.marker)],
+        "ours": [name for name in os.listdir(target) if is_owned(name) and not is_temporary(name)],
+        "links": {name: identity(outer / NEW / name) for name in links},
+    }
+    # As a whole: half of it would say nothing of the old state.
+    with in_use(TOLD) as name:
+        (outer / name).write_text(json.dumps(told), encoding="utf-8")
+        (outer / name).replace(outer / TOLD)
+
+
+def clean_all(parent: Path, name: str, target: Path) -> None:
+    """Remove what nobody uses any more of what was in a folder on its way to `name`."""
     for path in stale(parent, name):
-        clean(path, target, kind)
+        _clean(path, target, None)
 
 
 def clean(outer: Path, target: Path, kind: FolderKind) -> None:
-    """Remove a temporary folder with what it holds, but for files of others that came into the old state late."""
-    if (outer / COMPLETE).exists() and target.is_dir():
-        for _ in range(3):
-            _retire(outer / NEW, target, kind)
-        with contextlib.suppress(OSError):
-            (outer / COMPLETE).unlink()
-        with contextlib.suppress(OSError):
-            outer.rmdir()
-        return
+    """Remove the temporary folder of this writer with what it holds, but for files of others that came late."""
+    _clean(outer, target, kind)
+
+
+def _clean(outer: Path, target: Path, kind: FolderKind | None) -> None:
+    told, old = _told(outer), outer / NEW
+    if told and old.is_dir() and identity(old) != told["new"]:
+        for _ in range(_ROUNDS):
+            _retire(old, target, kind, told)
+        if old.exists():
+            visible_logger(__name__).warning(
+                "PERA: files that are not ours were written into %s while it was replaced; they are in %s", target, old
+            )
+            return
     remove(outer)
 
 
-def _retire(old: Path, target: Path, kind: FolderKind) -> None:
+def _told(outer: Path) -> dict[str, Any]:
     try:
-        names, is_owned = os.listdir(old), owned(old, kind)
+        return as_object(read_regular(outer / TOLD, _LARGEST, follow=False))
+    except OSError:
+        return {}
+
+
+def _retire(old: Path, target: Path, kind: FolderKind | None, told: dict[str, Any]) -> None:
+    marker, new_marker = told["marker"]
+    is_ours = _what_is_ours(old, kind, told)
+    # Else the folder there is another one by now.
+    may_come_back = kind is not None or identity(target / marker) == new_marker
+    try:
+        # The marker last: it tells whose the others are.
+        for name in sorted(os.listdir(old), key=lambda name: name == marker):
+            if name == marker and len(os.listdir(old)) > 1:
+                return
+            if is_ours(name) or _is_copy(old / name, target / name, told["links"].get(name)):
+                remove(old / name)
+            elif may_come_back:
+                _bring_back(old / name, target / name, told["links"].get(name) if kind else None)
+        old.rmdir()
     except OSError:
         return
-    # The marker last: it tells whose the others are.
-    for name in marker_last(kind, names):
-        ours = is_stale(name) if is_temporary(name) else name in (COMMIT, LEFT) or is_owned(name)
-        if ours or _is_known(old / name, target / name):
-            remove(old / name)
-        else:
-            with contextlib.suppress(OSError):
-                (old / name).rename(target / name)
+
+
+def _what_is_ours(old: Path, kind: FolderKind | None, told: dict[str, Any]) -> Callable[[str], bool]:
+    # Another writer may have changed the old state since it was told of.
+    is_owned = owned(old, kind) if kind else lambda _: False
+    names = {*told["ours"], told["marker"][0], COMMIT}
+    return lambda name: is_stale(name) if is_temporary(name) else name in names or is_owned(name)
+
+
+def _is_copy(left: Path, present: Path, link: list[int] | None) -> bool:
+    """Whether a file of others has been in the new state: the file there, or one that was changed or deleted since."""
+    found, here = identity(left), identity(present)
+    if found is None:
+        return True
+    return found == here or (link is not None and found[0] == link[0])
+
+
+def _bring_back(left: Path, place: Path, link: list[int] | None) -> None:
+    """Move a file of others to where it would be, had the folder stayed.
+
+    Args:
+        left: The file.
+        place: Where it belongs.
+        link: What is there if nobody has touched it since: an earlier version, of before the folders changed places.
+    """
     with contextlib.suppress(OSError):
-        old.rmdir()
-
-
-def _is_known(left: Path, present: Path) -> bool:
-    """Whether a file of others is in the new state too, as it is or in a later form."""
-    try:
-        before, here = left.lstat(), present.lstat()
-    except OSError:
-        return False
-    later = before.st_mtime_ns <= here.st_mtime_ns
-    return not left.is_dir() and (os.path.samestat(before, here) or later)
+        if link is not None and identity(place) == link:
+            left.replace(place)
+        elif os.path.lexists(place):
+            return
+        elif stat.S_ISDIR(left.lstat().st_mode) or os.link not in os.supports_follow_symlinks:
+            left.rename(place)
+        else:
+            # Unlike a rename, it replaces nothing.
+            os.link(left, place, follow_symlinks=False)
+            left.unlink()

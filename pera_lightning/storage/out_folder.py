@@ -7,7 +7,8 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pera_lightning.errors import FolderError, PeraError, one_line
@@ -68,6 +69,21 @@ def _refuse_what_is_in_the_way(folder: Path, found: Path, names: Collection[str]
 def nearest_existing(path: Path) -> Path:
     """The path, or the nearest one above it that is there already; links to nothing are there."""
     return next(found for found in (path, *path.absolute().parents) if found.exists() or found.is_symlink())
+
+
+@contextmanager
+def made_above(path: Path) -> Iterator[None]:
+    """Make the folders that a path is in; those that were not there are taken back if what follows fails."""
+    missing = [folder for folder in path.parents if not os.path.lexists(folder)]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        # The deepest first. One that holds something by now stays, and so do those above it.
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def check_room(place: Path, bytes_needed: int) -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from pera_lightning.errors import AdapterFileError, ConfigError, PeraError, one_line
+from pera_lightning.errors import AdapterFileError, ConfigError, FolderError, PeraError, one_line
 
 _LOCAL = re.compile(r"(?:file|local):(?://)?(?=.)")
 # Two letters at least: one is a drive of Windows.
@@ -294,13 +294,21 @@ def uploaded(folder: RemotePath) -> Iterator[Path]:
 
 def _refuse_other_things(path: object) -> None:
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
-    if not isinstance(text, str) or "\0" in text:
-        raise ConfigError(
+    if not isinstance(text, str) or "\0" in text or not _is_name(text):
+        raise FolderError(
             "This is no path.",
             got=f"{path!r} ({type(path).__name__})",
-            expected="a str or a pathlib.Path without zero bytes",
+            expected="a str or a pathlib.Path without zero bytes and halves of characters (surrogates)",
             fix="name a file or folder, or a URL",
         )
+
+
+def _is_name(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_known(scheme: str) -> bool:

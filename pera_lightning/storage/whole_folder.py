@@ -2,44 +2,37 @@
 
 A new folder is written beside the old one and takes its place in one step; a few files of others come along as further
 names of the same files. Where that cannot be, as with folders of others, the files take their places one by one: first
-the new ones come into the folder together, in one step, within a hidden folder (`COMMIT`); from there `settle` moves
-them, and finishes what was interrupted when somebody reads or writes next.
+the new ones come into the folder together, in one step, within a hidden folder, from where they are moved (`journal`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import json
 import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pera_lightning.errors import FolderError, PeraError, one_line
-from pera_lightning.storage.exchange import exchange
-from pera_lightning.storage.folder_kind import (
-    COMMIT,
-    FolderKind,
-    as_object,
-    check_ours,
-    entries,
-    is_ours,
-    marker_last,
-    owned,
-    writing,
-)
-from pera_lightning.storage.left_folders import COMPLETE, LEFT, NEW, clean, clean_all
-from pera_lightning.storage.out_folder import check_room
+from pera_lightning.storage import journal, left_folders
+from pera_lightning.storage.exchange import exchange, somebody_stands_in
+from pera_lightning.storage.file_rights import give_rights
+from pera_lightning.storage.folder_kind import COMMIT, FolderKind, check_ours, is_ours, marker_last, owned, writing
+from pera_lightning.storage.left_folders import NEW, clean, clean_all
+from pera_lightning.storage.out_folder import check_room, made_above
 from pera_lightning.storage.remote import Place, RemotePath
-from pera_lightning.storage.temporaries import is_temporary, remove, temporary_name
+from pera_lightning.storage.temporaries import in_use, is_temporary, remove
 
 _MOST_LINKS = 100
 """Files of others that come along."""
 _TRIES = 100
+_PAUSE = 0.002
+"""Seconds, beside another writer."""
+_TRIES_TO_FINISH = 3
 _TOO_MANY = "other processes write to the same folder all the time"
 _IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST)
 
@@ -62,7 +55,8 @@ def whole_folder(folder: Place, kind: FolderKind, *, overwrite: bool = False, by
         The temporary folder.
 
     Raises:
-        FolderError: The folder is somebody else's, cannot be written to, or there is no room.
+        FolderError: The folder is somebody else's, cannot be written to, or there is no room. The old state is there
+            but where the message says that the new one is complete.
     """
     check_ours(folder, kind, overwrite=overwrite)
     if isinstance(folder, RemotePath):
@@ -70,94 +64,95 @@ def whole_folder(folder: Place, kind: FolderKind, *, overwrite: bool = False, by
             yield new
         return
     target = folder.resolve()
-    with writing(folder, kind, bytes_needed):
+    placed = None
+    with writing(folder, kind, bytes_needed), made_above(target), ExitStack() as stack:
         check_room(target, bytes_needed)
-        outer, beside = _begin(target, kind)
-        try:
+        outer, beside = _begin(target, kind, stack)
+        with _named_as_the_user_does(outer):
             yield outer / NEW
-            # Others may have written there meanwhile.
-            check_ours(folder, kind, overwrite=overwrite, names=os.listdir(outer / NEW))
-            _refuse_other_names(outer / NEW, target, kind)
-            (outer / COMPLETE).touch()
-            _commit(outer / NEW, target, kind, beside)
-        finally:
-            clean(outer, target, kind)
+        # Others may have written there meanwhile.
+        check_ours(folder, kind, overwrite=overwrite, names=os.listdir(outer / NEW))
+        _refuse_other_names(outer / NEW, target, kind)
+        give_rights(outer / NEW, target)
+        placed = _commit(outer, target, kind, beside)
+    if placed is not None:
+        _finish(folder, target, kind, placed)
 
 
-def settle(folder: Place, kind: FolderKind) -> None:
-    """Finish what was interrupted while files took their places in a folder; call it before reading one.
-
-    Several processes may do so at once, and beside one that writes.
-
-    Raises:
-        OSError: There is something to finish, and this process may not write.
-    """
-    if isinstance(folder, RemotePath):
-        return
-    # Not a link, which would bring files from elsewhere.
-    if (folder / COMMIT).is_symlink():
-        return
+@contextmanager
+def _named_as_the_user_does(outer: Path) -> Iterator[None]:
+    """Of a file on its way that cannot be written, raise what the system said; `writing` tells the folder."""
     try:
-        names = os.listdir(folder / COMMIT)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for name in marker_last(kind, names):
-        # Another process may be faster.
-        with contextlib.suppress(FileNotFoundError):
-            if name == LEFT:
-                _remove_left(folder)
-            else:
-                _move(folder / COMMIT / name, folder / name)
-    with contextlib.suppress(OSError):
-        (folder / COMMIT).rmdir()
+        yield
+    except FolderError as error:
+        if isinstance(error.__cause__, OSError) and str(outer) in str(error):
+            raise error.__cause__ from None
+        raise
 
 
-def _move(source: Path, place: Path) -> None:
-    if source.is_dir():
-        remove(place)
-    source.replace(place)
-
-
-def _begin(target: Path, kind: FolderKind) -> tuple[Path, bool]:
+def _begin(target: Path, kind: FolderKind, stack: ExitStack) -> tuple[Path, bool]:
     """Make the temporary folder, and decide whether it is to change places with the target as a whole."""
     if target.is_dir():
-        settle(target, kind)
-        clean_all(target, target.name, target, kind)
-    else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    clean_all(target.parent, target.name, target, kind)
+        journal.settle(target, kind)
+        clean_all(target, target.name, target)
+    clean_all(target.parent, target.name, target)
     if _may_be_replaced(target, kind):
+        outer = stack.enter_context(_temporary(target.parent, target, kind))
+        if _was_made(outer, target):
+            return outer, True
+        remove(outer)
+    # Before anything is written.
+    journal.clear(target, kind)
+    outer = stack.enter_context(_temporary(target, target, kind))
+    _make(outer)
+    return outer, False
+
+
+@contextmanager
+def _temporary(parent: Path, target: Path, kind: FolderKind) -> Iterator[Path]:
+    """Where a temporary folder may be made; it is gone afterwards."""
+    with in_use(target.name) as name:
         try:
-            outer = _temporary(target.parent, target.name)
-        except OSError:
-            if not target.exists():
-                raise
-        else:
-            if not target.exists() or _has_same_rights(outer / NEW, target):
-                return outer, True
-            remove(outer)
-    return _temporary(target, target.name), False
+            yield parent / name
+        finally:
+            clean(parent / name, target, kind)
 
 
-def _temporary(parent: Path, name: str) -> Path:
-    outer = parent / temporary_name(name)
+def _make(outer: Path) -> None:
     outer.mkdir(mode=0o700)
     (outer / NEW).mkdir()
-    return outer
+
+
+def _was_made(outer: Path, target: Path) -> bool:
+    """Make a temporary folder beside the target, unless that cannot be, or cannot take its place."""
+    try:
+        _make(outer)
+    except OSError:
+        if not target.exists():
+            raise
+        return False
+    return not target.exists() or _has_same_rights(outer / NEW, target)
 
 
 def _may_be_replaced(target: Path, kind: FolderKind) -> bool:
     """Whether a folder may be replaced as a whole: it is ours, with few files of others, and nobody stands in it."""
     if not target.exists():
         return True
-    if target.is_mount() or _stands_in(target):
+    if target.is_mount() or somebody_stands_in(target):
         return False
     found = os.listdir(target)
     if not found:
         return True
     others = _others(target, kind)
-    plain = all(stat.S_ISREG(path.lstat().st_mode) for path in others)
-    return is_ours(target, kind) and plain and len(others) <= _MOST_LINKS
+    return is_ours(target, kind) and all(map(_is_plain, others)) and len(others) <= _MOST_LINKS
+
+
+def _is_plain(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        # Another writer's, which has just gone.
+        return True
 
 
 def _others(target: Path, kind: FolderKind) -> list[Path]:
@@ -169,13 +164,6 @@ def _others(target: Path, kind: FolderKind) -> list[Path]:
         if target.stat().st_ino == before:
             return [target / name for name in names if is_temporary(name) or not is_owned(name)]
     raise OSError(errno.EBUSY, _TOO_MANY)
-
-
-def _stands_in(target: Path) -> bool:
-    try:
-        return Path.cwd().is_relative_to(target)
-    except FileNotFoundError:
-        return False
 
 
 def _has_same_rights(new: Path, target: Path) -> bool:
@@ -202,17 +190,27 @@ def _refuse_other_names(new: Path, target: Path, kind: FolderKind) -> None:
             raise IsADirectoryError(errno.EISDIR, f"{path.name!r} is a folder there")
 
 
-def _commit(new: Path, target: Path, kind: FolderKind, beside: bool) -> None:
-    for _ in range(_TRIES):
+def _commit(outer: Path, target: Path, kind: FolderKind, beside: bool) -> int | None:
+    """Put the new state into the place of the old one.
+
+    Returns:
+        Where its files still have to take their places one by one, the number of the folder that they are in.
+    """
+    new, written = outer / NEW, set(os.listdir(outer / NEW))
+    for number in range(_TRIES):
         try:
+            # Files of others, if an earlier try has left names of them.
+            for name in set(os.listdir(new)) - written:
+                (new / name).unlink()
             if not beside:
-                _place(new, target, kind)
-            elif not _took_empty_place(new, target):
-                _exchange(new, target, kind)
-            return
+                return _place(new, target, kind)
+            if not _took_empty_place(new, target):
+                _exchange(outer, target, kind)
+            return None
         except OSError as error:
-            if error.errno == errno.ENOENT and beside:
-                # Another process has just moved the target away.
+            if error.errno == errno.ENOENT and number < _TRIES - 1:
+                # Another process has just moved the target, or what is in it, away.
+                time.sleep(_PAUSE)
                 continue
             if not beside:
                 raise
@@ -221,18 +219,19 @@ def _commit(new: Path, target: Path, kind: FolderKind, beside: bool) -> None:
     raise OSError(errno.EBUSY, _TOO_MANY)
 
 
-def _exchange(new: Path, target: Path, kind: FolderKind) -> None:
+def _exchange(outer: Path, target: Path, kind: FolderKind) -> None:
     """Let two folders change places; files of others are in both of them before and afterwards."""
-    links = []
+    new, links = outer / NEW, []
     try:
         for path in _others(target, kind):
             if not os.path.lexists(new / path.name):
+                links.append(path.name)
                 os.link(path, new / path.name, follow_symlinks=False)
-                links.append(new / path.name)
+        left_folders.tell(outer, target, kind, links)
         exchange(new, target)
     except OSError:
-        for link in links:
-            link.unlink()
+        for name in links:
+            remove(new / name)
         raise
 
 
@@ -247,49 +246,42 @@ def _took_empty_place(new: Path, target: Path) -> bool:
     return True
 
 
-def _place(new: Path, target: Path, kind: FolderKind) -> None:
-    """Put files into a folder that stays: together, in one step, into `COMMIT`, and from there one by one."""
+def _place(new: Path, target: Path, kind: FolderKind) -> int:
+    """Put files into a folder that stays: together, in one step, into `COMMIT`; returns the number of that folder."""
     target.mkdir(exist_ok=True)
-    for _ in range(_TRIES):
-        settle(target, kind)
-        _tell_left(new, target, kind)
+    with ExitStack() as stack:
+        for _ in range(_TRIES):
+            journal.clear(target, kind)
+            journal.tell(new, target, kind)
+            number = new.stat().st_ino
+            try:
+                if _took_empty_place(new, target / COMMIT):
+                    return number
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                # The target is a mount point.
+                copy = target / stack.enter_context(in_use(target.name))
+                stack.callback(remove, copy)
+                new = shutil.copytree(new, copy)
+    raise OSError(errno.EBUSY, _TOO_MANY)
+
+
+def _finish(folder: Path, target: Path, kind: FolderKind, number: int) -> None:
+    """Let the files take their places. The new state counts by now, whatever comes."""
+    for _ in range(_TRIES_TO_FINISH):
         try:
-            if _took_empty_place(new, target / COMMIT):
-                break
+            journal.finish(target, kind, number)
+            return
         except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            # The target is a mount point.
-            new = Path(shutil.copytree(new, target / temporary_name(target.name)))
-    else:
-        raise OSError(errno.EBUSY, _TOO_MANY)
-    settle(target, kind)
-
-
-def _tell_left(new: Path, target: Path, kind: FolderKind) -> None:
-    """Note what of the old state has no successor: when the new marker is there, nothing tells whose it was."""
-    if not is_ours(target, kind):
-        return
-    is_owned, names = owned(target, kind), set(os.listdir(new))
-    left = {name: _identity(target / name) for name in entries(target) if is_owned(name) and name not in names}
-    (new / LEFT).write_text(json.dumps(left), encoding="utf-8")
-
-
-def _remove_left(folder: Path) -> None:
-    left = as_object((folder / COMMIT / LEFT).read_bytes())
-    for name in entries(folder):
-        # Somebody may have put another one there.
-        if name in left and _identity(folder / name) == left[name]:
-            remove(folder / name)
-    (folder / COMMIT / LEFT).unlink()
-
-
-def _identity(path: Path) -> list[int] | None:
-    try:
-        found = path.lstat()
-    except OSError:
-        return None
-    return [found.st_ino, found.st_mtime_ns]
+            problem = error
+    raise FolderError(
+        "The folder is written, but not all of its files are at their places yet.",
+        got=f"{folder}, for {kind.name}: {problem.strerror or problem}",
+        expected="a folder whose files may be replaced",
+        fix=f"get the permission, and read or write it with this package, which finishes that; until then the new "
+        f"state is in {COMMIT}",
+    ) from problem
 
 
 @contextmanager

@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from pera_lightning import AdapterSet, PeraConfig, adapter_state_dict, inject_adapter, load_adapter, save_adapter
-from pera_lightning.checkpoint.adapter_folder import read_adapter
+from pera_lightning.checkpoint import adapter_folder
+from pera_lightning.checkpoint.adapter_folder import WEIGHTS_FILE, read_adapter
 from pera_lightning.checkpoint.checksums import of_weights
 from pera_lightning.errors import AdapterFileError, FolderError, PeraError
 from pera_lightning.injection import adapted_layers
+from pera_lightning.storage import journal, whole_folder
+from pera_lightning.storage.folder_kind import COMMIT, FolderKind
 from tests.support.earlier_adapters import forget_checksums
 from tests.support.models import randomise_adapter
 
@@ -156,6 +159,30 @@ def test_a_reader_beside_a_constant_writer(tmp_path: Path) -> None:
     assert not problems
     assert all(written[manifest.config.alpha or 0] == of_weights(tensors) for manifest, tensors in found)
     assert len({manifest.config.alpha for manifest, _ in found}) == 2
+
+
+def test_a_reader_beside_a_writer_that_has_moved_one_of_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had looked for files on their way before they were."""
+    save_adapter(adapted(seed=1, alpha=1.0), tmp_path / "adapter")
+    (tmp_path / "adapter/own").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(whole_folder, "_finish", lambda *_: None)
+        save_adapter(adapted(seed=2, alpha=2.0), tmp_path / "adapter")
+    settled = []
+
+    def settle(folder: Path, kind: FolderKind) -> bool:
+        settled.append(folder)
+        if len(settled) > 1:
+            return journal.settle(folder, kind)
+        (folder / COMMIT / WEIGHTS_FILE).replace(folder / WEIGHTS_FILE)
+        return False
+
+    monkeypatch.setattr(adapter_folder, "settle", settle)
+    manifest, tensors = read_adapter(tmp_path / "adapter")
+    assert manifest.config.alpha == 2.0
+    assert of_weights(tensors) == of_weights(adapter_state_dict(adapted(seed=2, alpha=2.0)))
 
 
 def readme(folder: Path) -> None:

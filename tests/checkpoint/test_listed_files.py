@@ -9,7 +9,9 @@ import pytest
 
 from pera_lightning.errors import FolderError
 from pera_lightning.storage.folder_kind import COMMIT, FolderKind, check_ours, listed_files
-from pera_lightning.storage.whole_folder import settle, whole_folder
+from pera_lightning.storage.held_folder import identity
+from pera_lightning.storage.journal import RECORD, settle
+from pera_lightning.storage.whole_folder import whole_folder
 from tests.support.folder_kinds import NOTE, names
 
 LISTED = FolderKind(
@@ -52,10 +54,10 @@ def test_commits_of_others_bring_and_remove_nothing(tmp_path: Path) -> None:
     (tmp_path / "note").mkdir()
     (tmp_path / "note" / COMMIT).symlink_to(tmp_path / "private")
     settle(tmp_path / "note", NOTE)
-    found = (tmp_path / "private/key").stat()
     (tmp_path / "note" / COMMIT).unlink()
     (tmp_path / "note" / COMMIT).mkdir()
-    left = {"../private/key": [found.st_ino, found.st_mtime_ns]}
-    (tmp_path / "note" / COMMIT / ".pera-left").write_text(json.dumps(left))
+    told: dict[str, object] = {"before": {}, "left": {"../private/key": identity(tmp_path / "private/key")}}
+    told["folder"] = identity(tmp_path / "note")
+    (tmp_path / "note" / COMMIT / RECORD).write_text(json.dumps(told))
     settle(tmp_path / "note", NOTE)
     assert names(tmp_path) == ["note", "private", "private/key"]

@@ -19,7 +19,7 @@ CRASHES = """
 import shutil, sys
 from pathlib import Path
 from pera_lightning import export_lora
-from pera_lightning.storage.whole_folder import settle
+from pera_lightning.storage.journal import settle
 from pera_lightning.export.place import export_kind
 from pera_lightning.export.merged.merged_model import export_merged
 from tests.support.crashes import crashes

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,26 @@ def test_what_comes_into_the_folder_during_the_fit_stays(tmp_path: Path) -> None
     fit(tmp_path, Noting(), str(tmp_path / "wanted"))
     assert (tmp_path / "wanted/adapter_config.json").is_file()
     assert (tmp_path / "wanted/notes.txt").read_text() == "mine"
+
+
+def test_where_neither_the_root_nor_the_working_directory_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Spoiling(Counting):
+        def on_train_end(self) -> None:
+            (tmp_path / "gone").rmdir()
+            (tmp_path / "root").rmdir()
+            for name in ("root", "wanted"):
+                (tmp_path / name).write_text("mine")
+
+    for name in ("gone", "root", "temporary"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    with pytest.raises(PeraError, match=r"(?s)it is in another one.*temporary/adapter-"):
+        fit(tmp_path / "root", Spoiling(), str(tmp_path / "wanted"))
+    assert len(list(tmp_path.glob("temporary/adapter-*/adapter_config.json"))) == 1
+    assert content(tmp_path)["wanted"] == b"mine"
 
 
 def test_but_nothing_of_our_names_is_replaced(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_a_path_of_the_user_becomes_a_path_in_one_place() -> None:
         ("storage/remote.py", "os.path.expanduser(path)"),
         ("storage/remote.py", "text"),
         ("storage/remote.py", "temporary"),
-        ("storage/whole_folder.py", "shutil.copytree(new, target / temporary_name(target.name))"),
+        ("storage/temporaries.py", "_BOOT"),
         ("storage/whole_folder.py", "temporary"),
         ("storage/whole_folder.py", "temporary, name"),
         ("checkpoint/training/distributed_metadata.py", "self.path"),

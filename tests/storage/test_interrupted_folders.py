@@ -23,7 +23,7 @@ import os, shutil, sys
 from pathlib import Path
 from tests.support.crashes import crashes
 from tests.support.folder_kinds import names, read, write
-from pera_lightning.checkpoint import whole_folder
+from pera_lightning.storage import whole_folder
 
 root = Path(sys.argv[1])
 

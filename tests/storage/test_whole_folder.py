@@ -15,16 +15,9 @@ from pera_lightning.storage.folder_kind import check_ours
 from pera_lightning.storage.remote import RemotePath
 from pera_lightning.storage.temporaries import is_stale, is_temporary, temporary_name
 from pera_lightning.storage.whole_folder import whole_folder
-from tests.support.folder_kinds import NOTE, names, read, write
+from tests.support.folder_kinds import NOTE, names, read, refuse_exchange, write
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="folders change places on Linux")
-
-
-def refuse_exchange(monkeypatch: pytest.MonkeyPatch, code: int = errno.EINVAL) -> None:
-    def refuse(one: Path, other: Path) -> None:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(module, "exchange", refuse)
 
 
 def test_folders_that_are_new_or_empty(tmp_path: Path) -> None:
@@ -153,7 +146,7 @@ def test_after_an_exception_all_is_as_it_was(tmp_path: Path) -> None:
     for folder in ("note", "new", "new/below"):
         with pytest.raises(RuntimeError, match="interrupted"):
             spoil(tmp_path / folder)
-    assert [name for name in names(tmp_path) if name != "new"] == before
+    assert names(tmp_path) == before
     assert read(tmp_path / "note") == "one"
 
 
@@ -250,8 +243,9 @@ def test_folders_at_urls() -> None:
 def test_what_dead_processes_left_is_removed(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    living, elsewhere = temporary_name("note"), ".note.pera-00000000-1-00000000"
-    dead = living.replace(f"-{os.getpid()}-", f"-{process.pid}-")
+    own, elsewhere = temporary_name("note"), ".note.pera-00000000-1-00000000"
+    living = own.replace(f"-{os.getpid()}-", f"-{os.getppid()}-")
+    dead = own.replace(f"-{os.getpid()}-", f"-{process.pid}-")
     assert all(map(is_temporary, (dead, living, elsewhere)))
     assert is_stale(dead)
     assert not is_stale(living)

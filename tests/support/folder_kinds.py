@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
+import pytest
+
+from pera_lightning.storage import whole_folder as whole_folder_module
 from pera_lightning.storage.folder_kind import FolderKind
+from pera_lightning.storage.journal import settle
 from pera_lightning.storage.remote import Place
-from pera_lightning.storage.whole_folder import settle, whole_folder
+from pera_lightning.storage.whole_folder import whole_folder
 
 NOTE = FolderKind(
     "a note",
@@ -42,3 +48,12 @@ def read(folder: Path) -> str | None:
 def names(folder: Path) -> list[str]:
     """Of all files and folders below one."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def refuse_exchange(monkeypatch: pytest.MonkeyPatch, code: int = errno.EINVAL) -> None:
+    """Let no two folders change places, as on a network file system."""
+
+    def refuse(one: Path, other: Path) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(whole_folder_module, "exchange", refuse)

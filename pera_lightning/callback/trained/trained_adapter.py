@@ -234,5 +234,7 @@ def _other_places(trainer: pl.Trainer) -> Iterator[Path]:
     root = place(trainer.default_root_dir)
     if isinstance(root, Path):
         yield root
-    yield Path.cwd()
-    yield Path(tempfile.gettempdir())
+    for found in (Path.cwd, lambda: Path(tempfile.gettempdir())):
+        # The working directory may have been deleted, and there may be no place for temporary files.
+        with contextlib.suppress(OSError):
+            yield found()

@@ -168,7 +168,8 @@ class PeraCLI(LightningCLI):
         path = self._predictions
         try:
             with written(path.parent) as local:
-                rows = write_predictions(trainer.predict_loop.predictions, local / path.name)
+                found = trainer.predict_loop.predictions
+                rows = write_predictions(found, local / path.name, overwrite=self._overwrites)
         except FolderError:
             raise
         except (TypeError, ValueError) as error:

@@ -71,6 +71,57 @@ def test_predictions_of_an_earlier_call_are_replaced(tmp_path: Path) -> None:
     assert sorted(found.name for found in tmp_path.iterdir()) == [".predictions.jsonl.pera", "predictions.jsonl"]
 
 
+def test_a_file_that_was_put_in_their_place_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "predictions.jsonl"
+    write_predictions([["one"]], path)
+    path.rename(tmp_path / "kept.jsonl")
+    for _ in range(2):
+        path.write_text("mine")
+        with pytest.raises(FolderError, match="The file is not ours"):
+            check_predictions(path)
+        with pytest.raises(FolderError, match="The file is not ours"):
+            write_predictions([["two"]], path)
+        assert path.read_text() == "mine"
+        path.unlink()
+        # A write that fails leaves no mark of what it did not write.
+        (tmp_path / ".predictions.jsonl.pera").unlink(missing_ok=True)
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", refuse)
+            with pytest.raises(FolderError, match=r"(?s)cannot be written.*/predictions.jsonl: "):
+                write_predictions([["three"]], path)
+        assert [found.name for found in tmp_path.iterdir()] == ["kept.jsonl"]
+
+
+def test_a_link_to_predictions_stays(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    write_predictions([["one"]], tmp_path / "disk/predictions.jsonl")
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(tmp_path / "disk/predictions.jsonl")
+    check_predictions(link)
+    write_predictions([["two"]], link)
+    assert link.is_symlink()
+    assert json.loads((tmp_path / "disk/predictions.jsonl").read_text()) == {"prediction": "two"}
+    check_predictions(tmp_path / "disk/predictions.jsonl")
+
+
+def test_predictions_of_a_killed_process_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before and after the file takes its place."""
+    path, mark = tmp_path / "predictions.jsonl", tmp_path / ".predictions.jsonl.pera"
+    write_predictions([["one"]], path)
+    earlier = path.read_bytes()
+    write_predictions([["two"]], path)
+    for content in (earlier, path.read_bytes()):
+        path.write_bytes(content)
+        check_predictions(path)
+    mark.write_text("[" * 100_000)
+    with pytest.raises(FolderError, match="The file is not ours"):
+        check_predictions(path)
+
+
 def test_what_a_killed_process_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
