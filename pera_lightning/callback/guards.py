@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pera_lightning.checkpoint import Manifest
@@ -46,6 +48,23 @@ class CheckpointOrigin:
         stored, self._stored = self._stored, None
         if stored is not None and present is not None:
             refuse_other_base(stored, present)
+
+
+def refuse_unknown_origin(checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Raise CheckpointError if a checkpoint with the state of a fit does not say of what adapter and base it is."""
+    states = checkpoint.get("callbacks")
+    known = isinstance(states, Mapping) and any(
+        isinstance(state, dict) and "adapter" in state for state in states.values()
+    )
+    # Without the states of optimizers, as ModelCheckpoint(save_weights_only=True) writes it, Lightning refuses it.
+    if not known and "optimizer_states" in checkpoint:
+        raise CheckpointError(
+            "The checkpoint does not say on what base its adapter was trained.",
+            got=f"{path} without the state of PeraCallback",
+            expected="a whole file of a run with PeraCallback",
+            fix="go on from another checkpoint of the run; to start from its weights alone, read them by "
+            "validate, test or predict(ckpt_path=...), and then fit the module without ckpt_path",
+        )
 
 
 def refuse_other_form(stored: Manifest, present: Manifest) -> None:

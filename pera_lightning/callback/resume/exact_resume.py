@@ -100,8 +100,13 @@ class ExactResume(pl.Callback):
         if trainer.state.fn != TrainerFn.FITTING or self._stands_back:
             return
         check_loops(trainer, checkpoint)
-        # Checkpoints of earlier versions hold nothing.
+        # Checkpoints of other Trainers hold nothing.
         if PROCESSES not in checkpoint:
+            rank_zero_warn(
+                "The checkpoint was written without PeraCallback or ExactResume, or a part of it is missing: the "
+                "random numbers (dropout, shuffling) will differ from those of an uninterrupted run, and gradients "
+                "accumulated since the last optimizer step are left out."
+            )
             return
         self._path = trainer.ckpt_path
         self._resumes, self._process = True, _own(checkpoint[PROCESSES])

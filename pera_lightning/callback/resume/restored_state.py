@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -18,7 +17,8 @@ from pera_lightning.callback.resume.restored_callbacks import callback_problem
 from pera_lightning.callback.resume.restored_optimizers import optimizer_problem, own_groups
 from pera_lightning.callback.resume.restored_training import check_training_state, refuse_optimizer
 from pera_lightning.checkpoint.training.checkpoint_archive import refuse_other_files
-from pera_lightning.errors import CheckpointError, PeraError, one_line
+from pera_lightning.checkpoint.training.found_instead import found_instead
+from pera_lightning.errors import CheckpointError, PeraError, one_line, shown
 from pera_lightning.storage.remote import Place, place
 
 _MOST = 1 << 62
@@ -50,7 +50,21 @@ def stop_naming(trainer: pl.Trainer) -> None:
 
 def _read(trainer: pl.Trainer, read: Callable[..., Any], *args: Any, **options: Any) -> None:
     """Read the file, and look at what is in it before anything of it is handed out."""
-    read(*args, **options)
+    try:
+        read(*args, **options)
+    except (PeraError, torch.OutOfMemoryError):
+        raise
+    # Any: files of every kind are taken for checkpoints.
+    except Exception as error:
+        found = found_instead(place(args[0])) if args and args[0] else None
+        if found is None:
+            raise
+        raise CheckpointError(
+            "There is no checkpoint of a Trainer here.",
+            got=f"{args[0]}, which is {found.what}",
+            expected="a .ckpt file, or the folder that several processes wrote",
+            fix=found.cure,
+        ) from error
     held = trainer._checkpoint_connector._loaded_checkpoint
     problem = callback_problem(trainer, held["callbacks"]) if "callbacks" in held else None
     if problem is not None:
@@ -121,8 +135,11 @@ def restoring(path: str | Path | None) -> Iterator[None]:
 def check_loops(trainer: pl.Trainer, checkpoint: Mapping[str, Any]) -> None:
     """Raise CheckpointError if the progress of the fit in a checkpoint has another form than the Trainer's own."""
     loops = checkpoint.get("loops")
-    held = loops.get("fit_loop") if isinstance(loops, dict) else None
-    problem = next(_differences(trainer.fit_loop.state_dict(), held, "progress"), None)
+    problem: str | None
+    if not isinstance(loops, dict) or not isinstance(loops.get("fit_loop"), dict):
+        problem = "it has no part 'loops'" if loops is None else "its part 'loops' has no 'fit_loop'"
+    else:
+        problem = next(_differences(trainer.fit_loop.state_dict(), loops["fit_loop"], "progress"), None)
     if problem is not None:
         raise CheckpointError(
             "The checkpoint does not say how far its fit has come.",
@@ -134,7 +151,8 @@ def check_loops(trainer: pl.Trainer, checkpoint: Mapping[str, Any]) -> None:
 
 def _differences(own: Any, held: Any, where: str) -> Iterator[str]:
     if type(held) is not type(own) or (isinstance(held, int) and not 0 <= held < _MOST):
-        yield f"{where} is {reprlib.repr(held)}, where the Trainer has {reprlib.repr(own)}"
+        usual = "a part with these counts: " + ", ".join(own) if isinstance(own, dict) else shown(own)
+        yield f"{where} is {shown(held)}, where the Trainer has {usual}"
         return
     # Of other things, such as the states of loaders, their owners know the form.
     for key in own.keys() & held.keys() if isinstance(own, dict) else ():

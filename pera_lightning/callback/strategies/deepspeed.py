@@ -11,10 +11,11 @@ from typing_extensions import override
 
 from pera_lightning.callback.strategies.checkpoint_objects import plain_values_alone
 from pera_lightning.callback.strategies.quantized import SHARD_INSTEAD, refuse_quantized
-from pera_lightning.callback.strategies.strategy import RunStrategy
+from pera_lightning.callback.strategies.strategy import RunStrategy, refuse_other_folders
 from pera_lightning.checkpoint import Manifest, install_state_hooks
 from pera_lightning.errors import ConfigError
 from pera_lightning.requirements import EXCLUDES_FROZEN, require
+from pera_lightning.storage.remote import place
 
 
 class DeepSpeedRun(RunStrategy):
@@ -59,6 +60,7 @@ class DeepSpeedRun(RunStrategy):
     def load_checkpoint(
         self, pl_module: pl.LightningModule, present: Manifest, path: str | Path, options: dict[str, Any]
     ) -> dict[str, Any]:
+        refuse_other_folders(place(path))
         # To validate, test and predict, the strategy takes all hooks off the module right before it loads.
         install_state_hooks(pl_module)
         with safe_globals(_of_deepspeed()), plain_values_alone(path, options):

@@ -12,12 +12,13 @@ from typing_extensions import override
 
 from pera_lightning.callback.strategies.checkpoint_objects import plain_values_alone
 from pera_lightning.callback.strategies.fitting_checkpoint import fitting_checkpoint
-from pera_lightning.callback.strategies.strategy import RunStrategy
+from pera_lightning.callback.strategies.strategy import RunStrategy, refuse_other_folders
 from pera_lightning.checkpoint import Manifest
 from pera_lightning.checkpoint.training.training_checkpoint import TrainingCheckpoint
 from pera_lightning.errors import CheckpointError, InjectionError
 from pera_lightning.functional.distributed import is_distributed
 from pera_lightning.injection.sharding import shard_adapters, unsharded
+from pera_lightning.storage.remote import place
 
 
 class ModelParallelRun(RunStrategy):
@@ -63,6 +64,7 @@ class ModelParallelRun(RunStrategy):
         self, pl_module: pl.LightningModule, present: Manifest, path: str | Path, options: dict[str, Any]
     ) -> dict[str, Any]:
         agreed = self.strategy.broadcast(path)
+        refuse_other_folders(place(agreed))
         held = fitting_checkpoint(agreed, pl_module, present)
         if self.trainer.state.fn == TrainerFn.FITTING:
             _refuse_unsharded(held)

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.trainer.states import TrainerFn
 
+from pera_lightning.callback.guards import refuse_unknown_origin
 from pera_lightning.callback.strategies.checkpoint_contents import keep_base_out
 from pera_lightning.callback.strategies.checkpoint_objects import plain_values_alone
 from pera_lightning.callback.strategies.flattened import is_flattened
 from pera_lightning.checkpoint import Manifest, install_state_hooks
+from pera_lightning.checkpoint.training.found_instead import found_instead
 from pera_lightning.errors import CheckpointError, InjectionError
 from pera_lightning.functional.distributed import is_distributed
 from pera_lightning.storage.remote import Place, place
@@ -98,7 +101,10 @@ class RunStrategy:
 
         def load_checkpoint(checkpoint_path: str | Path, **options: Any) -> dict[str, Any]:
             self.stop_checking()
-            return self.load_checkpoint(pl_module, present, checkpoint_path, options)
+            loaded = self.load_checkpoint(pl_module, present, checkpoint_path, options)
+            if self.trainer.state.fn == TrainerFn.FITTING:
+                refuse_unknown_origin(loaded, checkpoint_path)
+            return loaded
 
         self.strategy.__dict__["load_checkpoint"] = load_checkpoint
 
@@ -151,7 +157,8 @@ class RunStrategy:
 
 
 def refuse_folder(path: Place) -> None:
-    """Raise CheckpointError for a checkpoint that several processes wrote together."""
+    """Raise CheckpointError for a checkpoint that several processes wrote together, and for any other folder."""
+    refuse_other_folders(path)
     # At a URL it would take the network to know; there are files alone.
     if isinstance(path, Path) and path.is_dir():
         raise CheckpointError(
@@ -160,4 +167,16 @@ def refuse_folder(path: Place) -> None:
             expected="a .ckpt file",
             fix="go on with ModelParallelStrategy (devices=1 will do), or make an adapter of it: python -m "
             f"pera_lightning consolidate --checkpoint {path} --out FOLDER",
+        )
+
+
+def refuse_other_folders(path: Place) -> None:
+    """Raise CheckpointError for a folder that is no checkpoint, such as an adapter's."""
+    found = found_instead(path) if isinstance(path, Path) and path.is_dir() else None
+    if found is not None:
+        raise CheckpointError(
+            "The folder is no checkpoint of a Trainer.",
+            got=f"{path}, which is {found.what}",
+            expected="a .ckpt file, or the folder that several processes wrote together",
+            fix=found.cure,
         )
