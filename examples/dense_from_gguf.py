@@ -9,7 +9,8 @@ import argparse
 import json
 from pathlib import Path
 
-from pera_lightning.loading.pretrained import PretrainedSource, load_causal_lm, load_tokenizer
+from pera_lightning.loading.pretrained import PretrainedSource, load_causal_lm
+from pera_lightning.loading.pretrained_tokenizer import load_tokenizer
 from pera_lightning.storage.folder_kind import FolderKind, listed_files
 from pera_lightning.storage.whole_folder import whole_folder
 

@@ -89,7 +89,8 @@ def _load(
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     from pera_lightning.export import merge_adapter
     from pera_lightning.loading.adapted_model import load_adapted_model
-    from pera_lightning.loading.pretrained import PretrainedSource, load_causal_lm, load_tokenizer
+    from pera_lightning.loading.pretrained import PretrainedSource, load_causal_lm
+    from pera_lightning.loading.pretrained_tokenizer import load_tokenizer
 
     if adapter is not None:
         model, tokenizer = load_adapted_model(adapter, base=base, gguf_file=gguf_file, dtype=dtype)

@@ -11,6 +11,7 @@ from pera_lightning.data.examples import IGNORE_INDEX, Example
 from pera_lightning.data.reading.parsed_row import FIX_ROW, ParsedRow, refuse_half_characters, shorten
 from pera_lightning.data.reading.row_sources import RowSources, Split
 from pera_lightning.errors import DataError
+from pera_lightning.loading.tokenizer_trial import while_tokenising
 
 _TEXTS_TOKENISED_TOGETHER = 256
 
@@ -49,10 +50,13 @@ def tokenise_texts(texts: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
         tokenizer: A tokenizer of transformers that has an eos token.
     """
     texts, eos = iter(texts), [tokenizer.eos_token_id]
-    last = eos
+    last, read = eos, 0
     while together := list(itertools.islice(texts, _TEXTS_TOKENISED_TOGETHER)):
         # Not verbose: it would say that a text is longer than the model's context, which the blocks are for.
-        for ids in tokenizer(together, verbose=False)["input_ids"]:
+        with while_tokenising(f"Texts from number {read + 1:,} on"):
+            found = tokenizer(together, verbose=False)["input_ids"]
+        read += len(together)
+        for ids in found:
             yield ids if last == eos else eos + ids
             last = ids[-1:]
 

@@ -21,6 +21,7 @@ from pera_lightning.data.reading.glue_sources import HUB_DATASET, labels_of, tra
 from pera_lightning.data.reading.row_sources import Split
 from pera_lightning.data.reading.sampling import LengthGroupedSampler
 from pera_lightning.errors import ConfigError
+from pera_lightning.loading.tokenizer_trial import while_tokenising
 from pera_lightning.option_checks import check_flags
 from pera_lightning.run_log.messages import rank_zero_info
 from pera_lightning.run_log.quiet import ignore_warning
@@ -175,9 +176,9 @@ class GlueDataModule(LightningDataModule):
 
     def _keep(self, split: Split, rows: list[GlueRow]) -> None:
         length = self._length(len(rows[0].texts))
-        encoded = self._tokenizer(
-            *map(list, zip(*(row.texts for row in rows), strict=True)), truncation=True, max_length=length
-        )
+        texts = list(map(list, zip(*(row.texts for row in rows), strict=True)))
+        with while_tokenising(f"The {split} split"):
+            encoded = self._tokenizer(*texts, truncation=True, max_length=length)
         as_label = float if self.num_labels == 1 else int
         self._splits[split] = [
             {**{name: values[index] for name, values in encoded.items()}, "labels": as_label(row.label)}

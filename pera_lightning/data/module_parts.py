@@ -11,7 +11,8 @@ from lightning.pytorch import LightningDataModule
 
 from pera_lightning.data.model_limits import ModelLimits
 from pera_lightning.errors import ConfigError
-from pera_lightning.loading.pretrained import PretrainedSource, while_loading
+from pera_lightning.loading.pretrained import PretrainedSource
+from pera_lightning.loading.pretrained_tokenizer import read_tokenizer
 
 
 def find_tokenizer(data: LightningDataModule, given: Any) -> Any:
@@ -39,10 +40,7 @@ def find_tokenizer(data: LightningDataModule, given: Any) -> Any:
 @cache
 def _named_tokenizer(name: str) -> Any:
     """Once for each name: a data module keeps the rows that it has tokenised while its tokenizer is the same."""
-    from transformers import AutoTokenizer
-
-    with while_loading("tokenizer", PretrainedSource(name)):
-        return AutoTokenizer.from_pretrained(name)
+    return read_tokenizer(PretrainedSource(name))
 
 
 def check_against_model(

@@ -12,7 +12,8 @@ from pera_lightning.checkpoint.manifest.manifest import read_manifest
 from pera_lightning.errors import ConfigError
 from pera_lightning.injection.untrained import is_idle
 from pera_lightning.loading.adapter_source import adapter_quantization, adapter_source
-from pera_lightning.loading.pretrained import load_causal_lm, load_tokenizer
+from pera_lightning.loading.pretrained import load_causal_lm
+from pera_lightning.loading.pretrained_tokenizer import load_tokenizer
 from pera_lightning.storage.remote import Place, place
 from pera_lightning.visible_text import visible
 

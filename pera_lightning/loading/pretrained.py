@@ -1,4 +1,4 @@
-"""Loading a pretrained causal language model and its tokenizer through transformers."""
+"""Loading a pretrained causal language model through transformers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pera_lightning.storage.gguf_header import GgufHeader, read_header
 from pera_lightning.storage.remote import local_name
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -107,30 +107,6 @@ class PretrainedSource:
         if self.gguf_file is not None:
             options["gguf_file"] = self.gguf_file
         return options
-
-
-def load_tokenizer(source: PretrainedSource) -> PreTrainedTokenizerBase:
-    """Load the tokenizer; one without a pad token pads with its end-of-sequence token.
-
-    Raises:
-        ConfigError: The source cannot be loaded, or the tokenizer has neither a pad nor an end token.
-    """
-    from transformers import AutoTokenizer
-
-    source.check()
-    with while_loading("tokenizer", source):
-        source.header()
-        tokenizer = AutoTokenizer.from_pretrained(source.pretrained, **source.options())
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise ConfigError(
-                "The tokenizer has no token to pad with, nor one that ends an answer.",
-                got=f"{source.name}: pad_token and eos_token are None",
-                expected="at least an eos_token",
-                fix="set eos_token in the tokenizer's tokenizer_config.json",
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def load_causal_lm(

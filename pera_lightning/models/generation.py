@@ -16,6 +16,7 @@ from pera_lightning.data.examples import IGNORE_INDEX
 from pera_lightning.data.model_limits import ModelLimits
 from pera_lightning.errors import ConfigError, shown
 from pera_lightning.form_bounds import MAX_TOKEN, is_whole
+from pera_lightning.loading.tokenizer_trial import while_tokenising
 from pera_lightning.models.evaluation_mode import evaluation_mode
 from pera_lightning.run_log.messages import rank_zero_warn
 
@@ -136,7 +137,8 @@ def generate_answers(
         generate: Any = model.generate
         tokens = generate(input_ids=ids, attention_mask=mask, generation_config=greedy, streamer=streamer)
     answers = [_until_stop(row, stops) for row in tokens[:, ids.shape[1] :].tolist()]
-    return tokenizer.batch_decode(answers, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    with while_tokenising("An answer"):
+        return tokenizer.batch_decode(answers, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def generate_samples(
@@ -161,8 +163,9 @@ def generate_samples(
             f"Some true answers are longer than max_new_tokens={max_new_tokens}: they can never be matched "
             "exactly. Raise max_new_tokens."
         )
-    prompt_texts = tokenizer.batch_decode(prompts, skip_special_tokens=True)
-    expected = tokenizer.batch_decode(answers, skip_special_tokens=True)
+    with while_tokenising("A sample"):
+        prompt_texts = tokenizer.batch_decode(prompts, skip_special_tokens=True)
+        expected = tokenizer.batch_decode(answers, skip_special_tokens=True)
     generated = generate_answers(model, tokenizer, prompts, max_new_tokens)
     return [GenerationSample(*texts) for texts in zip(prompt_texts, expected, generated, strict=True)]
 
@@ -224,7 +227,9 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     except TemplateError:  # then answers were not learnt with it either
         return None
     special = {token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
-    return next((token for token in tokenizer(tail, add_special_tokens=False)["input_ids"] if token in special), None)
+    with while_tokenising("The end of an answer"):
+        ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
+    return next((token for token in ids if token in special), None)
 
 
 def _until_stop(tokens: list[int], stops: Sequence[int]) -> list[int]:

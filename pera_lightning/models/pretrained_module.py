@@ -10,7 +10,8 @@ from typing_extensions import override
 
 from pera_lightning.errors import InjectionError
 from pera_lightning.injection import adapted_layers, parameter_groups
-from pera_lightning.loading.pretrained import PretrainedSource, load_tokenizer
+from pera_lightning.loading.pretrained import PretrainedSource
+from pera_lightning.loading.pretrained_tokenizer import load_tokenizer
 from pera_lightning.models.accumulation.weighted_accumulation import WeightedAccumulation
 from pera_lightning.models.activation_offloading import check_offloading
 from pera_lightning.models.optimization import OptimizerName, Schedule, make_optimizer, warmup_schedule

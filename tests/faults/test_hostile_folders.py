@@ -15,7 +15,8 @@ from torch import nn
 from pera_lightning import PeraConfig, inject_adapter, load_adapter, save_adapter
 from pera_lightning.cli.estimate.parsed_fit import parse_fit
 from pera_lightning.errors import AdapterFileError, ConfigError, PeraError
-from pera_lightning.loading.pretrained import PretrainedSource, load_causal_lm, load_config, load_tokenizer
+from pera_lightning.loading.pretrained import PretrainedSource, load_causal_lm, load_config
+from pera_lightning.loading.pretrained_tokenizer import load_tokenizer
 from tests.support.hostile_checkpoints import Touch
 from tests.support.pretrained import save_pretrained
 

@@ -29,7 +29,8 @@ from pera_lightning.evaluation import lm_eval_model
 from pera_lightning.export.gguf.gguf_tensors import gguf_package
 from pera_lightning.export.lora.peft_loading import has_peft
 from pera_lightning.injection.sharding import sharding_function
-from pera_lightning.loading.pretrained import PretrainedSource, load_causal_lm, load_config, load_tokenizer
+from pera_lightning.loading.pretrained import PretrainedSource, load_causal_lm, load_config
+from pera_lightning.loading.pretrained_tokenizer import load_tokenizer
 from pera_lightning.models.optimization import make_optimizer
 from pera_lightning.models.parallel.parallel_causal_lm import ParallelBuild
 from tests.conftest import ROOT

@@ -15,12 +15,8 @@ from torch import Tensor, nn
 
 from pera_lightning import PeraConfig, inject_adapter
 from pera_lightning.errors import ConfigError
-from pera_lightning.loading.pretrained import (
-    PretrainedSource,
-    load_causal_lm,
-    load_tokenizer,
-    native_dtype,
-)
+from pera_lightning.loading.pretrained import PretrainedSource, load_causal_lm, native_dtype
+from pera_lightning.loading.pretrained_tokenizer import load_tokenizer
 from pera_lightning.loading.stored_weights import StoredWeights
 from pera_lightning.models.generation import generate_answers
 from pera_lightning.models.gradient_checkpointing import enable_gradient_checkpointing

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pera_lightning.data.chat.conversations import Message
 from pera_lightning.data.chat.template_process import SECONDS, Rendering, render_apart
 from pera_lightning.errors import ConfigError
+from pera_lightning.loading.tokenizer_trial import while_tokenising
 
 if TYPE_CHECKING:
     from jinja2.exceptions import TemplateError
@@ -125,5 +126,6 @@ def _renders_itself(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _bos_added_by(tokenizer: PreTrainedTokenizerBase) -> str:
-    adds_bos = tokenizer.bos_token is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    with while_tokenising("An empty text"):
+        adds_bos = tokenizer.bos_token is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
     return tokenizer.bos_token if adds_bos else ""

@@ -26,6 +26,7 @@ from pera_lightning.data.examples import IGNORE_INDEX, Example, truncate
 from pera_lightning.data.reading.parsed_row import shorten
 from pera_lightning.data.token_stream import TokenStream, restarts_of
 from pera_lightning.errors import ConfigError, DataError
+from pera_lightning.loading.tokenizer_trial import while_tokenising
 from pera_lightning.option_checks import check_flags
 
 if TYPE_CHECKING:
@@ -107,6 +108,8 @@ class ChatEncoder:
         self._template = ChatTemplate(tokenizer, own)
         self._left_out = LeftOut(self._template)
         self._restarts = restarts_of(tokenizer)
+        # Which text is tokenised, for messages.
+        self._where = "the chat template"
         # What the template writes after an answer, and how much of it the model is to learn.
         self._tail = self._probe_template()
         stop = self._find_stop_token()
@@ -137,6 +140,7 @@ class ChatEncoder:
             ]
             texts = iter(self._template.render_all([rendering for own in renderings for rendering in own]))
             for conversation, own, count in zip(batch, messages, map(len, renderings), strict=True):
+                self._where = conversation.where
                 try:
                     exchanges = self._checked(conversation, list(itertools.islice(texts, count)))
                     yield self._encode(conversation, own, exchanges)
@@ -170,6 +174,7 @@ class ChatEncoder:
             prompt = self._template.render(self._with_system_prompt(list(messages)), variables, generation_prompt=True)
         except TemplateError as error:
             raise rejected_by_template("the conversation", str(error)) from error
+        self._where = "the conversation"
         return self._ids(prompt)
 
     def _last_that_fit(self, conversation: Conversation, messages: list[Message], tokens: _Tokens) -> list[Message]:
@@ -247,7 +252,8 @@ class ChatEncoder:
         return exchanges_of(conversation.where, texts, tail=self._tail, ending=self._ending)
 
     def _ids(self, text: str) -> list[int]:
-        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        with while_tokenising(self._where):
+            return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _tokenise(self, exchanges: Sequence[Exchange]) -> _Tokens:
         stream, text, labels, ends = TokenStream(self._ids, self._restarts), "", list[int](), list[int]()

@@ -15,7 +15,9 @@ from pera_lightning.checkpoint import Manifest, load_adapter
 from pera_lightning.errors import ConfigError
 from pera_lightning.export.certificate import Certificate, Reference
 from pera_lightning.export.probe import token_probe
-from pera_lightning.loading.pretrained import PretrainedSource, load_causal_lm, load_tokenizer
+from pera_lightning.loading.pretrained import PretrainedSource, load_causal_lm
+from pera_lightning.loading.pretrained_tokenizer import load_tokenizer
+from pera_lightning.loading.tokenizer_trial import while_tokenising
 from pera_lightning.storage.remote import Place
 from pera_lightning.visible_text import visible_logger
 
@@ -67,7 +69,8 @@ def _calls(model: nn.Module, source: PretrainedSource, prompts: Sequence[str] | 
             raise
         rows = []
     else:
-        rows = [tokenizer(text)["input_ids"] for text in (PROMPTS if prompts is None else prompts)]
+        with while_tokenising("A prompt"):
+            rows = [tokenizer(text)["input_ids"] for text in (PROMPTS if prompts is None else prompts)]
     device = next(model.parameters()).device
     calls: list[dict[str, Any]] = [{"input_ids": torch.tensor([row], device=device)} for row in rows if row]
     tokens = token_probe(model) if prompts is None else None

@@ -24,7 +24,8 @@ from pera_lightning.export.merged.merged_certificate import adapted_reference, c
 from pera_lightning.export.merged.merged_shards import merge_shards
 from pera_lightning.export.place import check_place, export_kind
 from pera_lightning.loading.adapter_source import adapter_quantization, adapter_source
-from pera_lightning.loading.pretrained import PretrainedSource, load_causal_lm, load_tokenizer
+from pera_lightning.loading.pretrained import PretrainedSource, load_causal_lm
+from pera_lightning.loading.pretrained_tokenizer import load_tokenizer
 from pera_lightning.option_checks import check_flags, one_of
 from pera_lightning.storage.out_folder import check_room
 from pera_lightning.storage.remote import Place, local_path, place

@@ -21,7 +21,8 @@ from pera_lightning.errors import ConfigError, ExportError, PeraError
 from pera_lightning.export.gguf.gguf_merged import write_merged_gguf
 from pera_lightning.export.gguf.gguf_tensors import decoded
 from pera_lightning.export.lora.plain_lora import PeraTensors, plain_lora
-from pera_lightning.loading.pretrained import PretrainedSource, load_causal_lm, load_config, load_tokenizer
+from pera_lightning.loading.pretrained import PretrainedSource, load_causal_lm, load_config
+from pera_lightning.loading.pretrained_tokenizer import load_tokenizer
 from pera_lightning.storage.gguf_header import GgufDamage, read_header
 from tests.support.gguf_files import reads_gguf, save_gguf
 from tests.support.models import randomise_adapter, tiny_llama

@@ -184,7 +184,8 @@ def _compare(case: Case, model: Any) -> None:
 
 
 def tokenize(case: Case) -> None:
-    from pera_lightning.loading.pretrained import PretrainedSource, load_tokenizer
+    from pera_lightning.loading.pretrained import PretrainedSource
+    from pera_lightning.loading.pretrained_tokenizer import load_tokenizer
 
     ids = load_tokenizer(PretrainedSource(str(case.given), NAME))("abcd")["input_ids"]
     if not all(0 <= number < 2**31 for number in ids):

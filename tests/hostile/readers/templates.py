@@ -195,7 +195,8 @@ def check_batches(data: object, tokenizer: object) -> None:
 def answer(case: Case) -> None:
     """`generate` with the template in its tokenizer."""
     from pera_lightning.data.chat.prompts import ChatEncoder
-    from pera_lightning.loading.pretrained import PretrainedSource, load_tokenizer
+    from pera_lightning.loading.pretrained import PretrainedSource
+    from pera_lightning.loading.pretrained_tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(PretrainedSource(str(case.given)))
     encoder = ChatEncoder(tokenizer, max_length=1_000_000, use_chat_template=True, system_prompt=None)
