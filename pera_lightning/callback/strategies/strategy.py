@@ -7,13 +7,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
 from pera_lightning.callback.guards import refuse_unknown_origin
 from pera_lightning.callback.strategies.checkpoint_contents import keep_base_out
 from pera_lightning.callback.strategies.checkpoint_objects import plain_values_alone
 from pera_lightning.callback.strategies.flattened import is_flattened
-from pera_lightning.checkpoint import Manifest, install_state_hooks
+from pera_lightning.checkpoint import Manifest, adapter_state_dict, install_state_hooks
 from pera_lightning.checkpoint.training.found_instead import found_instead
+from pera_lightning.checkpoint.training.plain_tensors import check_plain
 from pera_lightning.errors import CheckpointError, InjectionError
 from pera_lightning.functional.distributed import is_distributed
 from pera_lightning.storage.remote import Place, place
@@ -125,6 +127,10 @@ class RunStrategy:
         refuse_folder(place(path))
         with plain_values_alone(path, options):
             loaded: dict[str, Any] = self.strategy.load_checkpoint(path, **options)
+        state = loaded.get("state_dict") if isinstance(loaded, dict) else None
+        if isinstance(state, dict):
+            own = {key: state.get(key) for key in adapter_state_dict(pl_module)}
+            check_plain({key: value for key, value in own.items() if isinstance(value, Tensor)}, path)
         return loaded
 
     def check_module(self, pl_module: pl.LightningModule) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any
 
 import lightning.pytorch as pl
@@ -111,7 +112,7 @@ def best_weights(
         if isinstance(found, WrittenWeights):
             return found
         rank_zero_warn(f"PERA: the best checkpoint {path} is not what the adapter folder gets: {found}.")
-        reasons.append(f"the best checkpoint {path} is not used: {' '.join(found.split())[:_LONGEST]}")
+        reasons.append(f"the best checkpoint {path} is not used: {shorten(found, _LONGEST, placeholder=' ...')}")
     return "; ".join(reasons)
 
 

@@ -13,8 +13,11 @@ from torch import Tensor
 
 from pera_lightning.checkpoint.manifest.manifest import Manifest
 from pera_lightning.checkpoint.training.checkpoint_archive import check_archive
+from pera_lightning.checkpoint.training.found_instead import found_instead
+from pera_lightning.checkpoint.training.named_objects import reason_of_torch
+from pera_lightning.checkpoint.training.plain_tensors import check_plain
 from pera_lightning.checkpoint.training.without_objects import load_without_objects
-from pera_lightning.errors import CheckpointError
+from pera_lightning.errors import CheckpointError, PeraError, one_line
 from pera_lightning.storage.remote import Place, RemotePath, place
 
 META_FILE = "meta.pt"
@@ -57,7 +60,7 @@ class TrainingCheckpoint:
         single = _single_file(self.path)
         if single is not None:
             file, model = single
-            return _tensors(_load(file), model)
+            return _tensors(file, _load(file), model)
         from torch.distributed.checkpoint import CheckpointException, load
 
         from pera_lightning.checkpoint.training.distributed_metadata import PlainReader
@@ -74,7 +77,7 @@ class TrainingCheckpoint:
                 raise CheckpointError(
                     "The checkpoint cannot be read.",
                     # Reports of several processes end with what went wrong.
-                    got=f"{self.path}: {_line(error, -1)}",
+                    got=f"{self.path}: {(str(error).strip().splitlines() or [type(error).__name__])[-1]}",
                     expected="the files of all processes that wrote it",
                     fix="copy the whole folder, or go on from an earlier checkpoint",
                 ) from error
@@ -102,13 +105,14 @@ def read_checkpoint(path: str | Place) -> TrainingCheckpoint:
     elif single is not None:
         file, model = single
         held = _load(file)
-        shapes = {key: tuple(value.shape) for key, value in _tensors(held, model).items()}
+        shapes = {key: tuple(value.shape) for key, value in _tensors(path, held, model).items()}
     else:
+        found = found_instead(path)
         raise CheckpointError(
             "There is no checkpoint of a Trainer here.",
-            got=f"{path}, which is {'a folder without ' + META_FILE if path.is_dir() else 'nothing'}",
+            got=f"{path}, which is {found.what if found else 'no checkpoint'}",
             expected=f"a .ckpt file, a folder with {META_FILE} and .distcp files, or one with {_DEEPSPEED_FILE}",
-            fix="correct the path; adapter folders are read by load_adapter",
+            fix=found.cure if found else "correct the path",
         )
     step, callbacks = held.get("global_step"), held.get("callbacks")
     return TrainingCheckpoint(
@@ -139,9 +143,10 @@ def _load(path: Place) -> dict[str, Any]:
             with path.open() if isinstance(path, RemotePath) else path.open("rb") as file:
                 held = load_without_objects(file)
         except Exception as error:
+            reason = error if isinstance(refused, pickle.UnpicklingError) else refused
             raise CheckpointError(
                 "The checkpoint is damaged.",
-                got=f"{path}: {_line(error if isinstance(refused, pickle.UnpicklingError) else refused, 0)}",
+                got=f"{path}: {one_line(reason) if isinstance(reason, PeraError) else reason_of_torch(reason)}",
                 expected="a whole file",
                 fix="if it was cut off, go on from an earlier one",
             ) from error
@@ -162,17 +167,13 @@ def _load_plain(path: Place) -> Any:
     return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
 
 
-def _tensors(held: dict[str, Any], model: str) -> dict[str, Tensor]:
+def _tensors(path: Place, held: dict[str, Any], model: str) -> dict[str, Tensor]:
     """The module's tensors by their names; a damaged file may hold anything in their place."""
     found = held.get(model)
     entries = found.items() if isinstance(found, dict) else ()
-    return {key: value for key, value in entries if isinstance(key, str) and isinstance(value, Tensor)}
-
-
-def _line(error: BaseException, which: int) -> str:
-    """One line of a long message; the name of an error that has none."""
-    lines = str(error).strip().splitlines()
-    return lines[which] if lines else type(error).__name__
+    tensors = {key: value for key, value in entries if isinstance(key, str) and isinstance(value, Tensor)}
+    check_plain(tensors, path)
+    return tensors
 
 
 def _stored(folder: Path) -> dict[str, Any]:
