@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from torch import Tensor
 
@@ -11,12 +11,23 @@ from pera_lightning.checkpoint.manifest.base_sample import sample_difference, sp
 from pera_lightning.checkpoint.manifest.manifest import FLOATING, Manifest
 from pera_lightning.injection import TokenPlan
 
+Shapes = Mapping[str, tuple[int, ...]]
+# The axis that is the rank's; the other is a size of the layer.
+_RANK_AXES = {"pera_A": 0, "pera_B": 1}
 
-def describe_mismatch(given: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> str | None:
+
+def describe_mismatch(given: Shapes, wanted: Shapes) -> str | None:
     """What differs between two sets of tensor names and shapes, in words; None if nothing does."""
     lines = []
     missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
-    differing = [key for key in sorted(wanted.keys() & given.keys()) if wanted[key] != given[key]]
+    differing = _differing(given, wanted)
+    there, here = _layers(given), _layers(wanted)
+    if there:
+        lines += [
+            f"layers adapted {where} only: {_few(names)}"
+            for where, names in (("there", there - here), ("here", here - there))
+            if names
+        ]
     if missing:
         lines.append(f"{len(missing)} tensors are missing, e.g. {missing[0]!r}")
     if extra:
@@ -28,8 +39,39 @@ def describe_mismatch(given: dict[str, tuple[int, ...]], wanted: dict[str, tuple
     return "; ".join(lines) or None
 
 
+def mismatch_cure(given: Shapes, wanted: Shapes) -> str:
+    """What to do where a checkpoint has other tensors than a run's adapter."""
+    if is_of_plain_model(given, wanted):
+        return (
+            "weights of the plain model are loaded before the adapter is injected; to go on, give a checkpoint of a "
+            "run with PeraCallback"
+        )
+    if any(_differs_in_size(key, given[key], wanted[key]) for key in _differing(given, wanted)):
+        return "load the model of the run that wrote it: the layers of this one have other sizes"
+    return "use the options of the run that wrote it (adapter_config.json beside the adapter lists them)"
+
+
+def is_of_plain_model(given: Shapes, wanted: Shapes) -> bool:
+    """Whether no tensor is of an adapter, of this one or of another."""
+    return not _layers(given) and not given.keys() & wanted.keys()
+
+
+def _differing(given: Shapes, wanted: Shapes) -> list[str]:
+    return [key for key in sorted(wanted.keys() & given.keys()) if wanted[key] != given[key]]
+
+
+def _layers(tensors: Shapes) -> set[str]:
+    names = (key.rpartition(".") for key in tensors)
+    return {layer for layer, _, name in names if name.startswith("pera_")}
+
+
+def _differs_in_size(key: str, given: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    axis = _RANK_AXES.get(key.rpartition(".")[2])
+    return axis is not None and len(given) == 2 and given[1 - axis] != wanted[1 - axis]
+
+
 def _describe_rank(key: str, given: tuple[int, ...], wanted: tuple[int, ...]) -> list[str]:
-    axis = {"pera_A": 0, "pera_B": 1}.get(key.rsplit(".", 1)[-1])
+    axis = _RANK_AXES.get(key.rpartition(".")[2])
     if axis is None or len(given) != 2 or given[axis] == wanted[axis]:
         return []
     return [f"the rank is {given[axis]} there and {wanted[axis]} here"]
@@ -83,8 +125,8 @@ def _token_difference(stored: Manifest, present: Manifest) -> list[str]:
     return []
 
 
-def _few(ids: set[int]) -> str:
-    shown = ", ".join(map(str, sorted(ids)[:5]))
+def _few(ids: Collection[int] | Collection[str]) -> str:
+    shown = ", ".join(map(repr, sorted(ids)[:5]))
     return f"{shown}, ... ({len(ids)})" if len(ids) > 5 else shown or "none"
 
 

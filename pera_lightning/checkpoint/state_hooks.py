@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pera_lightning.checkpoint.adapter_mismatch import describe_mismatch, shapes
+from pera_lightning.checkpoint.adapter_mismatch import describe_mismatch, is_of_plain_model, mismatch_cure, shapes
 from pera_lightning.checkpoint.adapter_state import adapter_state_dict, refuse_merged
 from pera_lightning.checkpoint.adapter_tensors import dtype_difference
 from pera_lightning.checkpoint.computable import constant_infinities, forms_in, value_problem
@@ -74,19 +74,19 @@ def _check_adapter(
         for name, value in state_dict.items()
         if isinstance(value, Tensor) and (clean_name(name) in wanted or name not in present)
     }
-    mismatch = describe_mismatch(shapes(given), shapes(wanted))
+    found, needed = shapes(given), shapes(wanted)
+    mismatch = describe_mismatch(found, needed)
     if not mismatch:
         _check_values(root, given, wanted)
-    if mismatch and not any(name in wanted for name in given):
-        mismatch = f"no tensor of this adapter: the file looks like a checkpoint of the plain model ({mismatch})"
-    if mismatch:
-        raise CheckpointError(
-            "The checkpoint does not fit the adapters of this run.",
-            got=mismatch,
-            expected="an adapter-only checkpoint of the same rank, order and targets",
-            fix="use the options of the run that wrote it (adapter_config.json beside the adapter lists them); "
-            "weights of the plain model are loaded before the adapter is injected",
-        )
+        return
+    if is_of_plain_model(found, needed):
+        mismatch = f"no tensor of an adapter: the file looks like a checkpoint of the plain model ({mismatch})"
+    raise CheckpointError(
+        "The checkpoint does not fit the adapters of this run.",
+        got=mismatch,
+        expected="an adapter-only checkpoint of the same model, rank, order and targets",
+        fix=mismatch_cure(found, needed),
+    )
 
 
 def _check_values(root: nn.Module, given: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:

@@ -77,6 +77,24 @@ def test_loading_names_what_differs() -> None:
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+def test_layers_that_differ_are_not_taken_for_a_plain_model() -> None:
+    other = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 6))
+    inject_adapter(other, PeraConfig(2, target_modules=["1"]))
+    install_state_hooks(other)
+    with pytest.raises(CheckpointError, match="adapted there only: '1'; layers adapted here only: '0', '2'") as caught:
+        make_model().load_state_dict(other.state_dict())
+    assert "plain model" not in str(caught.value)
+    assert "use the options of the run that wrote it" in str(caught.value)
+
+
+def test_a_model_of_other_sizes_is_not_cured_by_options() -> None:
+    wide = nn.Sequential(nn.Linear(9, 6), nn.Linear(6, 6), nn.Linear(6, 3))
+    inject_adapter(wide, PeraConfig(2, target_modules=["0", "2"]))
+    install_state_hooks(wide)
+    with pytest.raises(CheckpointError, match=r"differ in shape(.|\n)*load the model of the run that wrote it"):
+        make_model().load_state_dict(wide.state_dict())
+
+
 def test_a_full_state_dict_loads_too() -> None:
     full = make_model(hooks=False)
     model = make_model()

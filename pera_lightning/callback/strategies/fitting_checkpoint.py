@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 
 from pera_lightning.callback.guards import refuse_other_form
 from pera_lightning.checkpoint import Manifest, adapter_state_dict
-from pera_lightning.checkpoint.adapter_mismatch import describe_mismatch, shapes
+from pera_lightning.checkpoint.adapter_mismatch import describe_mismatch, mismatch_cure, shapes
 from pera_lightning.checkpoint.training.training_checkpoint import TrainingCheckpoint, read_checkpoint
 from pera_lightning.errors import CheckpointError
 
@@ -29,13 +29,13 @@ def fitting_checkpoint(path: str | Path, pl_module: pl.LightningModule, present:
     held = read_checkpoint(path)
     if held.manifest is not None:
         refuse_other_form(held.manifest, present)
-    mismatch = describe_mismatch(held.shapes, shapes(adapter_state_dict(pl_module)))
+    wanted = shapes(adapter_state_dict(pl_module))
+    mismatch = describe_mismatch(held.shapes, wanted)
     if mismatch:
         raise CheckpointError(
             "The checkpoint does not fit the adapters of this run.",
             got=f"{path}: {mismatch}",
-            expected="an adapter-only checkpoint of the same rank, order and targets",
-            fix="use the options of the run that wrote it; weights of the plain model are loaded before the adapter is "
-            "injected",
+            expected="an adapter-only checkpoint of the same model, rank, order and targets",
+            fix=mismatch_cure(held.shapes, wanted),
         )
     return held
