@@ -14,7 +14,8 @@ def consolidate(checkpoint: str, out: str, overwrite: bool = False) -> None:
     Args:
         checkpoint: A .ckpt file, or the folder of DeepSpeed or a strategy with save_distributed_checkpoint=True.
         out: Folder to write to; it is made if needed, and an adapter in it is replaced. Other folders are refused.
-        overwrite: Write into a folder with other things too, and replace what has the names of an adapter's files.
+        overwrite: Write into a folder with other things too, and replace what has the names of an adapter's files. The
+            folder then holds an adapter of ours: later calls replace that without this option.
     """
     from pera_lightning.checkpoint.training.consolidation import consolidate as write
 

@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pera_lightning.cli.screen import show
+from pera_lightning.errors import AdapterFileError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,9 +30,21 @@ def diff(first: str, second: str) -> None:
     from pera_lightning.export.lora.plain_lora import PeraTensors
 
     one, other = PeraTensors.of(first), PeraTensors.of(second)
+    _refuse_other_layers(first, one, second, other)
     show(compare_layers((_name(first), _name(second)), _factors(one), _factors(other)))
     difference = form_difference(one.manifest, other.manifest)
     show(f"options: {difference or 'the same'}")
+
+
+def _refuse_other_layers(first: str, one: PeraTensors, second: str, other: PeraTensors) -> None:
+    if one.manifest.layers.keys().isdisjoint(other.manifest.layers):
+        names = (next(iter(adapter.manifest.layers)) for adapter in (one, other))
+        raise AdapterFileError(
+            "The adapters have no layer in common.",
+            got=" and ".join(f"{folder} with {name!r}" for folder, name in zip((first, second), names, strict=True)),
+            expected="adapters of one base model that adapt the same layers, or some of them",
+            fix="compare adapters that were trained on the same model",
+        )
 
 
 def _name(folder: str) -> str:

@@ -46,7 +46,8 @@ def evaluate(
         dtype: Dtype of the base's weights; that of the training (`model.init_args.dtype`) is the best choice.
         out: Folder for results.json and one file of predictions (JSONL) for each task: new, empty, or with those of an
             earlier evaluation, which are replaced.
-        overwrite: Write into a folder with other files too, and replace those of the same names.
+        overwrite: Write into a folder with other files too, and replace those of the same names. The folder then
+            holds an evaluation of ours: later calls replace that without this option.
     """
     import torch
 

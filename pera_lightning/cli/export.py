@@ -65,7 +65,8 @@ def export(
         positions: How many tokens of the rows are compared.
         system_prompt: The system message that the adapter was trained with, if it was trained with one.
         use_chat_template: Whether the adapter was trained with the tokenizer's chat template.
-        overwrite: Write into a folder with other files too, and replace those of the same names.
+        overwrite: Write into a folder with other files too, and replace those of the same names. The folder then
+            holds an export of ours: later calls replace that without this option.
     """
     import torch
 

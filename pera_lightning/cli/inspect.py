@@ -48,10 +48,11 @@ def inspect(
         out: Folder to write to; by default the adapter's with "-inspect" after its name (of one at a URL, in the
             working directory). It is new, empty, or an earlier inspection, which is replaced.
         interactions: Load the base model and measure how strongly the rank components act together on prompts.
-        prompts: These prompts, as plain text; some sentences by default.
+        prompts: These prompts, as plain text (--prompts "one" "another"); some sentences by default.
         base: Hub id or folder of the base model; by default the one that the adapter names.
         gguf_file: Name of a GGUF file in `base`.
-        overwrite: Write into a folder with other files too, and replace those of the same names.
+        overwrite: Write into a folder with other files too, and replace those of the same names. The folder then
+            holds an inspection of ours: later calls replace that without this option.
     """
     import torch
     from rich import get_console

@@ -107,7 +107,7 @@ def modules_of(model: nn.Module, adapter: DetachedAdapter) -> dict[str, nn.Modul
     modules = {clean_name(name): module for name, module in model.named_modules()}
     for name in (*adapter.every, *(owner_of(name, mark) for name, mark in adapter.saved.items())):
         if name not in modules:
-            raise no_such_module(name, modules)
+            raise no_such_module(name, modules, adapter.every)
     return modules
 
 

@@ -33,7 +33,7 @@ from pera_lightning.injection.saved_modules import (
     saved_parameters,
     swap_saved,
 )
-from pera_lightning.injection.targets.names import adapted_layers, adapter_layers, clean_name, near_names
+from pera_lightning.injection.targets.names import adapted_layers, adapter_layers, clean_name, fitting_place, near_names
 from pera_lightning.injection.targets.plan import InjectionPlan, plan_injection, refuse_adapted
 from pera_lightning.injection.targets.token_plan import check_plan, token_row_layers
 from pera_lightning.injection.targets.unfit_layers import refuse_unfit, refuse_wrapped
@@ -152,7 +152,7 @@ def inject_plan(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
     modules = {clean_name(name): module for name, module in model.named_modules()}
     for name in (*plan.layers, *plan.tokens, *plan.saved):
         if name not in modules and not (name in plan.saved and _owns(modules, name)):
-            raise no_such_module(name, modules)
+            raise no_such_module(name, modules, (*plan.layers, *plan.tokens))
     refuse_unfit(plan.layers, modules)
     for name, tokens in plan.tokens.items():
         check_plan(name, tokens, modules)
@@ -186,13 +186,20 @@ def _check_columns(plan: InjectionPlan, modules: Mapping[str, nn.Module]) -> Non
         check_columns(repr(name), layer.rank, plan.config.order, plan.config.terms, features)
 
 
-def no_such_module(name: str, modules: Mapping[str, nn.Module]) -> TargetError:
-    """The error for a layer or module of an adapter that the model does not have."""
+def no_such_module(name: str, modules: Mapping[str, nn.Module], every: Collection[str]) -> TargetError:
+    """The error for a layer or module of an adapter that the model does not have.
+
+    Args:
+        name: Of the module.
+        modules: Those of the model.
+        every: Names of all that the adapter adapts.
+    """
+    place = fitting_place(every, modules)
     return TargetError(
         "The model has no module of this name.",
-        got=repr(name),
+        got=f"{name!r}; {place or f'near names in this model: {near_names(name, modules)}'}",
         expected="the names of the model that the adapter was made for",
-        fix=f"load the adapter into its own model; near names in this one: {near_names(name, modules)}",
+        fix="load the adapter into its own model",
     )
 
 

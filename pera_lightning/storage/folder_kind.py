@@ -109,7 +109,9 @@ def writing(folder: Place, kind: FolderKind, bytes_needed: int = 0) -> Iterator[
             "The folder cannot be written to; what was in it is as it was.",
             got=f"{folder}, for {kind.name}: {reason}",
             expected=f"a folder that you may write to{room}",
-            fix="make room or get the permission, or name another folder",
+            fix="name another folder"
+            if isinstance(error, NotADirectoryError)
+            else "make room or get the permission, or name another folder",
         ) from error
 
 

@@ -261,3 +261,9 @@ def test_adapter_is_small_beside_its_base(tmp_path: Path) -> None:
     inject_adapter(model, PeraConfig(2, target_modules=["q_proj"]))
     count = sum(value.numel() for value in adapter_state_dict(model).values())
     assert count == 2 * (2 * 32 + 2 * 32 + 3)
+
+
+def test_a_file_in_the_way_is_no_want_of_room(saved: tuple[nn.Module, Path], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FolderError, match=r"(?s)file, which is a file.*fix: .*name another folder$"):
+        save_adapter(saved[0], tmp_path / "file")

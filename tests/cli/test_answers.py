@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,20 @@ def test_diff_of_other_forms(project: Path) -> None:
     assert "the same" not in printed
     assert "model.layers.0.mlp.up_proj" in printed
     assert "config is missing" in run("diff", "first", "nowhere", folder=project, ok=False)
+
+
+def test_diff_without_a_common_layer(project: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(project / "model")
+    inject_adapter(model, PeraConfig(2, target_modules=["v_proj"]))
+    save_adapter(model, project / "values")
+    printed = run("diff", "other", "values", folder=project, ok=False)
+    assert "no layer in common" in printed
+    assert "other with 'model.layers.0.self_attn.q_proj'" in printed
+
+
+def test_a_template_that_cannot_serve_is_told_in_words_of_the_command(project: Path, tmp_path: Path) -> None:
+    shutil.copytree(project / "model", tmp_path / "model")
+    (tmp_path / "model/chat_template.jinja").write_text("{% for _ in range(9) %}{{ nothing.at.all }}{% endfor %}")
+    printed = run("generate", "--prompt", "a", *WORDS, "--base", tmp_path / "model", folder=project, ok=False)
+    assert "chat template cannot be used." in printed
+    assert "--use_chat_template false" in printed

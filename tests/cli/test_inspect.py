@@ -111,3 +111,21 @@ def test_what_a_user_gets_wrong(project: Path) -> None:
         (("--adapter", "adapter", "--base", "empty"), "empty"),
     ):
         assert message in run("inspect", *words, folder=project, ok=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "prompts"),
+    [
+        (("--prompts", "hello", "2 + 2"), ["hello", "2 + 2"]),
+        (("--prompts", "hello"), ["hello"]),
+        (("--prompts=2",), ["2"]),
+        (("--prompts", '["hello", "[x]"]'), ["hello", "[x]"]),
+    ],
+)
+def test_prompts_are_words_or_a_list(
+    project: Path, words: tuple[str, ...], prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[list[str]] = []
+    monkeypatch.setattr("pera_lightning.cli.inspect._strengths", lambda *args: given.append(args[-1]))
+    run("inspect", "--adapter", "adapter", *words, "--out", "prompted", folder=project)
+    assert given == [prompts]

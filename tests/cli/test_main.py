@@ -267,6 +267,8 @@ def test_a_misspelt_key_is_named(project: Path) -> None:
         (("--model.init_args.pretrained", "nowhere/at/all"), "nowhere"),
         (("--data.init_args.train_files", "missing.jsonl"), "missing.jsonl"),
         (("--ckpt_path", "runs/nowhere.ckpt"), "There is no such checkpoint"),
+        (("--ckpt_path", ""), "There is no such checkpoint"),
+        (("--ckpt_path", "best"), "Which checkpoint is the best one"),
         (("--model.init_args.learning_rate", "0"), "learning_rate cannot have this value"),
     ],
 )
@@ -280,6 +282,12 @@ def test_the_users_own_config_is_not_overwritten(project: Path) -> None:
     before = (project / "config.yaml").read_bytes()
     run("fit", "--config", "config.yaml", "--trainer.logger", "false", "--trainer.fast_dev_run", "1", folder=project)
     assert (project / "config.yaml").read_bytes() == before
+
+
+def test_a_mistyped_command_names_all_of_them() -> None:
+    printed = run("consolidat", ok=False)
+    assert "one of consolidate, " in printed
+    assert all(name in printed for name in ("chat", "export", "fit", "push", "did you mean consolidate?"))
 
 
 def test_as_a_process_user_errors_come_without_a_traceback() -> None:

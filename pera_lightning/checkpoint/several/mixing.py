@@ -88,7 +88,7 @@ def _check_weights(adapters: Weighted) -> None:
             "A mixture needs weights.",
             got=", ".join(wrong) or "no adapter",
             expected="a finite number other than 0 for each adapter that takes part",
-            fix="leave out those of weight 0",
+            fix="give each a number, such as 0.5; leave out those of weight 0",
         )
 
 

@@ -205,13 +205,17 @@ def _check_checkpoint(path: str | Path | None) -> None:
             fix="name the file; the fit's log and the card of its adapter folder say which it is",
         )
     names = ("last", "hpc", "registry")
-    if path is None or str(path) in names or str(path).lower().startswith("registry:") or place(path).exists():
+    if path is None or str(path) in names or str(path).lower().startswith("registry:"):
         return
-    if isinstance(found := place(path), RemotePath):
+    found = place(path)
+    # An empty path would be the working directory.
+    if str(path) and found.exists():
+        return
+    if isinstance(found, RemotePath):
         found.check_reached()
     raise CheckpointError(
         "There is no such checkpoint.",
-        got=f"{path} (from {Path.cwd()})",
+        got=f"{path or 'an empty path'} (from {Path.cwd()})",
         expected="a checkpoint that a fit has written",
         fix="correct ckpt_path; a fit that ended before its first validation has no best checkpoint",
     )

@@ -298,8 +298,9 @@ class ChatEncoder:
 
 def _template_error(got: str, expected: str) -> ConfigError:
     return ConfigError(
-        "The tokenizer's chat template cannot be used for training.",
+        "The tokenizer's chat template cannot be used.",
         got=got,
         expected=expected,
-        fix="leave system_prompt out, set use_chat_template: false, or give the tokenizer another chat template",
+        fix="leave system_prompt out, turn use_chat_template off (use_chat_template: false in a config, "
+        "--use_chat_template false of generate and chat), or give the tokenizer another chat template",
     )

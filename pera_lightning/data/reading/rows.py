@@ -16,6 +16,7 @@ from pera_lightning.data.reading.parquet_rows import read_parquet
 from pera_lightning.data.reading.parsed_row import ParsedRow, Row, shorten
 from pera_lightning.data.reading.text_lines import decoded_lines, whole_text
 from pera_lightning.errors import DataError
+from pera_lightning.storage.regular_file import check_regular
 
 ROW_ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
 TEXT_ENDINGS = (".txt", *ROW_ENDINGS)
@@ -30,13 +31,17 @@ def check_file(path: Path, endings: Sequence[str]) -> None:
     Raises:
         DataError: If it does not; the message lists near names.
     """
-    if not path.is_file():
+    try:
+        check_regular(path)
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        problem = "does not exist" if missing else "cannot be read"
         raise DataError(
-            f"The data file {path} does not exist.",
-            got="a folder" if path.is_dir() else "no such file",
+            f"The data file {path} {problem}.",
+            got="no such file" if missing else error.strerror,
             expected=f"a file ending in {', '.join(endings)}",
             fix=_near_names(path, endings),
-        )
+        ) from None
     if path.suffix.lower() not in endings:
         raise DataError(
             f"The data file {path} is of an unknown kind.",

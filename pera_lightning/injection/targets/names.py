@@ -95,7 +95,27 @@ def within_any(name: str, containers: Iterable[str]) -> bool:
 
 def near_names(wanted: str, names: Iterable[str], limit: int = 5) -> str:
     """The names nearest to `wanted`, for a message: whole names and last components."""
-    names = list(names)
+    names = [name for name in names if name]
     candidates = list(dict.fromkeys([*(name.rsplit(".", 1)[-1] for name in names), *names]))
     near = difflib.get_close_matches(wanted, candidates, n=limit, cutoff=0.5) or candidates[:limit]
     return ", ".join(near) or "nothing"
+
+
+def fitting_place(wanted: Iterable[str], names: Iterable[str]) -> str | None:
+    """Where modules would be found, in words: in a module of the model, or in one that the model is a part of.
+
+    Args:
+        wanted: Names that the model lacks, all or some.
+        names: Those of its modules.
+    """
+    wanted, present = list(wanted), set(names)
+    first = wanted[0]
+    for above in parents(first):
+        start = f"{above}."
+        if all(name.startswith(start) and name.removeprefix(start) in present for name in wanted):
+            return f"they fit the module that has this one as its {above!r}: load the adapter into that"
+    for name in sorted(present):
+        below = name.removesuffix(f".{first}")
+        if below != name and all(f"{below}.{other}" in present for other in wanted):
+            return f"they fit its {below!r}: load the adapter into model.{below}"
+    return None

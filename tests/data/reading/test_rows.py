@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -131,8 +132,14 @@ def test_a_missing_file_lists_near_names(tmp_path: Path) -> None:
         read_rows(tmp_path / "trian.jsonl")
     with pytest.raises(DataError, match="does not exist either"):
         read_rows(tmp_path / "nowhere" / "train.jsonl")
-    with pytest.raises(DataError, match="a folder"):
+    with pytest.raises(DataError, match=r"(?s)cannot be read.*a folder, not a file"):
         read_rows(tmp_path)
+
+
+def test_a_pipe_is_called_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(DataError, match=r"(?s)rows.jsonl cannot be read.*a named pipe, not a file"):
+        read_rows(tmp_path / "rows.jsonl")
 
 
 def test_a_file_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
