@@ -75,6 +75,8 @@ class ExportError(PeraError, ValueError):
 class FolderError(ConfigError, AdapterFileError, ExportError):
     """A folder to write to is somebody else's, or cannot be written to; what is in it is as it was.
 
+    Where that is not so, the message says that the folder is written, and what is left to do.
+
     It is an error of each of the classes that were raised for this before.
     """
 

@@ -23,7 +23,7 @@ def identity(path: Path | str, dir_fd: int | None = None) -> list[int] | None:
     """
     try:
         found = os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     if stat.S_ISDIR(found.st_mode):
         return [found.st_ino]

@@ -157,10 +157,12 @@ class _Journal:
                 if stat.S_ISDIR(self._commit.mode(name)):
                     self._folder.remove(name)
                 self._commit.move(name, self._folder, name)
-        for name in filter(is_stale, self._commit.names()):
-            self._commit.remove(name)
-        self._commit.remove(RECORD)
-        self._folder.remove_empty(COMMIT)
+        # All is in its place: what cannot be removed is left to the next one.
+        with contextlib.suppress(OSError):
+            for name in filter(is_stale, self._commit.names()):
+                self._commit.remove(name)
+            self._commit.remove(RECORD)
+            self._folder.remove_empty(COMMIT)
 
     def discard(self) -> None:
         """Remove it with what is in it."""

@@ -62,42 +62,52 @@ def clean(outer: Path, target: Path, kind: FolderKind) -> None:
 
 
 def _clean(outer: Path, target: Path, kind: FolderKind | None) -> None:
-    told, old = _told(outer), outer / NEW
-    if told and old.is_dir() and identity(old) != told["new"]:
+    # The new state is in its place, or the error that ended the writer on its way: what cannot be removed now is left
+    # to the next one.
+    with contextlib.suppress(OSError):
+        told, old, kept = _told(outer), outer / NEW, []
         for _ in range(_ROUNDS):
-            _retire(old, target, kind, told)
-        if old.exists():
+            if told and identity(old) not in (None, told["new"]):
+                kept = _retire(old, target, kind, told)
+            if not told or identity(old) in (None, told["new"]):
+                remove(outer)
+            if not os.path.lexists(outer):
+                return
+        if kept:
             visible_logger(__name__).warning(
                 "PERA: files that are not ours were written into %s while it was replaced; they are in %s", target, old
             )
-            return
-    remove(outer)
 
 
 def _told(outer: Path) -> dict[str, Any]:
     try:
         return as_object(read_regular(outer / TOLD, _LARGEST, follow=False))
-    except OSError:
+    except FileNotFoundError:
         return {}
 
 
-def _retire(old: Path, target: Path, kind: FolderKind | None, told: dict[str, Any]) -> None:
+def _retire(old: Path, target: Path, kind: FolderKind | None, told: dict[str, Any]) -> list[str]:
+    """Remove the old state, but for what is returned: files of others that have no other place."""
     marker, new_marker = told["marker"]
     is_ours = _what_is_ours(old, kind, told)
     # Else the folder there is another one by now.
     may_come_back = kind is not None or identity(target / marker) == new_marker
-    try:
-        # The marker last: it tells whose the others are.
-        for name in sorted(os.listdir(old), key=lambda name: name == marker):
-            if name == marker and len(os.listdir(old)) > 1:
-                return
-            if is_ours(name) or _is_copy(old / name, target / name, told["links"].get(name)):
-                remove(old / name)
-            elif may_come_back:
-                _bring_back(old / name, target / name, told["links"].get(name) if kind else None)
+    kept = []
+    # The marker last: it tells whose the others are.
+    for name in sorted(os.listdir(old), key=lambda name: name == marker):
+        link = told["links"].get(name)
+        if name == marker and len(os.listdir(old)) > 1:
+            continue
+        if is_ours(name) or _is_copy(old / name, target / name, link):
+            remove(old / name)
+            continue
+        if may_come_back:
+            _bring_back(old / name, target / name, link if kind else None)
+        if os.path.lexists(old / name):
+            kept.append(name)
+    with contextlib.suppress(OSError):
         old.rmdir()
-    except OSError:
-        return
+    return kept
 
 
 def _what_is_ours(old: Path, kind: FolderKind | None, told: dict[str, Any]) -> Callable[[str], bool]:

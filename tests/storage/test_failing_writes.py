@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pera_lightning.errors import FolderError
+from pera_lightning.storage import left_folders
 from pera_lightning.storage import whole_folder as module
 from pera_lightning.storage.atomic import replacing
 from pera_lightning.storage.folder_kind import COMMIT
@@ -67,3 +68,29 @@ def test_a_mount_point_without_room_keeps_nothing_of_it(tmp_path: Path, monkeypa
         write(tmp_path / "note", "two")
     assert names(tmp_path) == ["note", "note/note.json", "note/text"]
     assert read(tmp_path / "note") == "one"
+
+
+@pytest.mark.parametrize("fails", ["owned", "read_regular"])
+def test_an_old_state_that_cannot_be_looked_at_is_left_to_the_next_writer(
+    fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The new one is in its place: that is no error."""
+    write(tmp_path / "note", "one")
+    (tmp_path / "note/other").write_text("mine")
+    exchange = module.exchange
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with monkeypatch.context() as patch:
+
+        def exchange_and_fail(one: Path, other: Path) -> None:
+            exchange(one, other)
+            patch.setattr(left_folders, fails, refuse)
+
+        patch.setattr(module, "exchange", exchange_and_fail)
+        write(tmp_path / "note", "two")
+    assert not caplog.text
+    assert read(tmp_path / "note") == "two"
+    write(tmp_path / "note", "three")
+    assert names(tmp_path) == ["note", "note/note.json", "note/other", "note/text"]
