@@ -80,7 +80,7 @@ def _check_adapter(
         _check_values(root, given, wanted)
         return
     if is_of_plain_model(found, needed):
-        mismatch = f"no tensor of an adapter: the file looks like a checkpoint of the plain model ({mismatch})"
+        mismatch = f"no tensor of this adapter: the file looks like a checkpoint of the plain model ({mismatch})"
     raise CheckpointError(
         "The checkpoint does not fit the adapters of this run.",
         got=mismatch,

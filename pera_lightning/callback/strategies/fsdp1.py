@@ -22,6 +22,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from typing_extensions import override
 
+from pera_lightning.callback.resume.restored_training import refuse_optimizer, states_problem
 from pera_lightning.callback.strategies.checkpoint_objects import plain_values_alone
 from pera_lightning.callback.strategies.fitting_checkpoint import fitting_checkpoint
 from pera_lightning.callback.strategies.flattened import ROOT, is_flattened
@@ -105,8 +106,11 @@ class Fsdp1Run(RunStrategy):
         fitting_checkpoint(agreed, pl_module, present)
         with plain_values_alone(agreed, options):
             checkpoint = Strategy.load_checkpoint(self.strategy, agreed, **options)
+        goes_on = self.trainer.state.fn == TrainerFn.FITTING and "optimizer_states" in checkpoint
+        if goes_on:
+            refuse_optimizer(states_problem(self.strategy.optimizers, checkpoint["optimizer_states"]), agreed)
         copy_into(pl_module, checkpoint["state_dict"])
-        if self.trainer.state.fn == TrainerFn.FITTING and "optimizer_states" in checkpoint:
+        if goes_on:
             Strategy.load_optimizer_state_dict(self.strategy, checkpoint)
         return checkpoint
 
