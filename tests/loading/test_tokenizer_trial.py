@@ -90,6 +90,18 @@ def test_a_length_that_is_none(length: Any, tmp_path: Path) -> None:
         assert "model_max_length" in str(error)  # noqa: PT017
 
 
+def test_a_large_vocabulary_hides_nothing(tmp_path: Path) -> None:
+    def change(values: dict[str, Any]) -> None:
+        values["model"]["vocab"] |= {f"word{number}": number for number in range(100, 20_000)}
+        values["pre_tokenizer"] = {"type": "FixedLength", "length": 1}
+
+    folder = saved(tmp_path / "good", change)
+    assert read_tokenizer(PretrainedSource(str(folder)))("a")["input_ids"]
+    folder = saved(tmp_path / "bad", lambda values: (change(values), BAD["length 0"](values)))
+    with pytest.raises(ConfigError, match="PanicException"):
+        read_tokenizer(PretrainedSource(str(folder)))
+
+
 GOOD: dict[str, Change] = {
     "as it is": lambda values: None,
     "metaspace": replaced("normalizer", {"String": " "}, "▁", 1),
