@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from pera_lightning.checkpoint.training.checkpoint_archive import check_archive
+from pera_lightning.checkpoint.training.checkpoint_archive import check_archive, check_parts
 from pera_lightning.checkpoint.training.found_instead import found_instead
 from pera_lightning.checkpoint.training.named_objects import reason_of_torch, unneeded
 from pera_lightning.checkpoint.training.training_checkpoint import META_FILE
@@ -45,13 +45,16 @@ def plain_values_alone(path: str | Path, options: dict[str, Any]) -> Iterator[No
     # Imported late: torch's part for distributed checkpoints is large.
     from torch.distributed.checkpoint import CheckpointException
 
-    from pera_lightning.checkpoint.training.distributed_metadata import METADATA_FILE, read_metadata
+    from pera_lightning.checkpoint.training.distributed_metadata import METADATA_FILE, archives, read_metadata
 
     found = place(path)
     check_archive(found)
+    if isinstance(found, Path) and found.is_dir():
+        for file in sorted(found.rglob("*.pt")):
+            check_archive(file)
     if isinstance(found, Path) and (found / METADATA_FILE).exists():
         # torch would call what it names.
-        read_metadata(found)
+        check_parts(found, archives(read_metadata(found)))
     before = os.environ.get(_FORCE)
     os.environ[_FORCE] = "1"
     try:

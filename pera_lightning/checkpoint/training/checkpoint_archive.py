@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -19,20 +23,55 @@ _TENSORS = "data/"
 
 
 def check_archive(path: Place) -> None:
-    """Raise CheckpointError for a local file that would take another amount of memory than its size, or no end.
+    """Raise CheckpointError for a file that would take another amount of memory than its size, or no end.
 
     torch stores tensors as they are. It also reads compressed ones, of which a few bytes make gigabytes, tensors that
     are larger than what is stored of them, and the form it had before 1.6, in which sizes come before what they are of.
 
     Args:
-        path: A file that `torch.save` wrote. Folders, places where there is nothing and URLs are passed over.
+        path: A file that `torch.save` wrote; of one at a URL a copy is looked at. Folders are passed over, and what
+            cannot be opened: to read it says why.
     """
     refuse_other_files(path)
-    if not isinstance(path, Path) or not path.is_file():
-        return
-    try:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(_opened(path))
+        # Any: each file system has errors of its own.
+        except Exception:
+            return
+        _check_stream(file, path)
+
+
+def check_parts(folder: Path, parts: Iterable[tuple[str, int, int]]) -> None:
+    """As `check_archive`, of files that hold one archive after the other, as several processes write them.
+
+    Args:
+        folder: The checkpoint.
+        parts: Of each archive the name of its file, where it begins in it, and its bytes.
+    """
+    for name, begin, size in parts:
+        with open_regular(folder / name) as file:
+            file.seek(begin)
+            _check_stream(io.BytesIO(file.read(size)), folder / name)
+
+
+@contextmanager
+def _opened(path: Place) -> Iterator[IO[bytes]]:
+    if isinstance(path, Path):
         with open_regular(path) as file:
-            _check(file, path)
+            yield file
+        return
+    # Not every file system can search in a file.
+    with tempfile.TemporaryFile() as copy:
+        with path.open() as file:
+            shutil.copyfileobj(file, copy)
+        copy.seek(0)
+        yield copy
+
+
+def _check_stream(file: IO[bytes], path: Place) -> None:
+    try:
+        _check(file, path)
     except CheckpointError:
         raise
     # Any: a damaged archive or pickle makes of its readers what it says.

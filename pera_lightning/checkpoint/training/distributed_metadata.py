@@ -162,6 +162,11 @@ def read_metadata(folder: Path) -> Metadata:
     return metadata
 
 
+def archives(metadata: Metadata) -> list[tuple[str, int, int]]:
+    """Of each part that a list names: its file, where it begins in it, and its bytes, which `torch.save` wrote."""
+    return [(info.relative_path, info.offset, info.length) for info in metadata.storage_data.values()]
+
+
 def _metadata(held: Any) -> Metadata:
     fields = _state(held, _Metadata)
     entries, places = fields["state_dict_metadata"], fields["storage_data"]

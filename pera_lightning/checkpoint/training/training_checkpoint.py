@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pera_lightning.checkpoint.manifest.manifest import Manifest
-from pera_lightning.checkpoint.training.checkpoint_archive import check_archive
+from pera_lightning.checkpoint.training.checkpoint_archive import check_archive, check_parts
 from pera_lightning.checkpoint.training.found_instead import found_instead
 from pera_lightning.checkpoint.training.named_objects import reason_of_torch
 from pera_lightning.checkpoint.training.plain_tensors import check_plain
@@ -63,9 +63,10 @@ class TrainingCheckpoint:
             return _tensors(file, _load(file), model)
         from torch.distributed.checkpoint import CheckpointException, load
 
-        from pera_lightning.checkpoint.training.distributed_metadata import PlainReader
+        from pera_lightning.checkpoint.training.distributed_metadata import PlainReader, archives, read_metadata
 
         assert isinstance(self.path, Path)
+        check_parts(self.path, archives(read_metadata(self.path)))
         sizes = _stored(self.path)
         found = {key: torch.zeros(entry.size, dtype=entry.properties.dtype) for key, entry in sizes.items()}
         with warnings.catch_warnings():

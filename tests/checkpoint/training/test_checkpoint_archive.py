@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
+from torch.distributed.checkpoint import FileSystemWriter, save
 
 from pera_lightning import PeraCallback
 from pera_lightning.checkpoint.training.consolidation import consolidate
@@ -100,3 +102,41 @@ def test_other_writers_of_the_same_form_are_read(whole: Path, tmp_path: Path) ->
     write_parts(path, parts_of(path))
     consolidate(path, tmp_path / "adapter")
     make_trainer(tmp_path, PeraCallback(rank=2)).test(Regressor(), ckpt_path=path, verbose=False, **SAFE_LOADING)
+
+
+@pytest.mark.parametrize("name", ["endless", "factor", "of the form before torch 1.6"])
+def test_at_a_url(whole: Path, tmp_path: Path, name: str) -> None:
+    spoil, words = REFUSED[name]
+    path = tmp_path / "spoiled.ckpt"
+    path.write_bytes(whole.read_bytes())
+    spoil(path)
+    fsspec.filesystem("memory").pipe("/archives/spoiled.ckpt", path.read_bytes())
+    with pytest.raises(CheckpointError, match=words):
+        consolidate("memory://archives/spoiled.ckpt", tmp_path / "adapter")
+    trainer = make_trainer(tmp_path, PeraCallback(rank=2))
+    with pytest.raises(CheckpointError, match=words):
+        trainer.test(Regressor(), ckpt_path="memory://archives/spoiled.ckpt", **SAFE_LOADING)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+@pytest.mark.parametrize("part", ["meta.pt", "__0_0.distcp"])
+def test_in_a_folder_of_several_processes(whole: Path, tmp_path: Path, part: str) -> None:
+    folder, held = tmp_path / "folder", torch.load(whole, weights_only=True)
+    save(
+        {f"state_dict.{key}": value for key, value in held.pop("state_dict").items()},
+        storage_writer=FileSystemWriter(folder),
+        no_dist=True,
+    )
+    torch.save(held, folder / "meta.pt")
+    consolidate(folder, tmp_path / "whole")
+    if part == "meta.pt":
+        endless(folder / part)
+    else:
+        # torch itself would call this one, with a storage and a size.
+        held = (folder / part).read_bytes()
+        (folder / part).write_bytes(
+            held.replace(b"torch._utils\n_rebuild_tensor_v2", b"torch\nFloatTensor\n_rebuild_ten_")
+        )
+    with pytest.raises(CheckpointError, match=r"damaged, or none(.|\n)*" + part):
+        consolidate(folder, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
