@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pera_lightning.checkpoint import Manifest
+from pera_lightning.concurrency import reading
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import TrainingError
 from pera_lightning.export.lora.lora_factors import LoraFactors, spectrum
@@ -154,9 +155,10 @@ def inspect_adapter(model_or_dir: nn.Module | str | Place) -> AdapterInspection:
         AdapterFileError: The folder is missing or damaged.
         TrainingError: The adapter holds values that are not finite.
     """
-    adapter = PeraTensors.of(model_or_dir)
-    # An adapter is small, and not every accelerator has float64.
-    return inspect_tensors(adapter.manifest, {key: value.cpu() for key, value in adapter.tensors.items()})
+    with reading(model_or_dir):
+        adapter = PeraTensors.of(model_or_dir)
+        # An adapter is small, and not every accelerator has float64.
+        return inspect_tensors(adapter.manifest, {key: value.cpu() for key, value in adapter.tensors.items()})
 
 
 def inspect_tensors(manifest: Manifest, tensors: dict[str, Tensor]) -> AdapterInspection:

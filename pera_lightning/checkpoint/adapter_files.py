@@ -32,7 +32,7 @@ from pera_lightning.checkpoint.checksums import with_checksums
 from pera_lightning.checkpoint.finite_values import describe_infinite, not_finite
 from pera_lightning.checkpoint.manifest.manifest import Manifest, manifest_of
 from pera_lightning.checkpoint.model_card import model_card
-from pera_lightning.concurrency import changing
+from pera_lightning.concurrency import changing, reading
 from pera_lightning.errors import AdapterFileError, ConfigError, InjectionError, TargetError, one_line
 from pera_lightning.functional.distributed import is_distributed, whole
 from pera_lightning.injection import InjectionReport, adapted_layers, init_loftq, inject_plan, remove_adapter
@@ -64,12 +64,14 @@ def save_adapter(
         FolderError: The folder is somebody else's, or cannot be written to; it is as it was.
     """
     check_flags(overwrite=overwrite)
-    tensors, manifest = adapter_state_dict(model), manifest_of(model, base_model)
-    sharded = any(map(is_distributed, tensors.values()))
-    tensors = {key: whole(value) for key, value in tensors.items()}
-    if sharded and torch.distributed.get_rank() > 0:
-        return _named(place(directory))
-    return write_adapter(directory, tensors, manifest, constants=kept_infinities(model), overwrite=overwrite)
+    # To the end: the tensors are the model's own.
+    with reading(model):
+        tensors, manifest = adapter_state_dict(model), manifest_of(model, base_model)
+        sharded = any(map(is_distributed, tensors.values()))
+        tensors = {key: whole(value) for key, value in tensors.items()}
+        if sharded and torch.distributed.get_rank() > 0:
+            return _named(place(directory))
+        return write_adapter(directory, tensors, manifest, constants=kept_infinities(model), overwrite=overwrite)
 
 
 def write_adapter(

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pera_lightning.concurrency import in_turn
+from pera_lightning.concurrency import in_turn, reading
 from pera_lightning.errors import PeraError
 from pera_lightning.functional.distributed import is_distributed, own_part
 from pera_lightning.injection import adapter_layers, saved_tensors
@@ -26,7 +26,8 @@ def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
         with the model.
         Paths are relative to `model` and free of wrapper names such as `_orig_mod`. Empty without adapters.
     """
-    return {key: value.detach() for key, value in _adapter_tensors(model)}
+    with reading(model):
+        return {key: value.detach() for key, value in _adapter_tensors(model)}
 
 
 def _adapter_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

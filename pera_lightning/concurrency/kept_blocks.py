@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from torch import nn
 
 from pera_lightning.concurrency import turns
+from pera_lightning.concurrency.guards import register
 from pera_lightning.concurrency.refusals import in_another_order
-from pera_lightning.concurrency.turns import Turn, change, entered, register, wait_for_turn
+from pera_lightning.concurrency.turns import Turn, changing, entered, wait_for_turn
 
 
 @contextmanager
@@ -33,9 +34,9 @@ def kept(model: nn.Module, is_so: Callable[[], bool], make_so: Callable[[], Call
     with entered(turn):
         wait_for_turn(lambda: _joins(turn, is_so) or turn.first_against() is None, turn, deadline)
         if turn.exclusive:
-            with change(model, turn):
+            with changing(model, turn):
                 turn.undos.append((model, make_so()))
-            with register.changed:
+            with register.lock:
                 turn.exclusive = False
                 register.changed.notify_all()
         try:
@@ -44,7 +45,7 @@ def kept(model: nn.Module, is_so: Callable[[], bool], make_so: Callable[[], Call
             if not _leaves_to_others(turn):
                 # Nothing to bring back but what was changed within this block.
                 for changed, bring_back in turn.undos or [(model, make_so)]:
-                    with change(changed, turn):
+                    with changing(changed, turn):
                         bring_back()
 
 
@@ -60,7 +61,7 @@ def _joins(turn: Turn, is_so: Callable[[], bool]) -> bool:
 def _leaves_to_others(turn: Turn) -> bool:
     """Whether nothing is to be done at the end of a block; else it has the model to itself then."""
     deadline = time.monotonic() + turns.PATIENCE
-    with register.changed:
+    with register.lock:
         beside = [other for other in register.turns if other.granted and other.overlaps(turn)]
         blocks = [other for other in beside if other.keeps is not None]
         within = [other for other in blocks if turn.number in other.enclosing]

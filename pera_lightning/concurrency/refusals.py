@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import threading
-from types import FrameType
 from typing import Any
 
 from torch import nn
 
-from pera_lightning.concurrency.running_calls import owner_of
 from pera_lightning.errors import InjectionError
 
 
-def inside_a_call(call: FrameType) -> InjectionError:
+def inside_a_call(layer: nn.Module) -> InjectionError:
     """A hook or layer changes the model whose forward pass it takes part in."""
     return InjectionError(
         "A model cannot be changed from within its own forward pass.",
-        got=f"a change during the call of {type(owner_of(call)).__name__}, a part of the model",
+        got=f"a change during the call of {type(layer).__name__}, a part of the model",
         expected="changes before or after a call of the whole model",
         fix="move it out of the hook or layer that makes it, to where the model is called",
     )
 
 
-def beside_a_call(call: FrameType, ident: int, seconds: float) -> InjectionError:
+def beside_a_call(kind: str, name: str, ident: int, seconds: float) -> InjectionError:
     """A call of another thread takes too long."""
-    name = f"{type(owner_of(call)).__name__}.{call.f_code.co_name}"
     return InjectionError(
         "The model cannot be changed while another thread computes with it; nothing has changed.",
-        got=f"a call of {name} in thread {_thread_name(ident)!r} that did not end within {seconds:g} s",
+        got=f"{kind} of {name} in thread {_thread_name(ident)!r} that did not end within {seconds:g} s",
         expected="calls that end meanwhile",
         fix="let calls that take long and changes take turns, by a lock of your own around both: "
         "`with lock, adapters.using(name) as model: model.generate(...)`",
@@ -40,21 +37,11 @@ def beside_a_block(owner: tuple[int, Any], seconds: float) -> InjectionError:
     where = f"thread {_thread_name(ident)!r}" + ("" if task is None else f", task {task.get_name()!r}")
     return InjectionError(
         "The model cannot be changed while others rely on how it is; nothing has changed.",
-        got=f"a block of AdapterSet.using or adapter_disabled (or a change) in {where}, which did not end within "
-        f"{seconds:g} s or waits for this one",
+        got=f"a block of AdapterSet.using or adapter_disabled (or a change, save or export) in {where}, which did not "
+        f"end within {seconds:g} s or waits for this one",
         expected="one adapter at a time",
         fix="let blocks that need different adapters take turns, by a lock of your own around them (an asyncio.Lock "
         "between tasks), or give each a model of its own",
-    )
-
-
-def begun_beside_a_change(call: FrameType) -> InjectionError:
-    """A forward pass has come past the place where calls wait, and may have got hold of layers from before."""
-    return InjectionError(
-        "A forward pass of the model began while another thread was changing it.",
-        got=f"{type(owner_of(call)).__name__}.{call.f_code.co_name}, not called by way of the module",
-        expected="calls of the module, which wait for the change",
-        fix="call model(...) and not model.forward(...); do not compile a module around it in place",
     )
 
 
@@ -69,11 +56,11 @@ def in_another_order() -> InjectionError:
     )
 
 
-def after_a_fork(module: nn.Module) -> InjectionError:
+def after_a_fork(name: str) -> InjectionError:
     """The thread that was changing the model does not exist in this process."""
     return InjectionError(
         "The model was changing when this process was forked from another one: it is neither the old nor the new one.",
-        got=f"a call of {type(module).__name__}",
+        got=f"a call of {name}",
         expected="a process that begins while no thread changes the model",
         fix="start processes before threads, or by the start method 'spawn'",
     )

@@ -1,7 +1,6 @@
-"""Who may change a model, and when: changes wait for each other and for calls, and calls for changes.
+"""Who may change a model, and when: changes wait for each other, for readers and for calls.
 
-Nothing of this is kept in a model: copies and pickled models have nothing to do with each other, and a call costs what
-it did. While a model changes, and only then, its calls in other threads are held up (`Gate`).
+Calls are waited for where a model is guarded (`guards.py`): by an `AdapterSet`.
 """
 
 from __future__ import annotations
@@ -16,35 +15,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import FrameType
 from typing import Any, Concatenate, ParamSpec, TypeVar
+from weakref import WeakSet
 
 from torch import nn
 
-from pera_lightning.concurrency.gate import Gate
-from pera_lightning.concurrency.refusals import (
-    after_a_fork,
-    begun_beside_a_change,
-    beside_a_block,
-    beside_a_call,
-    inside_a_call,
-)
-from pera_lightning.concurrency.running_calls import (
-    ModelParts,
-    calls_of_others,
-    outermost_call,
-    own_inner_pass,
-    pass_around,
-)
+from pera_lightning.concurrency.guards import Guard, register
+from pera_lightning.concurrency.model_parts import own_inner_pass, parts_of
+from pera_lightning.concurrency.refusals import beside_a_block, beside_a_call, inside_a_call
 
 PATIENCE = 2.0
 """Seconds that a change waits for others; they may be waiting for the thread that makes it."""
-
-POLL = 0.0005, 0.01
-"""Seconds between two looks at calls that are running: at first, and after many."""
-
-_ALIVE = 1.0
-"""Seconds after which a call that waits looks whether the thread is still there that changes its model."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,7 +37,11 @@ _enclosing: ContextVar[tuple[int, ...]] = ContextVar("_enclosing", default=())
 
 
 class Turn:
-    """One change of a model, or one block within which others may not change it.
+    """One change of a model, or one block (or reading) within which others may not change it.
+
+    Args:
+        model: What it is about.
+        around: Of a change at the end of a block: the block.
 
     Attributes:
         model: What it is about.
@@ -66,7 +51,9 @@ class Turn:
         thread: Id of the thread that makes the change.
         exclusive: Whether it suffers no other turn beside it.
         granted: Whether it has begun.
-        running: Of a change that is made now: the calls that began before it and have not ended. Else None.
+        guards: Of a change that is made now: those whose calls it holds up.
+        changes: Whether it is a change that is made now.
+        is_lost: Whether the thread that makes the change does not exist in this process.
         keeps: Of a block: whether the model is in its state.
         undos: Of a block: what it does at its end, and to which models.
     """
@@ -83,18 +70,20 @@ class Turn:
             self.enclosing = {*around.enclosing, around.number}
         self.exclusive = True
         self.granted = False
-        self.running: dict[FrameType, int] | None = None
+        self.guards: list[Guard] = []
+        self.changes = False
+        self.is_lost = False
         self.keeps: Callable[[], bool] | None = None
         self.undos: list[tuple[nn.Module, Callable[[], object]]] = []
 
     @functools.cached_property
-    def parts(self) -> ModelParts:
+    def parts(self) -> WeakSet[nn.Module]:
         """Of the model; found when they are asked for."""
-        return ModelParts(self.model)
+        return parts_of(self.model)
 
     def overlaps(self, other: Turn) -> bool:
         """Whether it is another turn, about the same model or one that shares modules with it."""
-        return other is not self and self.parts.overlap(other.parts)
+        return other is not self and not self.parts.isdisjoint(other.parts)
 
     def first_against(self) -> Turn | None:
         """The first turn that has to end before this one begins."""
@@ -110,40 +99,6 @@ class Turn:
         return None
 
 
-class Register:
-    """All turns of this process.
-
-    Attributes:
-        turns: In the order in which they came.
-        changed: Whose lock is held while they are changed, and that is notified of it.
-    """
-
-    def __init__(self) -> None:
-        self.turns: list[Turn] = []
-        self.changed = threading.Condition()
-
-
-register = Register()
-
-
-@contextmanager
-def changing(model: nn.Module) -> Iterator[None]:
-    """Within this context the model is this thread's alone: to be put around whatever changes what it computes.
-
-    Waits for calls of the model that run in other threads, and for their changes and blocks of `kept`. Calls that other
-    threads begin meanwhile wait for the end of the context. One may be within another.
-
-    Args:
-        model: The model, or the layer, that changes.
-
-    Raises:
-        InjectionError: This thread is within a forward pass of a part of the model, or others have not come to an end
-            within `PATIENCE` seconds. Nothing has changed.
-    """
-    with change(model):
-        yield
-
-
 def in_turn(function: Callable[Concatenate[Model, P], R]) -> Callable[Concatenate[Model, P], R]:
     """Have a function that changes its first argument, a model or layer, run within `changing`."""
 
@@ -156,49 +111,83 @@ def in_turn(function: Callable[Concatenate[Model, P], R]) -> Callable[Concatenat
 
 
 @contextmanager
+def reading(model: object, *, alone: bool = False) -> Iterator[None]:
+    """Within this context nobody else changes the model: to be put around whatever reads its adapter.
+
+    Calls and other readers go on; changes wait for the end.
+
+    Args:
+        model: The model. For anything else (a folder, from which an adapter is read) nothing is done.
+        alone: Without other readers: for those that change the model in between, which could not wait for each other.
+
+    Raises:
+        InjectionError: A change of another thread has not ended within `PATIENCE` seconds.
+    """
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    turn, deadline = Turn(model), time.monotonic() + PATIENCE
+    turn.exclusive = alone
+    with entered(turn):
+        wait_for_turn(lambda: turn.first_against() is None, turn, deadline)
+        yield
+
+
+@contextmanager
 def entered(turn: Turn) -> Iterator[None]:
     """Within this context a turn counts for others, and this code is within it."""
-    with register.changed:
+    with register.lock:
         register.turns.append(turn)
     _enclosing.set((*_enclosing.get(), turn.number))
     try:
         yield
     finally:
         _enclosing.set(tuple(number for number in _enclosing.get() if number != turn.number))
-        with register.changed:
+        with register.lock:
             register.turns.remove(turn)
             register.changed.notify_all()
 
 
 @contextmanager
-def change(model: nn.Module, around: Turn | None = None) -> Iterator[None]:
-    """As `changing`, on behalf of a block that need not have been begun in this thread."""
+def changing(model: nn.Module, around: Turn | None = None) -> Iterator[None]:
+    """Within this context the model is this thread's alone: to be put around whatever changes what it computes.
+
+    Waits for calls of a guarded model that run in other threads, and for their changes, readings and blocks of `kept`.
+    Calls that other threads begin meanwhile wait for the end of the context. One may be within another.
+
+    Args:
+        model: The model, or the layer, that changes.
+        around: The block at whose end it changes; it need not have been begun in this thread.
+
+    Raises:
+        InjectionError: This thread is within a forward pass of a part of the model, or others have not come to an end
+            within `PATIENCE` seconds. Nothing has changed.
+    """
     ident = threading.get_ident()
-    if any(
-        turn.thread == ident and turn.running is not None and turn.parts.hold(model) for turn in list(register.turns)
-    ):
+    if any(turn.thread == ident and turn.changes and model in turn.parts for turn in list(register.turns)):
         # Within another change of this thread.
         yield
         return
     turn, deadline = Turn(model, around), time.monotonic() + PATIENCE
-    call = own_inner_pass(model)
-    if call is not None:
-        raise inside_a_call(call)
+    layer = own_inner_pass(model)
+    if layer is not None:
+        raise inside_a_call(layer)
     with entered(turn):
         wait_for_turn(lambda: turn.first_against() is None, turn, deadline)
         try:
-            _hold_up_calls(turn)
-            _wait_for_calls(turn, deadline)
+            _hold_up_calls(turn, deadline)
             yield
         finally:
-            with register.changed:
-                turn.running = None
-                _GATE.open(turn)
+            with register.lock:
+                for guard in turn.guards:
+                    guard.changes.remove(turn)
+                turn.changes = False
+                register.changed.notify_all()
 
 
 def wait_for_turn(is_free: Callable[[], bool], turn: Turn, deadline: float) -> None:
     """Wait until a turn can be granted, and grant it."""
-    with register.changed:
+    with register.lock:
         while not is_free():
             left, other = deadline - time.monotonic(), turn.first_against()
             # A task of this thread goes on only when this one lets it.
@@ -208,52 +197,23 @@ def wait_for_turn(is_free: Callable[[], bool], turn: Turn, deadline: float) -> N
         turn.granted = True
 
 
-def _hold_up_calls(turn: Turn) -> None:
-    with register.changed:
+def _hold_up_calls(turn: Turn, deadline: float) -> None:
+    with register.lock:
         # To be found afresh: the model may have changed while this turn waited.
         vars(turn).pop("parts", None)
-        turn.running = {}
-        _GATE.shut(turn, turn.parts)
-        # Which includes calls that have come to the gate since: they wait for the lock.
-        turn.running = calls_of_others(turn.parts)
-
-
-def _wait_for_calls(turn: Turn, deadline: float) -> None:
-    pause, longest = POLL
-    while turn.running:
-        if time.monotonic() > deadline:
-            call, ident = next(iter(turn.running.items()))
-            raise beside_a_call(call, ident, PATIENCE)
-        time.sleep(pause)
-        pause = min(pause * 1.2, longest)
-        present = calls_of_others(turn.parts)
-        turn.running = {call: ident for call, ident in turn.running.items() if call in present}
-
-
-def _wait_for_changes(module: nn.Module) -> None:
-    """Have a call wait until no other thread changes the model that it is of."""
-    frame = sys._getframe()
-    with register.changed:
-        while (change := _change_against(module, frame)) is not None:
-            begun = pass_around(frame, module, change.parts)
-            if begun is not None:
-                raise begun_beside_a_change(begun)
-            if not register.changed.wait(_ALIVE) and change.thread not in sys._current_frames():
-                raise after_a_fork(module)
-
-
-def _change_against(module: nn.Module, frame: FrameType) -> Turn | None:
-    ident = threading.get_ident()
-    for turn in register.turns:
-        if turn.running is None or turn.thread == ident or not turn.parts.concern(module):
-            continue
-        # A call that began before the change is to end before it.
-        if outermost_call(frame, turn.parts) not in turn.running:
-            return turn
-    return None
-
-
-_GATE = Gate(_wait_for_changes)
+        shared = [module for module in list(register.guards) if not turn.parts.isdisjoint(parts_of(module))]
+        guards = [register.guards[module] for module in shared]
+        # First the calls that the last change has held up, or changes one after the other would let none begin.
+        while any(guard.waiting and not guard.changes for guard in guards) and time.monotonic() < deadline:
+            register.changed.wait(max(deadline - time.monotonic(), 0))
+        turn.changes, turn.guards = True, guards
+        for guard in guards:
+            guard.put_in_place()
+            guard.changes.append(turn)
+        while others := [call for guard in guards for call in guard.calls() if call[2] != turn.thread]:
+            if time.monotonic() >= deadline:
+                raise beside_a_call(*others[0], PATIENCE)
+            register.changed.wait(max(deadline - time.monotonic(), 0))
 
 
 def _present_owner() -> tuple[int, Any]:
@@ -266,11 +226,14 @@ def _present_owner() -> tuple[int, Any]:
 
 
 def _forget_other_threads() -> None:
-    """In a forked process there is but one thread, and nobody who would release the lock or end a block."""
-    register.changed = threading.Condition()
-    register.turns[:] = [
-        turn for turn in register.turns if turn.running is not None or turn.owner[0] == threading.get_ident()
-    ]
+    """In a forked process there is but one thread, and nobody who would release the lock or end a call or block."""
+    register.renew_lock()
+    own = threading.get_ident()
+    for turn in register.turns:
+        turn.is_lost = turn.thread != own
+    register.turns[:] = [turn for turn in register.turns if turn.changes or turn.owner[0] == own]
+    for guard in register.guards.values():
+        guard.running = {call: ident for call, ident in guard.running.items() if ident == own}
 
 
 if hasattr(os, "register_at_fork"):

@@ -14,6 +14,7 @@ from pera_lightning.checkpoint.manifest.base_sample import base_sample
 from pera_lightning.checkpoint.manifest.layer_traits import layer_traits
 from pera_lightning.checkpoint.manifest.manifest_schema import FORMAT_VERSION, checked_manifest
 from pera_lightning.checkpoint.manifest.missing_adapter import missing_adapter
+from pera_lightning.concurrency import reading
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import AdapterFileError, InjectionError, one_line, shown
 from pera_lightning.form_bounds import is_whole
@@ -156,28 +157,29 @@ def manifest_of(model: nn.Module, base_model: str | None = None) -> Manifest:
     Raises:
         InjectionError: The model holds no adapter.
     """
-    layers = {name: layer for name, layer in original_names(model) if isinstance(layer, PeraLinear)}
-    if not layers:
-        raise InjectionError(
-            "The model holds no adapter.",
-            got="a model without PERA layers",
-            expected="a model after inject_adapter, load_adapter or PeraCallback.setup",
-            fix="inject the adapter first",
+    with reading(model):
+        layers = {name: layer for name, layer in original_names(model) if isinstance(layer, PeraLinear)}
+        if not layers:
+            raise InjectionError(
+                "The model holds no adapter.",
+                got="a model without PERA layers",
+                expected="a model after inject_adapter, load_adapter or PeraCallback.setup",
+                fix="inject the adapter first",
+            )
+        base_model = base_model or base_name(model)
+        return Manifest(
+            config=next(iter(layers.values())).config,
+            layers={name: LayerPlan(layer.rank, layer.alpha) for name, layer in layers.items()},
+            saved=tuple(name for name, _ in marked_modules(model)),
+            base_model=base_model,
+            versions=versions(),
+            quantization=quantization_of(model),
+            tokens=present_plans(model),
+            base_sample=base_sample(model),
+            base_record=base_record(model, gguf=(base_model or "").endswith(".gguf")),
+            traits=layer_traits(model),
+            architecture=type(model).__name__,
         )
-    base_model = base_model or base_name(model)
-    return Manifest(
-        config=next(iter(layers.values())).config,
-        layers={name: LayerPlan(layer.rank, layer.alpha) for name, layer in layers.items()},
-        saved=tuple(name for name, _ in marked_modules(model)),
-        base_model=base_model,
-        versions=versions(),
-        quantization=quantization_of(model),
-        tokens=present_plans(model),
-        base_sample=base_sample(model),
-        base_record=base_record(model, gguf=(base_model or "").endswith(".gguf")),
-        traits=layer_traits(model),
-        architecture=type(model).__name__,
-    )
 
 
 def quantization_of(model: nn.Module) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from torch import nn
 from pera_lightning.checkpoint.adapter_files import load_adapter
 from pera_lightning.checkpoint.several.adapter_comparison import AdapterComparison, compare_layers
 from pera_lightning.checkpoint.several.mixing import inject_mixture
-from pera_lightning.concurrency import changing, kept
+from pera_lightning.concurrency import changing, guard_calls, kept, reading
 from pera_lightning.errors import ConfigError, InjectionError
 from pera_lightning.injection import (
     DetachedAdapter,
@@ -40,11 +40,16 @@ class AdapterSet:
     Only `switch`, `using` and `remove` change what the model computes: `load` and `mix` leave in place what is there.
     Once `merge_adapter` or `remove_adapter` was called on the model, the set is of no use any more.
 
-    Threads: a call of the model (a forward pass; also a whole `generate`) sees one adapter from beginning to end. What
-    the set does to the model waits for calls that run in other threads, and calls that begin meanwhile wait for it. If
-    they have not ended within two seconds it raises InjectionError, and nothing has changed. Calls alone cost what they
-    did. Not seen are calls without a frame of Python's that belongs to the model: replayed CUDA graphs, functions (not
-    modules) compiled around it, and anything where Python runs without its global lock.
+    Threads: a call of the model (`model(...)`; also a whole `generate`) sees one adapter from beginning to end. What
+    changes the model, by the set or past it (`load_adapter`, `adapter_disabled`, `merge_adapter`), waits for calls that
+    run in other threads, and for what reads its adapter (`save_adapter`, `adapter_state_dict`, `export_lora`); those
+    that begin meanwhile wait for it. If they have not ended within two seconds it raises InjectionError, and nothing
+    has changed. For this the set counts the calls of its model, which takes about a microsecond each.
+
+    Make the set of what is called: of a compiled model, `AdapterSet(torch.compile(model))`. Not counted, and to be put
+    into a block of `using`, are calls of a part of the model and of `model.forward`, graphs compiled around it, and
+    what torch and Python do past the package (`copy.deepcopy(model)`, `model.state_dict()`, an optimizer's step); so
+    are several calls that belong together, as within a module that holds the model.
 
     Args:
         model: The module that adapters are loaded into. If it holds one already, this becomes the first of the set.
@@ -69,10 +74,16 @@ class AdapterSet:
             )
         if name is not None:
             self._check_new(name)
+        guard_calls(model)
+        if name is not None:
             with changing(model):
                 self._adapters[name] = detach_adapter(model)
                 self._put(name)
             self._active = name
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        guard_calls(self._model)
 
     @property
     def model(self) -> nn.Module:
@@ -234,13 +245,14 @@ class AdapterSet:
         Raises:
             ConfigError: The set holds no adapter of one of the names.
         """
-        for name in (first, second):
-            self._check_known(name)
-        one, other = (
-            {layer: partial(scaled_factors, adapted) for layer, adapted in self._adapters[name].layers.items()}
-            for name in (first, second)
-        )
-        return compare_layers((first, second), one, other)
+        with reading(self._model):
+            for name in (first, second):
+                self._check_known(name)
+            one, other = (
+                {layer: partial(scaled_factors, adapted) for layer, adapted in self._adapters[name].layers.items()}
+                for name in (first, second)
+            )
+            return compare_layers((first, second), one, other)
 
     def remove(self, name: str) -> None:
         """Forget an adapter; if it is in place, the base alone remains.

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from pera_lightning.concurrency import reading
 from pera_lightning.errors import ConfigError, ExportError, InjectionError
 from pera_lightning.export.certificate import Certificate, Reference
 from pera_lightning.export.export_report import ExportReport
@@ -106,35 +107,36 @@ def export_lora(
     check_flags(overwrite=overwrite)
     folder = local_path(out_dir, "out_dir")
     _check_inputs(inputs)
-    if isinstance(model_or_dir, nn.Module):
-        _refuse_inactive(model_or_dir)
-        for name, layer in adapted_layers(model_or_dir):
-            refuse_more(layer.base_layer, layer, name)
-        _refuse_wrapped(model_or_dir, to)
-        _name_hooks(model_or_dir)
-    adapter = PeraTensors.of(model_or_dir)
-    check_place(folder, to, base=adapter.manifest.base_model, overwrite=overwrite)
-    refuse_losses(to, adapter.manifest)
-    lora = plain_lora(adapter, rank, max_error=max_error, dtype=dtype)
-    refuse_rank(to, lora.rank)
-    reference = _reference(model_or_dir, inputs, lora)
-    form = _form(to, getattr(model_or_dir, "config", None) if model_config is None else model_config)
-    size = sum(part.nbytes for factors in lora.factors.values() for part in factors)
-    with whole_folder(folder, export_kind(to), overwrite=overwrite, bytes_needed=size) as temporary:
-        form.write(lora, temporary)
-        certificate = None
+    with reading(model_or_dir, alone=True):
         if isinstance(model_or_dir, nn.Module):
-            if check is None and to in ("peft", "vllm") and has_peft():
-                try_peft(model_or_dir, temporary)
-            if reference is not None:
-                certificate = (check or _plain_check(form))(model_or_dir, temporary, reference)
-                certificate.refuse_inexact()
-        name = str(dtype).removeprefix("torch.")
-        report = ExportReport(to, lora.rank, name, lora.exact, lora.fits, lora.saved_rounding, certificate)
-        if to in ("peft", "vllm"):
-            write_lora_card(temporary, adapter.manifest, report)
-        report.write(temporary)
-    return report
+            _refuse_inactive(model_or_dir)
+            for name, layer in adapted_layers(model_or_dir):
+                refuse_more(layer.base_layer, layer, name)
+            _refuse_wrapped(model_or_dir, to)
+            _name_hooks(model_or_dir)
+        adapter = PeraTensors.of(model_or_dir)
+        check_place(folder, to, base=adapter.manifest.base_model, overwrite=overwrite)
+        refuse_losses(to, adapter.manifest)
+        lora = plain_lora(adapter, rank, max_error=max_error, dtype=dtype)
+        refuse_rank(to, lora.rank)
+        reference = _reference(model_or_dir, inputs, lora)
+        form = _form(to, getattr(model_or_dir, "config", None) if model_config is None else model_config)
+        size = sum(part.nbytes for factors in lora.factors.values() for part in factors)
+        with whole_folder(folder, export_kind(to), overwrite=overwrite, bytes_needed=size) as temporary:
+            form.write(lora, temporary)
+            certificate = None
+            if isinstance(model_or_dir, nn.Module):
+                if check is None and to in ("peft", "vllm") and has_peft():
+                    try_peft(model_or_dir, temporary)
+                if reference is not None:
+                    certificate = (check or _plain_check(form))(model_or_dir, temporary, reference)
+                    certificate.refuse_inexact()
+            name = str(dtype).removeprefix("torch.")
+            report = ExportReport(to, lora.rank, name, lora.exact, lora.fits, lora.saved_rounding, certificate)
+            if to in ("peft", "vllm"):
+                write_lora_card(temporary, adapter.manifest, report)
+            report.write(temporary)
+        return report
 
 
 class _Form(NamedTuple):

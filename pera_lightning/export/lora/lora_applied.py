@@ -26,17 +26,17 @@ def lora_applied(model: nn.Module, lora: StoredLora) -> Iterator[nn.Module]:
     Raises:
         AdapterFileError: The LoRA does not hold all that the model's adapter does.
     """
-    own = dict(saved_tensors(model))
-    _check_complete(model, own, lora)
-    layers = [(name, layer) for name, layer in original_names(model) if isinstance(layer, PeraLinear)]
-    # Not adapter_disabled, which would take modules saved whole back to their start.
-    enabled = [layer for _, layer in layers if layer.enabled]
-    hooks = [
-        layer.base_layer.register_forward_hook(_adding(lora.factors[name], isinstance(layer, PeraEmbedding)))
-        for name, layer in layers
-    ]
-    trained = {key: value.detach().clone() for key, value in own.items()}
     with changing(model):
+        own = dict(saved_tensors(model))
+        _check_complete(model, own, lora)
+        layers = [(name, layer) for name, layer in original_names(model) if isinstance(layer, PeraLinear)]
+        # Not adapter_disabled, which would take modules saved whole back to their start.
+        enabled = [layer for _, layer in layers if layer.enabled]
+        hooks = [
+            layer.base_layer.register_forward_hook(_adding(lora.factors[name], isinstance(layer, PeraEmbedding)))
+            for name, layer in layers
+        ]
+        trained = {key: value.detach().clone() for key, value in own.items()}
         try:
             for layer in enabled:
                 layer.enabled = False

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pera_lightning.checkpoint import Manifest, adapter_state_dict, manifest_of
 from pera_lightning.checkpoint.adapter_folder import read_adapter
+from pera_lightning.concurrency import reading
 from pera_lightning.errors import ConfigError, ExportError
 from pera_lightning.export.lora.lora_factors import LoraFactors, exact_factors, padded, relative_rounding, spectrum
 from pera_lightning.export.probe import relative_error
@@ -82,8 +83,9 @@ class PeraTensors:
             AdapterFileError: The folder is missing or damaged.
         """
         if isinstance(source, nn.Module):
-            tensors = {key: whole(value) for key, value in adapter_state_dict(source).items()}
-            return cls(manifest_of(source), tensors)
+            with reading(source):
+                tensors = {key: whole(value) for key, value in adapter_state_dict(source).items()}
+                return cls(manifest_of(source), tensors)
         return cls(*read_adapter(source))
 
     def exact(self) -> Iterator[tuple[str, LoraFactors]]:
