@@ -47,6 +47,8 @@ def save_adapter(
 ) -> Path | str:
     """Write the adapter of a model: `adapter_model.safetensors`, `adapter_config.json` and a model card.
 
+    Changes that other threads make (`AdapterSet.switch`, `load_adapter`) wait for the end, or are waited for.
+
     Args:
         model: A model with adapters; names in the files are relative to it. One that is sharded over processes is
             saved by all of them together: each calls this, the first one writes.
@@ -153,7 +155,8 @@ def load_adapter(
         AdapterFileError: A file is missing or damaged, or the adapter does not fit the model: then the message
             names the tensors, and the model is as it was.
         ConfigError: `float_model` is needed and does not fit.
-        InjectionError: The model's adapters are merged, or other threads' calls of it do not end.
+        InjectionError: The model's adapters are merged, or other threads' calls of it do not end (which is seen of a
+            model in an `AdapterSet`; with others, no thread may compute meanwhile).
     """
     check_flags(allow_other_quantization=allow_other_quantization, allow_other_base=allow_other_base)
     folder = place(directory)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
@@ -43,10 +43,6 @@ class Register:
     def __init__(self) -> None:
         self.turns: list[Turn] = []
         self.guards: WeakKeyDictionary[nn.Module, Guard] = WeakKeyDictionary()
-        self.renew_lock()
-
-    def renew_lock(self) -> None:
-        """After a fork: nobody would release it."""
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)
 
@@ -132,8 +128,11 @@ class Guard:
         while True:
             against = None
             for turn in self.changes:
+                running: list[int] = []
+                for guard in turn.guards:
+                    running += list(guard.running.values())
                 # A call within one that began before the change is to end before it.
-                if turn.thread != own and not _is_within(turn.guards, own):
+                if own not in (turn.thread, *running):
                     against = turn
             if against is None:
                 return
@@ -165,14 +164,6 @@ class Guard:
             method = getattr(module, name) if name in vars(module) or hasattr(type(module), name) else None
             if method is not None and not isinstance(method, _Method):
                 vars(module)[name] = _Method(self, name, method)
-
-
-@_not_compiled
-def _is_within(guards: Iterable[Guard], ident: int) -> bool:
-    for guard in guards:
-        if ident in list(guard.running.values()):
-            return True
-    return False
 
 
 class _Method:

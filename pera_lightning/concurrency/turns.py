@@ -227,7 +227,8 @@ def _present_owner() -> tuple[int, Any]:
 
 def _forget_other_threads() -> None:
     """In a forked process there is but one thread, and nobody who would release the lock or end a call or block."""
-    register.renew_lock()
+    register.lock = threading.RLock()
+    register.changed = threading.Condition(register.lock)
     own = threading.get_ident()
     for turn in register.turns:
         turn.is_lost = turn.thread != own

@@ -19,7 +19,8 @@ def adapter_disabled(model: nn.Module) -> Iterator[nn.Module]:
     """Within this context `model` computes exactly what it computed before injection.
 
     Merged layers are unmerged for the time; modules saved whole get their original values. Everything is as it
-    was afterwards, also after an exception.
+    was afterwards, also after an exception. Calls that run in other threads are waited for where the model is in an
+    `AdapterSet`; with other models, no other thread may compute at the beginning and end.
 
     Args:
         model: A model with adapters.
