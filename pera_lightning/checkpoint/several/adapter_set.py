@@ -41,15 +41,12 @@ class AdapterSet:
     Once `merge_adapter` or `remove_adapter` was called on the model, the set is of no use any more.
 
     Threads: a call of the model (`model(...)`; also a whole `generate`) sees one adapter from beginning to end. What
-    changes the model, by the set or past it (`load_adapter`, `adapter_disabled`, `merge_adapter`), waits for calls that
-    run in other threads, and for what reads its adapter (`save_adapter`, `adapter_state_dict`, `export_lora`); those
-    that begin meanwhile wait for it. If they have not ended within two seconds it raises InjectionError, and nothing
-    has changed. For this the set counts the calls of its model, which takes about a microsecond each.
-
-    Make the set of what is called: of a compiled model, `AdapterSet(torch.compile(model))`. Not counted, and to be put
-    into a block of `using`, are calls of a part of the model and of `model.forward`, graphs compiled around it, and
-    what torch and Python do past the package (`copy.deepcopy(model)`, `model.state_dict()`, an optimizer's step); so
-    are several calls that belong together, as within a module that holds the model.
+    changes the model, by the set or past it (`load_adapter`, `adapter_disabled`), waits for calls and for what reads
+    the adapter (`save_adapter`, `export_lora`) in other threads, and they for it: two seconds, then it raises
+    InjectionError, and nothing has changed. Counting the calls takes about a microsecond each. Make the set of what is
+    called: `AdapterSet(torch.compile(model))`. Not counted, and to be put into a block of `using`, are calls of a part
+    of the model or of `model.forward`, graphs compiled around it, and what torch and Python do past the package
+    (`copy.deepcopy(model)`, `model.state_dict()`); so are several calls that belong together.
 
     Args:
         model: The module that adapters are loaded into. If it holds one already, this becomes the first of the set.
@@ -72,10 +69,9 @@ class AdapterSet:
                 expected="a name exactly if the model holds an adapter",
                 fix="AdapterSet(model, name='...')" if adapted else "AdapterSet(model)",
             )
-        if name is not None:
-            self._check_new(name)
         guard_calls(model)
         if name is not None:
+            self._check_new(name)
             with changing(model):
                 self._adapters[name] = detach_adapter(model)
                 self._put(name)
