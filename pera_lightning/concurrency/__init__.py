@@ -1,10 +1,10 @@
 """Changes of a model beside calls of it in other threads: every call sees one state from beginning to end.
 
-May import errors alone. Open `turns.py` first: who waits for whom; `guards.py` is how calls are counted,
+May import errors alone. Open `turns.py` first: who waits for whom; `call_guards.py` is how calls are counted,
 `kept_blocks.py` how a block keeps its state.
 """
 
-from pera_lightning.concurrency.guards import guard_calls
+from pera_lightning.concurrency.call_guards import guard_calls
 from pera_lightning.concurrency.kept_blocks import kept
 from pera_lightning.concurrency.turns import changing, in_turn, reading
 

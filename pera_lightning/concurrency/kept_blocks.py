@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from pera_lightning.concurrency import turns
-from pera_lightning.concurrency.guards import register
+from pera_lightning.concurrency.call_guards import register
 from pera_lightning.concurrency.refusals import in_another_order
 from pera_lightning.concurrency.turns import Turn, changing, entered, wait_for_turn
 

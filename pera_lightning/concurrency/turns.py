@@ -1,6 +1,6 @@
 """Who may change a model, and when: changes wait for each other, for readers and for calls.
 
-Calls are waited for where a model is guarded (`guards.py`): by an `AdapterSet`.
+Calls are waited for where a model is guarded (`call_guards.py`): by an `AdapterSet`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from weakref import WeakSet
 
 from torch import nn
 
-from pera_lightning.concurrency.guards import Guard, register
+from pera_lightning.concurrency.call_guards import Guard, register
 from pera_lightning.concurrency.model_parts import own_inner_pass, parts_of
 from pera_lightning.concurrency.refusals import beside_a_block, beside_a_call, inside_a_call
 

@@ -40,13 +40,11 @@ class AdapterSet:
     Only `switch`, `using` and `remove` change what the model computes: `load` and `mix` leave in place what is there.
     Once `merge_adapter` or `remove_adapter` was called on the model, the set is of no use any more.
 
-    Threads: a call of the model (`model(...)`; also a whole `generate`) sees one adapter from beginning to end. What
-    changes the model, by the set or past it (`load_adapter`, `adapter_disabled`), waits for calls and for what reads
-    the adapter (`save_adapter`, `export_lora`) in other threads, and they for it: two seconds, then it raises
-    InjectionError, and nothing has changed. Counting the calls takes about a microsecond each. Make the set of what is
-    called: `AdapterSet(torch.compile(model))`. Not counted, and to be put into a block of `using`, are calls of a part
-    of the model or of `model.forward`, graphs compiled around it, and what torch and Python do past the package
-    (`copy.deepcopy(model)`, `model.state_dict()`); so are several calls that belong together.
+    Threads: a call of the model (`model(...)`; also a whole `generate`) sees one adapter from beginning to end. Changes,
+    by the set or past it (`load_adapter`, `adapter_disabled`), wait for calls and readers (`save_adapter`) in other
+    threads, and they for changes: two seconds, then a change raises InjectionError, and nothing has changed. Make the
+    set of what is called: `AdapterSet(torch.compile(model))`. Calls of a part of the model or of `model.forward`, graphs
+    compiled around it and what torch does (`copy.deepcopy(model)`) are not counted: put them into a block of `using`.
 
     Args:
         model: The module that adapters are loaded into. If it holds one already, this becomes the first of the set.
@@ -242,13 +240,12 @@ class AdapterSet:
             ConfigError: The set holds no adapter of one of the names.
         """
         with reading(self._model):
+            found = []
             for name in (first, second):
                 self._check_known(name)
-            one, other = (
-                {layer: partial(scaled_factors, adapted) for layer, adapted in self._adapters[name].layers.items()}
-                for name in (first, second)
-            )
-            return compare_layers((first, second), one, other)
+                layers = self._adapters[name].layers.items()
+                found.append({layer: partial(scaled_factors, adapted) for layer, adapted in layers})
+            return compare_layers((first, second), *found)
 
     def remove(self, name: str) -> None:
         """Forget an adapter; if it is in place, the base alone remains.
