@@ -40,11 +40,11 @@ class AdapterSet:
     Only `switch`, `using` and `remove` change what the model computes: `load` and `mix` leave in place what is there.
     Once `merge_adapter` or `remove_adapter` was called on the model, the set is of no use any more.
 
-    Threads: a call of the model (`model(...)`; also a whole `generate`) sees one adapter from beginning to end. Changes,
+    Threads: a call of the model (`model(...)`, or a whole `generate`) sees one adapter from beginning to end. Changes,
     by the set or past it (`load_adapter`, `adapter_disabled`), wait for calls and readers (`save_adapter`) in other
     threads, and they for changes: two seconds, then a change raises InjectionError, and nothing has changed. Make the
-    set of what is called: `AdapterSet(torch.compile(model))`. Calls of a part of the model or of `model.forward`, graphs
-    compiled around it and what torch does (`copy.deepcopy(model)`) are not counted: put them into a block of `using`.
+    set of what is called: `AdapterSet(torch.compile(model))`. Calls of a part of the model or of `model.forward`, of
+    graphs around it, and what torch does (`copy.deepcopy(model)`) are not counted: put them into a block of `using`.
 
     Args:
         model: The module that adapters are loaded into. If it holds one already, this becomes the first of the set.
