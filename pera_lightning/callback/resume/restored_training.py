@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -35,7 +36,9 @@ def check_training_state(trainer: pl.Trainer, path: str | Path) -> None:
     if loads and "optimizer_states" in held:
         refuse_optimizer(states_problem(trainer.optimizers, held["optimizer_states"]), path)
     problem = None
-    if "lr_schedulers" in held:
+    # It puts a scheduler of its own in place of the run's when its time has come.
+    averages = any(isinstance(callback, StochasticWeightAveraging) for callback in getattr(trainer, "callbacks", ()))
+    if "lr_schedulers" in held and not averages:
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         problem = schedulers_problem(schedulers, held["lr_schedulers"])
     if problem is not None:
