@@ -58,6 +58,6 @@ def test_options() -> None:
 
 
 def test_refused_where_layers_are_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter_pictures.fsdp, "is_flattened", lambda module: True)
+    monkeypatch.setattr(adapter_pictures, "is_flattened", lambda module: True)
     with pytest.raises(TrainingError, match="FSDPStrategy"):
         AdapterPictures().on_fit_start(SimpleNamespace(loggers=[]), Regressor())

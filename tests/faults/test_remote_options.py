@@ -165,6 +165,13 @@ def test_a_path_of_the_user_becomes_a_path_in_one_place() -> None:
         ("data/chat/template_process.py", "__file__"),
         ("data/chat/template_worker.py", "'/proc/self/statm'"),
         ("callback/trained/trained_adapter.py", "tempfile.gettempdir()"),
+        # Out of a checkpoint, only compared with each other.
+        ("callback/resume/restored_callbacks.py", "path"),
+        ("callback/resume/restored_callbacks.py", "dirpath"),
+        ("loading/tokenizer_trial.py", "__file__"),
+        # Of a file that was found, or downloaded.
+        ("loading/tokenizer_worker.py", "question['file']"),
+        ("loading/pretrained_tokenizer.py", "found"),
         # Of a source, whose name has been looked at when it was made.
         ("loading/adapter_source.py", "base"),
         ("loading/adapter_source.py", "source.pretrained"),
@@ -176,6 +183,7 @@ def test_a_path_of_the_user_becomes_a_path_in_one_place() -> None:
             "export/merged/merged_model.py",
             "snapshot_download(source.pretrained, revision=source.revision, local_files_only=True)",
         ),
+        ("loading/pretrained_tokenizer.py", "source.pretrained"),
         ("loading/pretrained.py", "self.pretrained"),
         ("loading/pretrained.py", "source.pretrained"),
     }
