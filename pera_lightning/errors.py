@@ -30,6 +30,11 @@ class PeraError(Exception):
         return _rebuild, (type(self), self._arguments)
 
     @property
+    def cure(self) -> str:
+        """What the user can do about it, for a message that has no better one."""
+        return self._arguments["fix"]
+
+    @property
     def in_short(self) -> str:
         """What was wrong, on one line of another message, which has a cure of its own."""
         parts = self._arguments

@@ -196,7 +196,8 @@ def _put(
             "The adapter was made for another model.",
             got=f"{folder}: {one_line(error)}",
             expected="a model with the layers that the adapter lists",
-            fix=f"load it into {manifest.base_model or 'its own base model'}, into the module it was saved from",
+            fix=f"load it into {manifest.base_model or 'its own base model'}, into the module it was saved from; if it "
+            f"is: {error.cure}",
         ) from error
     try:
         check_fit(tensors, model, folder)

@@ -15,6 +15,8 @@ from pera_lightning.errors import shown
 Group = Mapping[str, Any]
 _HOW = {"foreach", "fused", "capturable", "differentiable"}
 """How a step is computed; a trial on the CPU goes without them."""
+_FASTER = {"foreach", "fused"}
+"""Which of them a run may have otherwise, as on another device: they say nothing of what a step is."""
 _ADDED = {*_HOW, "maximize", "nesterov", "amsgrad", "centered", "decoupled_weight_decay"}
 """What a file of an older torch may not have: its `load_state_dict` puts these there."""
 
@@ -33,6 +35,10 @@ def option_problems(kind: type[Optimizer], own: Group, held: Group) -> Iterator[
         yield f"it is of another optimizer: it has no {lost[0]!r} for {kind.__name__}"
         return
     for name in sorted(own.keys() & held.keys() - {"params"}):
+        if name in _FASTER:
+            if held[name] is not None and not isinstance(held[name], bool):
+                yield f"the optimizer's {name} is {shown(held[name])}, which is no switch"
+            continue
         is_alike = _is_alike if name in options else _is_alike_number
         if not is_alike(own[name], held[name], may_be_tensor=name == "lr"):
             yield f"the optimizer's {name} is {shown(held[name])}, where the run's own is {shown(own[name])}"

@@ -115,7 +115,8 @@ WRONG = {
     "weight_decay": group("weight_decay", 1e300, -1, float("nan")),
     "initial_lr": group("initial_lr", "x", float("nan")),
     **{name: group(name, True, "x", 1) for name in ("maximize", "amsgrad", "capturable", "differentiable")},
-    **{name: group(name, True, "x", 1) for name in ("foreach", "fused", "decoupled_weight_decay")},
+    **{name: group(name, "x", 1) for name in ("foreach", "fused")},
+    "decoupled_weight_decay": group("decoupled_weight_decay", True, "x", 1),
 }
 
 
