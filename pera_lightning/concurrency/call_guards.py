@@ -65,9 +65,11 @@ def guard_calls(model: nn.Module) -> None:
 
 def _not_compiled(function: F) -> F:
     """Have a function run as it is within a compiled call, and what it calls still be compiled."""
-    actions = eval_frame._FrameAction
-    strategy = eval_frame._FrameExecStrategy(actions.SKIP, actions.DEFAULT)
-    eval_frame.set_code_exec_strategy(function.__code__, strategy)
+    # Where a later torch has none of these, a guard in a compiled call is one more piece of it.
+    if hasattr(eval_frame, "set_code_exec_strategy"):
+        actions = eval_frame._FrameAction
+        strategy = eval_frame._FrameExecStrategy(actions.SKIP, actions.DEFAULT)
+        eval_frame.set_code_exec_strategy(function.__code__, strategy)
     return function
 
 
