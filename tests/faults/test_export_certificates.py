@@ -206,7 +206,7 @@ def test_a_lora_whose_files_hold_something_else(
     export_lora(model, out, to=to)
     before = contents(out)
     # What is written is not what was made: a layer is lost on the way.
-    module = {"peft": "peft_format", "safetensors": "factors_format", "llamacpp": "gguf_adapter"}[to]
+    module = {"peft": "lora.peft_format", "safetensors": "lora.factors_format", "llamacpp": "gguf.gguf_adapter"}[to]
     writer = {"peft": "write_peft", "safetensors": "write_factors", "llamacpp": "write_gguf_adapter"}[to]
     write = getattr(importlib.import_module(f"pera_lightning.export.{module}"), writer)
 

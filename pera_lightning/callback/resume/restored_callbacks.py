@@ -16,6 +16,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from pera_lightning.errors import shown
@@ -24,6 +25,7 @@ _BEST, _PATHS = "best_model_path", ("kth_best_model_path", "last_model_path")
 _SCORES = ("best_model_score", "current_score", "kth_value")
 _COUNTS = ("wait_count", "stopped_epoch", "patience")
 _MOST = 1 << 62
+_WITHOUT_SAVING = (TrainerFn.VALIDATING, TrainerFn.TESTING, TrainerFn.PREDICTING)
 
 
 def callback_problem(trainer: pl.Trainer, states: Any) -> str | None:
@@ -42,6 +44,9 @@ def callback_problem(trainer: pl.Trainer, states: Any) -> str | None:
         # As Lightning finds them; what is empty it leaves out.
         state = states.get(callback.state_key, states.get(callback._legacy_state_key))
         problem = next(problems(callback, state), None) if state else None
+        # Validations, tests and predictions save nothing, and so remove nothing.
+        if state and isinstance(callback, ModelCheckpoint) and trainer.state.fn not in _WITHOUT_SAVING:
+            problem = problem or _removal(callback, state)
         if problem is not None:
             return f"the state of {type(callback).__name__}: {problem}"
     return None
@@ -64,12 +69,18 @@ def _of_model_checkpoint(callback: ModelCheckpoint, state: Any) -> Iterator[str]
         why = None if path == "" and name in named else _path_problem(path, dirpath, callback.FILE_EXTENSION)
         if why and not (name == _BEST and _stays_outside(path, callback)):
             yield f"{name} is {shown(path)}, {why}"
-    if moved and _would_be_removed(named[_BEST], callback):
-        yield f"{_BEST} is {shown(named[_BEST])} of {dirpath}, and the first save would remove it"
     kth = named["kth_best_model_path"]
     full = not moved and 0 < callback.save_top_k <= len(models)
     if kth not in models and (kth or full):
         yield f"kth_best_model_path is {shown(kth)}, which is not among its best_k_models"
+
+
+def _removal(callback: ModelCheckpoint, state: Mapping[str, Any]) -> str | None:
+    """What the first save of a run in another folder would remove."""
+    path, dirpath = state[_BEST], state.get("dirpath", callback.dirpath)
+    if dirpath == callback.dirpath or not _would_be_removed(path, callback):
+        return None
+    return f"{_BEST} is {shown(path)} of {dirpath}, and the first save would remove it"
 
 
 def _scores_and_models(state: Mapping[str, Any]) -> Iterator[str]:
