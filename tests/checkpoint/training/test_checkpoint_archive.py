@@ -119,6 +119,8 @@ def test_at_a_url(whole: Path, tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+# Of torch 2.8, about itself.
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
 @pytest.mark.parametrize("part", ["meta.pt", "__0_0.distcp"])
 def test_in_a_folder_of_several_processes(whole: Path, tmp_path: Path, part: str) -> None:
     folder, held = tmp_path / "folder", torch.load(whole, weights_only=True)

@@ -79,7 +79,7 @@ def test_features_of_a_data_set_open_nothing(
     (tmp_path / "set").mkdir()
     stored = pa.array([{"bytes": None, "path": address[0]}], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
     columns = {"picture": stored, "list": pa.array([[stored[0].as_py()]], pa.list_(stored.type)), "x": ["a"]}
-    features = {"picture": {"_type": "Image"}, "list": {"_type": "List", "feature": {"_type": "Image"}}, "x": VALUE}
+    features = {"picture": {"_type": "Image"}, "list": [{"_type": "Image"}], "x": VALUE}
     saved(tmp_path / "set" / "train.parquet", columns, features)
     (row,) = dataset_rows("set", load_hub_dataset(str(tmp_path / "set"), None)["train"])
     assert row.fields == {"x": "a"}
