@@ -13,6 +13,7 @@ from pera_lightning.loading.stored_weights import StoredWeights
 
 _LAYERS = re.compile(r"(num|n)_.*layers?|n_layer|(en|de)coder_layers|layers")
 _SHARES = re.compile(r".*(dropout|pdrop)(_prob)?")
+_WINDOWS = re.compile(r"(.*_)?window(_size)?")
 _SMALL = re.compile(r"(.*_)?(eps|epsilon)")
 _MOST = 1e30
 """Of a number; products of it are still finite in float32."""
@@ -35,6 +36,10 @@ def check_base_config(values: Mapping[str, Any], weights: StoredWeights) -> None
         problem = _problem(name.rpartition(".")[2], value, weights)
         if problem:
             raise ConfigDamage(f"its config says {name} = {reprlib.repr(value)}, {problem}")
+    for name, value in values.items():
+        # transformers compares it with lengths, when the model runs.
+        if _WINDOWS.fullmatch(str(name)) and isinstance(value, str):
+            raise ConfigDamage(f"its config says {name} = {reprlib.repr(value)}, where a number of tokens is meant")
 
 
 def check_base_size(build: Callable[[], nn.Module], weights: StoredWeights) -> None:

@@ -23,6 +23,7 @@ BAD = {
     "rope_theta": (0.0, -1.0),
     "attention_dropout": (1.5, -0.1),
     "hidden_size": (2**31,),
+    "sliding_window": ("x",),
 }
 
 
