@@ -120,7 +120,7 @@ def test_contributing_names_what_is_there() -> None:
 def test_importing_the_package_is_cheap() -> None:
     script = (
         "import sys, pera_lightning; "
-        "heavy = {'transformers', 'datasets', 'bitsandbytes', 'lightning', 'matplotlib', 'torchmetrics'}; "
+        "heavy = {'torch', 'numpy', 'transformers', 'datasets', 'bitsandbytes', 'lightning', 'matplotlib'}; "
         "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -173,7 +173,23 @@ def test_training_saving_loading_and_merging_need_neither_lightning_nor_transfor
 
 
 def test_public_names() -> None:
+    """Type checkers read the imports, Python the table; a name comes from the same place in both."""
     import pera_lightning
 
     for name in pera_lightning.__all__:
         assert getattr(pera_lightning, name) is not None
+    read = ast.walk(ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8")))
+    homes = {
+        alias.name: node.module
+        for node in read
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("pera_lightning")
+        for alias in node.names
+    }
+    assert homes == pera_lightning._HOMES
+    assert sorted(homes) == sorted(pera_lightning.__all__)
+    assert set(pera_lightning.__all__) <= set(dir(pera_lightning))
+
+
+def test_folders_are_there_without_being_imported() -> None:
+    script = "import pera_lightning; pera_lightning.layers.PeraLinear; assert not hasattr(pera_lightning, 'nothing')"
+    subprocess.run([sys.executable, "-c", script], check=True)
