@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import rich
@@ -14,11 +15,9 @@ from pera_lightning.data.examples import IGNORE_INDEX
 from pera_lightning.data.rescaled_positions import RowsInCompany
 from pera_lightning.injection import describe_bytes
 from pera_lightning.loading.pretrained import (
-    PretrainedSource,
     compute_dtype,
     load_causal_lm,
 )
-from pera_lightning.models.activation_offloading import ActivationOffloading
 from pera_lightning.models.answer_loss import (
     answer_logits,
     answer_loss,
@@ -35,11 +34,9 @@ from pera_lightning.models.generation import (
     sample_table,
     split_prompts,
 )
-from pera_lightning.models.gradient_checkpointing import enable_gradient_checkpointing
-from pera_lightning.models.optimization import OptimizerName, Schedule
 from pera_lightning.models.pack_check import check_packs
 from pera_lightning.models.parallel.parallel_causal_lm import ParallelBuild
-from pera_lightning.models.pretrained_module import Dtype, PretrainedModule
+from pera_lightning.models.pretrained_module import PretrainedModule
 from pera_lightning.option_checks import check_flags, count, one_of
 from pera_lightning.run_log.messages import rank_zero_info
 
@@ -59,30 +56,17 @@ class PeraCausalLM(PretrainedModule):
 
     Args:
         pretrained: Hub id or local folder of a causal language model.
+        learning_rate: Peak learning rate of AdamW, for the factors A and everything trained whole.
         gguf_file: Name of a GGUF file in that repository or folder; its weights are dequantised on loading.
-        revision: Branch, tag or commit of the hub repository.
-        dtype: Dtype of the model's weights: "auto" keeps the one they were saved in (GGUF, which has none:
-            "native"), "native" is bfloat16 where the machine has instructions for it, else float32. The adapter's
-            factors are float32 on a bfloat16 base.
         quantization: Store the linear layers but the output head in 4 bits ("nf4", "nf4-dq" with quantised scales,
             "fp4") or 8 ("int8"), by bitsandbytes; everything else keeps `dtype`, the factors are float32.
-        attn_implementation: "eager", "sdpa", "flash_attention_2", ...; null leaves the choice to transformers.
-        trust_remote_code: Whether code that comes with the repository may run.
-        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
-        activation_offloading: Keep in CPU memory what the forward pass saves for the backward pass: less GPU memory
-            and more time. Best with gradient_checkpointing, which leaves one tensor per layer to be moved.
-        optimizer: "adamw", or bitsandbytes' with moments in 8 bits: "adamw_8bit", or "paged_adamw_8bit", which makes
-            room on the GPU when memory runs out.
-        learning_rate: Peak learning rate of AdamW, for the factors A and everything trained whole.
-        b_lr_factor: Factor on the learning rate of the factors B.
-        h_lr_factor: Factor on the learning rate of the polynomial coefficients h.
-        weight_decay: Weight decay of AdamW; coefficients h, biases and norms are never decayed.
-        warmup_ratio: Share of all optimizer steps over which the learning rate rises from 0, in [0, 1).
-        schedule: What the learning rate does after the warm-up; linear and cosine end at 0.
         generate_in_validation: Generate the answers in validation too, for the exact match and printed samples.
         generate_in_test: The same in the test.
         max_new_tokens: Longest generated answer, in tokens.
         printed_samples: Number of generated answers printed after a validation or test with generation.
+        **options: What every `PretrainedModule` has: revision, dtype, attn_implementation, trust_remote_code,
+            gradient_checkpointing, activation_offloading, optimizer, b_lr_factor, h_lr_factor, weight_decay,
+            warmup_ratio, schedule.
 
     Raises:
         ConfigError: An option has a value it cannot have.
@@ -92,52 +76,21 @@ class PeraCausalLM(PretrainedModule):
         self,
         pretrained: str,
         *,
-        gguf_file: str | None = None,
-        revision: str | None = None,
-        dtype: Dtype = "auto",
-        quantization: Quantization | None = None,
-        attn_implementation: str | None = None,
-        trust_remote_code: bool = False,
-        gradient_checkpointing: bool = False,
-        activation_offloading: bool = False,
-        optimizer: OptimizerName = "adamw",
         learning_rate: float = 2e-4,
-        b_lr_factor: float = 1.0,
-        h_lr_factor: float = 1.0,
-        weight_decay: float = 0.0,
-        warmup_ratio: float = 0.0,
-        schedule: Schedule = "linear",
+        gguf_file: str | None = None,
+        quantization: Quantization | None = None,
         generate_in_validation: bool = False,
         generate_in_test: bool = False,
         max_new_tokens: int = 64,
         printed_samples: int = 3,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.set_source(
-            PretrainedSource(pretrained, gguf_file, revision, trust_remote_code), dtype, attn_implementation
-        )
+        super().__init__(pretrained, learning_rate=learning_rate, **options)
+        self.source = replace(self.source, gguf_file=gguf_file)
         self.quantization = one_of("quantization", quantization, (None, *QUANTIZATIONS))
         if self.quantization is not None:
             check_quantization(self.quantization)
-        check_flags(
-            trust_remote_code=trust_remote_code,
-            gradient_checkpointing=gradient_checkpointing,
-            activation_offloading=activation_offloading,
-            generate_in_validation=generate_in_validation,
-            generate_in_test=generate_in_test,
-        )
-        self.gradient_checkpointing = gradient_checkpointing
-        self.activation_offloading = activation_offloading
-        self.set_optimization(
-            optimizer=optimizer,
-            learning_rate=learning_rate,
-            b_lr_factor=b_lr_factor,
-            h_lr_factor=h_lr_factor,
-            weight_decay=weight_decay,
-            warmup_ratio=warmup_ratio,
-            schedule=schedule,
-        )
+        check_flags(generate_in_validation=generate_in_validation, generate_in_test=generate_in_test)
         self.generate_in_validation = generate_in_validation
         self.generate_in_test = generate_in_test
         self.max_new_tokens = count("max_new_tokens", max_new_tokens, least=1)
@@ -170,10 +123,7 @@ class PeraCausalLM(PretrainedModule):
             else:
                 self._parallel = ParallelBuild(self._load, self.source, self.device_mesh, self.quantization)
                 self.model = self._parallel.model
-            if self.gradient_checkpointing:
-                enable_gradient_checkpointing(self.model)
-            if self.activation_offloading:
-                ActivationOffloading().attach(self.model.base_model)
+            self.spare_memory(self.model)
         set_compute_dtype(self.model, self._compute_dtype(self.model.dtype))
         if self._parallel is not None and not _sharded_later(self.trainer):
             self.shard_model()

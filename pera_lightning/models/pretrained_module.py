@@ -13,9 +13,10 @@ from pera_lightning.injection import adapted_layers, parameter_groups
 from pera_lightning.loading.pretrained import PretrainedSource
 from pera_lightning.loading.pretrained_tokenizer import load_tokenizer
 from pera_lightning.models.accumulation.weighted_accumulation import WeightedAccumulation
-from pera_lightning.models.activation_offloading import check_offloading
+from pera_lightning.models.activation_offloading import ActivationOffloading, check_offloading
+from pera_lightning.models.gradient_checkpointing import enable_gradient_checkpointing
 from pera_lightning.models.optimization import OptimizerName, Schedule, make_optimizer, warmup_schedule
-from pera_lightning.option_checks import between, one_of, positive
+from pera_lightning.option_checks import between, check_flags, one_of, positive
 from pera_lightning.run_log.messages import rank_zero_info
 
 if TYPE_CHECKING:
@@ -28,40 +29,64 @@ Dtype = Literal["auto", "native", "float32", "bfloat16", "float16"]
 class PretrainedModule(LightningModule):
     """A LightningModule around one pretrained model: its source, its tokenizer and its optimizer.
 
-    A subclass calls `set_source` and `set_optimization` in `__init__`, makes `self.model` in `configure_model`, and
-    returns from `training_step` what `self.accumulation.weigh` makes of its loss; `train_loss` is logged by that.
+    A subclass makes `self.model` in `configure_model` (and calls `spare_memory` on it), and returns from
+    `training_step` what `self.accumulation.weigh` makes of its loss; `train_loss` is logged by that.
+
+    Args:
+        pretrained: Hub id or local folder of a model.
+        learning_rate: Peak learning rate of AdamW, for the factors A and everything trained whole.
+        revision: Branch, tag or commit of the hub repository.
+        dtype: Dtype of the model's weights: "auto" keeps the one they were saved in (GGUF, which has none:
+            "native"), "native" is bfloat16 where the machine has instructions for it, else float32. The adapter's
+            factors are float32 on a bfloat16 base.
+        attn_implementation: "eager", "sdpa", "flash_attention_2", ...; null leaves the choice to transformers.
+        trust_remote_code: Whether code that comes with the repository may run.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+        activation_offloading: Keep in CPU memory what the forward pass saves for the backward pass: less GPU memory
+            and more time. Best with gradient_checkpointing, which leaves one tensor per layer to be moved.
+        optimizer: "adamw", or bitsandbytes' with moments in 8 bits: "adamw_8bit", or "paged_adamw_8bit", which makes
+            room on the GPU when memory runs out.
+        b_lr_factor: Factor on the learning rate of the factors B.
+        h_lr_factor: Factor on the learning rate of the polynomial coefficients h.
+        weight_decay: Weight decay of AdamW; coefficients h, biases and norms are never decayed.
+        warmup_ratio: Share of all optimizer steps over which the learning rate rises from 0, in [0, 1).
+        schedule: What the learning rate does after the warm-up; linear and cosine end at 0.
+
+    Raises:
+        ConfigError: An option has a value it cannot have.
     """
 
-    activation_offloading: bool
-
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        pretrained: str,
+        *,
+        learning_rate: float,
+        revision: str | None = None,
+        dtype: Dtype = "auto",
+        attn_implementation: str | None = None,
+        trust_remote_code: bool = False,
+        gradient_checkpointing: bool = False,
+        activation_offloading: bool = False,
+        optimizer: OptimizerName = "adamw",
+        b_lr_factor: float = 1.0,
+        h_lr_factor: float = 1.0,
+        weight_decay: float = 0.0,
+        warmup_ratio: float = 0.0,
+        schedule: Schedule = "linear",
+    ) -> None:
         super().__init__()
-        self.accumulation = WeightedAccumulation(self, "train_loss")
-
-    def set_source(self, source: PretrainedSource, dtype: Dtype, attn_implementation: str | None) -> None:
-        """Keep where the model comes from and how it is loaded; nothing is loaded yet."""
-        self.source = source
+        # With the options of the subclass, and of the user's own below it.
+        self.save_hyperparameters()
+        check_flags(
+            trust_remote_code=trust_remote_code,
+            gradient_checkpointing=gradient_checkpointing,
+            activation_offloading=activation_offloading,
+        )
+        self.source = PretrainedSource(pretrained, revision=revision, trust_remote_code=trust_remote_code)
         self.dtype_name = one_of("dtype", dtype, get_args(Dtype))
         self.attn_implementation = attn_implementation
-        self.model: PreTrainedModel | None = None
-        self._tokenizer: PreTrainedTokenizerBase | None = None
-
-    def set_optimization(
-        self,
-        *,
-        optimizer: OptimizerName,
-        learning_rate: float,
-        b_lr_factor: float,
-        h_lr_factor: float,
-        weight_decay: float,
-        warmup_ratio: float,
-        schedule: Schedule,
-    ) -> None:
-        """Check and keep the options of `configure_optimizers`.
-
-        Raises:
-            ConfigError: An option has a value it cannot have.
-        """
+        self.gradient_checkpointing = gradient_checkpointing
+        self.activation_offloading = activation_offloading
         self.optimizer_name = one_of("optimizer", optimizer, get_args(OptimizerName))
         # Under this name Lightning's learning-rate finder looks for it.
         self.learning_rate = positive("learning_rate", learning_rate)
@@ -70,6 +95,9 @@ class PretrainedModule(LightningModule):
         self.weight_decay = between("weight_decay", weight_decay, 0, math.inf)
         self.warmup_ratio = between("warmup_ratio", warmup_ratio, 0, 1)
         self.schedule = one_of("schedule", schedule, get_args(Schedule))
+        self.model: PreTrainedModel | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self.accumulation = WeightedAccumulation(self, "train_loss")
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -87,6 +115,13 @@ class PretrainedModule(LightningModule):
     def base_model_name(self) -> str:
         """What adapter files name as their base: `pretrained`, or `pretrained/gguf_file`."""
         return self.source.name
+
+    def spare_memory(self, model: PreTrainedModel) -> None:
+        """Have a model that was just built recompute or offload its activations, as the options say."""
+        if self.gradient_checkpointing:
+            enable_gradient_checkpointing(model)
+        if self.activation_offloading:
+            ActivationOffloading().attach(model.base_model)
 
     def built_model(self) -> PreTrainedModel:
         """The model.

@@ -10,14 +10,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from pera_lightning.errors import ConfigError, DataError
-from pera_lightning.loading.pretrained import PretrainedSource
 from pera_lightning.loading.pretrained_classifier import load_classifier
-from pera_lightning.models.activation_offloading import ActivationOffloading
 from pera_lightning.models.class_metrics import ClassMetrics
-from pera_lightning.models.gradient_checkpointing import enable_gradient_checkpointing
-from pera_lightning.models.optimization import OptimizerName, Schedule
-from pera_lightning.models.pretrained_module import Dtype, PretrainedModule
-from pera_lightning.option_checks import check_flags, count
+from pera_lightning.models.pretrained_module import PretrainedModule
+from pera_lightning.option_checks import count
 
 
 class PeraSequenceClassifier(PretrainedModule):
@@ -36,24 +32,12 @@ class PeraSequenceClassifier(PretrainedModule):
 
     Args:
         pretrained: Hub id or local folder of a model, with or without a classification head.
+        learning_rate: Peak learning rate of AdamW, for the factors A and the head.
         num_labels: Number of classes; 1 for a regression (with the mean squared error as its loss); null takes what
             the data module says, such as `GlueDataModule`.
-        revision: Branch, tag or commit of the hub repository.
-        dtype: Dtype of the model's weights: "auto" keeps the one they were saved in, "native" is bfloat16 where the
-            machine has instructions for it, else float32.
-        attn_implementation: "eager", "sdpa", "flash_attention_2", ...; null leaves the choice to transformers.
-        trust_remote_code: Whether code that comes with the repository may run.
-        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
-        activation_offloading: Keep in CPU memory what the forward pass saves for the backward pass: less GPU memory
-            and more time. Best with gradient_checkpointing, which leaves one tensor per layer to be moved.
-        optimizer: "adamw", or bitsandbytes' with moments in 8 bits: "adamw_8bit", or "paged_adamw_8bit", which makes
-            room on the GPU when memory runs out.
-        learning_rate: Peak learning rate of AdamW, for the factors A and the head.
-        b_lr_factor: Factor on the learning rate of the factors B.
-        h_lr_factor: Factor on the learning rate of the polynomial coefficients h.
-        weight_decay: Weight decay of AdamW; coefficients h, biases and norms are never decayed.
-        warmup_ratio: Share of all optimizer steps over which the learning rate rises from 0, in [0, 1).
-        schedule: What the learning rate does after the warm-up; linear and cosine end at 0.
+        **options: What every `PretrainedModule` has: revision, dtype, attn_implementation, trust_remote_code,
+            gradient_checkpointing, activation_offloading, optimizer, b_lr_factor, h_lr_factor, weight_decay,
+            warmup_ratio, schedule.
 
     Raises:
         ConfigError: An option has a value it cannot have.
@@ -63,42 +47,12 @@ class PeraSequenceClassifier(PretrainedModule):
         self,
         pretrained: str,
         *,
-        num_labels: int | None = None,
-        revision: str | None = None,
-        dtype: Dtype = "auto",
-        attn_implementation: str | None = None,
-        trust_remote_code: bool = False,
-        gradient_checkpointing: bool = False,
-        activation_offloading: bool = False,
-        optimizer: OptimizerName = "adamw",
         learning_rate: float = 1e-3,
-        b_lr_factor: float = 1.0,
-        h_lr_factor: float = 1.0,
-        weight_decay: float = 0.0,
-        warmup_ratio: float = 0.0,
-        schedule: Schedule = "linear",
+        num_labels: int | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        source = PretrainedSource(pretrained, revision=revision, trust_remote_code=trust_remote_code)
-        self.set_source(source, dtype, attn_implementation)
+        super().__init__(pretrained, learning_rate=learning_rate, **options)
         self.num_labels = None if num_labels is None else count("num_labels", num_labels, least=1)
-        check_flags(
-            trust_remote_code=trust_remote_code,
-            gradient_checkpointing=gradient_checkpointing,
-            activation_offloading=activation_offloading,
-        )
-        self.gradient_checkpointing = gradient_checkpointing
-        self.activation_offloading = activation_offloading
-        self.set_optimization(
-            optimizer=optimizer,
-            learning_rate=learning_rate,
-            b_lr_factor=b_lr_factor,
-            h_lr_factor=h_lr_factor,
-            weight_decay=weight_decay,
-            warmup_ratio=warmup_ratio,
-            schedule=schedule,
-        )
         self.modules_to_save: tuple[str, ...] = ()
         """What `PeraCallback` trains whole without being told: the head; known when the model is built."""
 
@@ -127,10 +81,7 @@ class PeraSequenceClassifier(PretrainedModule):
         )
         # Decoders find the last token, whose state is classified, by it.
         self.model.config.pad_token_id = self.tokenizer.pad_token_id
-        if self.gradient_checkpointing:
-            enable_gradient_checkpointing(self.model)
-        if self.activation_offloading:
-            ActivationOffloading().attach(self.model.base_model)
+        self.spare_memory(self.model)
         self.val_metrics = ClassMetrics(number)
         self.test_metrics = ClassMetrics(number)
 
