@@ -16,6 +16,10 @@ if not GPU_RUN:
     # Kernels then run on tensors of a CPU. Triton looks when it is imported, which compilers of torch do as well.
     os.environ["TRITON_INTERPRET"] = "1"
 
+# No test asks the Hub, whether there is a network or not: what names no folder would be asked for again and again, for
+# most of a minute.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 import torch  # noqa: E402 - the GPU is to be hidden first
 
 from pera_lightning.requirements import READS_GGUF, is_outdated  # noqa: E402
