@@ -41,9 +41,8 @@ from pera_lightning.storage.remote import Place, RemotePath, place, written
 
 DESCRIPTION = "Fine-tune with PERA adapters on PyTorch Lightning."
 EPILOG = (
-    "Tools without a Trainer: `python -m pera_lightning TOOL --help`, with TOOL one of generate, chat, evaluate, "
-    "compare, diff, inspect, estimate, consolidate, export, push. "
-    "Options of the adapter are under `pera`; any LightningModule and LightningDataModule can be named by class_path."
+    "Options of the adapter are under `pera`; any LightningModule and LightningDataModule can be named by class_path. "
+    "`pera_lightning --help` lists the tools that need no Trainer."
 )
 LOSS_CURVE_FILE = "loss_curve.png"
 
@@ -255,8 +254,3 @@ def make_cli(kind: type[PeraCLI], words: list[str] | None = None, prog: str = "p
         parser_kwargs={"description": DESCRIPTION, "epilog": EPILOG, "prog": prog},
         args=words,
     )
-
-
-def run_trainer() -> None:
-    """Run `fit`, `validate`, `test` or `predict`, as the command line of this process says."""
-    make_cli(PeraCLI)
