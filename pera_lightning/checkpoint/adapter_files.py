@@ -11,16 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pera_lightning.checkpoint.adapter_fit import check_fit, check_sizes
-from pera_lightning.checkpoint.adapter_folder import (
-    ADAPTER,
-    CARD_FILE,
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    check_adapter_place,
-    read_both,
-    refuse_damage,
-    stored_tensors,
-)
+from pera_lightning.checkpoint.adapter_folder import check_adapter_place, read_both, refuse_damage, stored_tensors
+from pera_lightning.checkpoint.adapter_kind import ADAPTER, CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from pera_lightning.checkpoint.adapter_mismatch import (
     base_difference,
     form_difference,

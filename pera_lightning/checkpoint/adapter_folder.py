@@ -1,4 +1,4 @@
-"""An adapter folder: what it is recognised by, and reading both of its files as one save wrote them."""
+"""An adapter folder: where one may be written, and reading both of its files as one save wrote them."""
 
 from __future__ import annotations
 
@@ -12,31 +12,16 @@ from safetensors.torch import load, load_file
 from torch import Tensor
 
 from pera_lightning.checkpoint.adapter_fit import check_alone
+from pera_lightning.checkpoint.adapter_kind import ADAPTER, CONFIG_FILE, WEIGHTS_FILE
 from pera_lightning.checkpoint.adapter_tensors import check_tensors
 from pera_lightning.checkpoint.checksums import damage
-from pera_lightning.checkpoint.manifest.manifest import PEFT_TYPE, Manifest, read_manifest
+from pera_lightning.checkpoint.manifest.manifest import Manifest, read_manifest
 from pera_lightning.errors import AdapterFileError, FolderError, PeraError, one_line
-from pera_lightning.storage.folder_kind import COMMIT, FolderKind, check_ours
+from pera_lightning.storage.folder_kind import COMMIT, check_ours
 from pera_lightning.storage.journal import settle
 from pera_lightning.storage.regular_file import check_regular
 from pera_lightning.storage.remote import Place, RemotePath, place
 
-WEIGHTS_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
-CARD_FILE = "README.md"
-_OF_RUNS = (
-    *("*.ckpt", "checkpoints", "lightning_logs", "version_*", "events.out.tfevents.*", "hparams.yaml", "metrics.csv"),
-    *("config.yaml", "checkpoint-*", "runs", "trainer_state.json", "training_args.bin", "optimizer.pt", "scheduler.pt"),
-    *("scaler.pt", "rng_state*.pth"),
-)
-"""What Trainers write, Lightning's and that of transformers: a run that was interrupted goes on in its folder."""
-ADAPTER = FolderKind(
-    "a PERA adapter",
-    marker=CONFIG_FILE,
-    recognise=lambda values: values.get("peft_type") == PEFT_TYPE,
-    files=(WEIGHTS_FILE, CARD_FILE),
-    beside=_OF_RUNS,
-)
 _TRIES = 100
 _PAUSE = 0.002
 """Seconds, beside a writer; a little longer each time."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Literal
 
-from pera_lightning.checkpoint.adapter_folder import CONFIG_FILE
+from pera_lightning.checkpoint.adapter_kind import CONFIG_FILE
 from pera_lightning.checkpoint.manifest.manifest import read_manifest
 from pera_lightning.cli.screen import show
 from pera_lightning.errors import ConfigError

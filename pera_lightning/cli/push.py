@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pera_lightning.checkpoint.adapter_folder import ADAPTER, read_adapter, read_weights
+from pera_lightning.checkpoint.adapter_folder import read_adapter, read_weights
+from pera_lightning.checkpoint.adapter_kind import ADAPTER
 from pera_lightning.checkpoint.finite_values import describe_infinite, not_finite
 from pera_lightning.cli.screen import show
 from pera_lightning.errors import AdapterFileError, ConfigError, one_line

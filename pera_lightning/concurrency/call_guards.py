@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -19,9 +20,6 @@ from torch._C._dynamo import eval_frame
 from pera_lightning.concurrency.model_parts import unwrapped
 from pera_lightning.concurrency.refusals import after_a_fork
 
-if TYPE_CHECKING:
-    from pera_lightning.concurrency.turns import Turn
-
 # Torch calls this in place of a module's forward pass where it is set (`module.compile()` sets it), before hooks and
 # whatever is compiled below.
 _FIRST = "_compiled_call_impl"
@@ -30,18 +28,31 @@ _GENERATE, _REPLICATE = "generate", "_replicate_for_data_parallel"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Register:
-    """What goes on in this process.
+@dataclass(eq=False)
+class Change:
+    """A change of a model that is being made, and holds calls up.
 
     Attributes:
-        turns: In the order in which they came.
+        thread: Id of the thread that makes it.
+        guards: Those whose calls it holds up.
+        is_lost: Whether that thread does not exist in this process.
+    """
+
+    thread: int
+    guards: list[Guard]
+    is_lost: bool = False
+
+
+class Register:
+    """The guards of this process, and what those wait by that change a model or call it.
+
+    Attributes:
         guards: By the modules that they guard.
         lock: Held while calls begin, and while turns come, change and go.
         changed: On that lock; notified of what others may wait for.
     """
 
     def __init__(self) -> None:
-        self.turns: list[Turn] = []
         self.guards: WeakKeyDictionary[nn.Module, Guard] = WeakKeyDictionary()
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)
@@ -89,7 +100,7 @@ class Guard:
     def __init__(self, module: nn.Module) -> None:
         self.name = type(module).__name__
         self.running: dict[tuple[str, object], int] = {}
-        self.changes: list[Turn] = []
+        self.changes: list[Change] = []
         self.waiting = 0
         # A model that nobody uses any more is to be gone at once.
         self._module = ref(module)
@@ -129,13 +140,13 @@ class Guard:
         own = threading.get_ident()
         while True:
             against = None
-            for turn in self.changes:
+            for change in self.changes:
                 running: list[int] = []
-                for guard in turn.guards:
+                for guard in change.guards:
                     running += list(guard.running.values())
                 # A call within one that began before the change is to end before it.
-                if own not in (turn.thread, *running):
-                    against = turn
+                if own not in (change.thread, *running):
+                    against = change
             if against is None:
                 return
             if against.is_lost:

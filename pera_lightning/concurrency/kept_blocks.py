@@ -62,7 +62,7 @@ def _leaves_to_others(turn: Turn) -> bool:
     """Whether nothing is to be done at the end of a block; else it has the model to itself then."""
     deadline = time.monotonic() + turns.PATIENCE
     with register.lock:
-        beside = [other for other in register.turns if other.granted and other.overlaps(turn)]
+        beside = [other for other in turns.present_turns if other.granted and other.overlaps(turn)]
         blocks = [other for other in beside if other.keeps is not None]
         within = [other for other in blocks if turn.number in other.enclosing]
         # In the same state as this one. But what goes on around this block relies on its own.

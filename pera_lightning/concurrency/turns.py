@@ -20,7 +20,7 @@ from weakref import WeakSet
 
 from torch import nn
 
-from pera_lightning.concurrency.call_guards import Guard, register
+from pera_lightning.concurrency.call_guards import Change, register
 from pera_lightning.concurrency.model_parts import own_inner_pass, parts_of
 from pera_lightning.concurrency.refusals import beside_a_block, beside_a_call, inside_a_call
 
@@ -51,9 +51,7 @@ class Turn:
         thread: Id of the thread that makes the change.
         exclusive: Whether it suffers no other turn beside it.
         granted: Whether it has begun.
-        guards: Of a change that is made now: those whose calls it holds up.
-        changes: Whether it is a change that is made now.
-        is_lost: Whether the thread that makes the change does not exist in this process.
+        change: The change that is made now, if it is one.
         keeps: Of a block: whether the model is in its state.
         undos: Of a block: what it does at its end, and to which models.
     """
@@ -64,15 +62,13 @@ class Turn:
         self.thread = threading.get_ident()
         self.owner: tuple[int, Any] = _present_owner() if around is None else around.owner
         # A context reaches tasks and threads that were begun within a block, and run beside it.
-        own = {turn.number for turn in list(register.turns) if turn.owner == self.owner}
+        own = {turn.number for turn in list(present_turns) if turn.owner == self.owner}
         self.enclosing: set[int] = own.intersection(_enclosing.get())
         if around is not None:
             self.enclosing = {*around.enclosing, around.number}
         self.exclusive = True
         self.granted = False
-        self.guards: list[Guard] = []
-        self.changes = False
-        self.is_lost = False
+        self.change: Change | None = None
         self.keeps: Callable[[], bool] | None = None
         self.undos: list[tuple[nn.Module, Callable[[], object]]] = []
 
@@ -88,8 +84,8 @@ class Turn:
     def first_against(self) -> Turn | None:
         """The first turn that has to end before this one begins."""
         # Whoever has a turn already goes before those who wait, for they wait for its end.
-        goes_first = any(turn.number in self.enclosing and turn.overlaps(self) for turn in register.turns)
-        for turn in register.turns:
+        goes_first = any(turn.number in self.enclosing and turn.overlaps(self) for turn in present_turns)
+        for turn in present_turns:
             if turn is self and not goes_first:
                 return None
             counts = turn.granted or not goes_first
@@ -97,6 +93,10 @@ class Turn:
             if counts and apart and (self.exclusive or turn.exclusive):
                 return turn
         return None
+
+
+present_turns: list[Turn] = []
+"""In the order in which they came; they come and go under the register's lock."""
 
 
 def in_turn(function: Callable[Concatenate[Model, P], R]) -> Callable[Concatenate[Model, P], R]:
@@ -137,14 +137,14 @@ def reading(model: object, *, alone: bool = False) -> Iterator[None]:
 def entered(turn: Turn) -> Iterator[None]:
     """Within this context a turn counts for others, and this code is within it."""
     with register.lock:
-        register.turns.append(turn)
+        present_turns.append(turn)
     _enclosing.set((*_enclosing.get(), turn.number))
     try:
         yield
     finally:
         _enclosing.set(tuple(number for number in _enclosing.get() if number != turn.number))
         with register.lock:
-            register.turns.remove(turn)
+            present_turns.remove(turn)
             register.changed.notify_all()
 
 
@@ -164,7 +164,7 @@ def changing(model: nn.Module, around: Turn | None = None) -> Iterator[None]:
             within `PATIENCE` seconds. Nothing has changed.
     """
     ident = threading.get_ident()
-    if any(turn.thread == ident and turn.changes and model in turn.parts for turn in list(register.turns)):
+    if any(turn.thread == ident and turn.change is not None and model in turn.parts for turn in list(present_turns)):
         # Within another change of this thread.
         yield
         return
@@ -179,9 +179,10 @@ def changing(model: nn.Module, around: Turn | None = None) -> Iterator[None]:
             yield
         finally:
             with register.lock:
-                for guard in turn.guards:
-                    guard.changes.remove(turn)
-                turn.changes = False
+                if turn.change is not None:
+                    for guard in turn.change.guards:
+                        guard.changes.remove(turn.change)
+                turn.change = None
                 register.changed.notify_all()
 
 
@@ -206,10 +207,10 @@ def _hold_up_calls(turn: Turn, deadline: float) -> None:
         # First the calls that the last change has held up, or changes one after the other would let none begin.
         while any(guard.waiting and not guard.changes for guard in guards) and time.monotonic() < deadline:
             register.changed.wait(max(deadline - time.monotonic(), 0))
-        turn.changes, turn.guards = True, guards
+        turn.change = Change(turn.thread, guards)
         for guard in guards:
             guard.put_in_place()
-            guard.changes.append(turn)
+            guard.changes.append(turn.change)
         while others := [call for guard in guards for call in guard.calls() if call[2] != turn.thread]:
             if time.monotonic() >= deadline:
                 raise beside_a_call(*others[0], PATIENCE)
@@ -230,9 +231,10 @@ def _forget_other_threads() -> None:
     register.lock = threading.RLock()
     register.changed = threading.Condition(register.lock)
     own = threading.get_ident()
-    for turn in register.turns:
-        turn.is_lost = turn.thread != own
-    register.turns[:] = [turn for turn in register.turns if turn.changes or turn.owner[0] == own]
+    for turn in present_turns:
+        if turn.change is not None:
+            turn.change.is_lost = turn.thread != own
+    present_turns[:] = [turn for turn in present_turns if turn.change is not None or turn.owner[0] == own]
     for guard in register.guards.values():
         guard.running = {call: ident for call, ident in guard.running.items() if ident == own}
 

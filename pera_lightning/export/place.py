@@ -6,8 +6,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from pera_lightning.checkpoint.adapter_folder import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, is_folder_of
-from pera_lightning.checkpoint.manifest.manifest import PEFT_TYPE
+from pera_lightning.checkpoint.adapter_folder import is_folder_of
+from pera_lightning.checkpoint.adapter_kind import CARD_FILE, CONFIG_FILE, PEFT_TYPE, WEIGHTS_FILE
 from pera_lightning.errors import FolderError
 from pera_lightning.export.export_report import REPORT_FILE
 from pera_lightning.export.gguf.gguf_adapter import GGUF_FILE

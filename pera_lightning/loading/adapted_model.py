@@ -7,7 +7,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from pera_lightning.checkpoint import Manifest, load_adapter
-from pera_lightning.checkpoint.adapter_folder import CONFIG_FILE
+from pera_lightning.checkpoint.adapter_kind import CONFIG_FILE
 from pera_lightning.checkpoint.manifest.manifest import read_manifest
 from pera_lightning.errors import ConfigError
 from pera_lightning.injection.untrained import is_idle

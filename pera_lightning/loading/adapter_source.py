@@ -7,7 +7,7 @@ from typing import cast
 
 from pera_lightning.base_layers import QUANTIZATIONS, Quantization
 from pera_lightning.checkpoint import Manifest
-from pera_lightning.checkpoint.adapter_folder import CONFIG_FILE
+from pera_lightning.checkpoint.adapter_kind import CONFIG_FILE
 from pera_lightning.checkpoint.manifest.manifest import FLOATING
 from pera_lightning.errors import ConfigError
 from pera_lightning.loading.pretrained import PretrainedSource

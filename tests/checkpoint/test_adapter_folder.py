@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from pera_lightning import AdapterSet, PeraConfig, adapter_state_dict, inject_adapter, load_adapter, save_adapter
 from pera_lightning.checkpoint import adapter_folder
-from pera_lightning.checkpoint.adapter_folder import WEIGHTS_FILE, read_adapter
+from pera_lightning.checkpoint.adapter_folder import read_adapter
+from pera_lightning.checkpoint.adapter_kind import WEIGHTS_FILE
 from pera_lightning.checkpoint.checksums import of_weights
 from pera_lightning.errors import AdapterFileError, FolderError, PeraError
 from pera_lightning.injection import adapted_layers

@@ -219,7 +219,7 @@ def test_nothing_is_left_behind(adapters: AdapterSet, folders: dict[str, Path]) 
     with pytest.raises(KeyError), adapters.using("music"), adapter_disabled(adapters.model):
         raise KeyError
     assert same_state(adapters.model, loaded(folders["weather"]))
-    assert turns.register.turns == []
+    assert turns.present_turns == []
     assert turns._enclosing.get() == ()
     assert not any(guard.running or guard.changes or guard.waiting for guard in turns.register.guards.values())
     assert torch.nn.Module._compiled_call_impl is None

@@ -19,7 +19,8 @@ from pera_lightning.callback.trained.measured_steps import StepsOfMetrics
 from pera_lightning.callback.trained.run_summary import run_summary
 from pera_lightning.checkpoint import Manifest, adapter_state_dict, write_adapter
 from pera_lightning.checkpoint.adapter_files import refuse_infinite
-from pera_lightning.checkpoint.adapter_folder import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, check_adapter_place
+from pera_lightning.checkpoint.adapter_folder import check_adapter_place
+from pera_lightning.checkpoint.adapter_kind import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from pera_lightning.checkpoint.manifest.manifest import base_name
 from pera_lightning.errors import AdapterFileError, PeraError, one_line
 from pera_lightning.functional.distributed import whole

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from pera_lightning.checkpoint.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, read_weights
+from pera_lightning.checkpoint.adapter_folder import read_weights
+from pera_lightning.checkpoint.adapter_kind import CONFIG_FILE, PEFT_TYPE, WEIGHTS_FILE
 from pera_lightning.checkpoint.adapter_tensors import STORED, dtype_name
 from pera_lightning.checkpoint.lora.peft_schema import checked_lora
 from pera_lightning.checkpoint.lora.saved_names import PREFIX, saved_modules
-from pera_lightning.checkpoint.manifest.manifest import PEFT_TYPE
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import AdapterFileError, ConfigError, one_line, shown
 from pera_lightning.injection import LayerPlan

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from pera_lightning.checkpoint.adapter_kind import PEFT_TYPE
 from pera_lightning.checkpoint.checksums import Checksums
 from pera_lightning.checkpoint.manifest.base_record import base_record
 from pera_lightning.checkpoint.manifest.base_sample import base_sample
@@ -32,7 +33,6 @@ from pera_lightning.storage.bounded_json import JsonError, read_json
 from pera_lightning.storage.remote import Place
 from pera_lightning.storage.schema import SchemaError
 
-PEFT_TYPE = "PERA"
 FLOATING = "none"
 """The quantisation of a base that is not quantised."""
 

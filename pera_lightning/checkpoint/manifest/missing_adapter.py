@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+from pera_lightning.checkpoint.training.found_instead import PATH, found_instead
 from pera_lightning.errors import AdapterFileError
 from pera_lightning.storage.remote import Place
 
@@ -16,9 +17,6 @@ def missing_adapter(path: Place) -> AdapterFileError:
     Args:
         path: Of the config, in what was named as an adapter folder.
     """
-    # Late: it tells adapters from checkpoints, by their configs.
-    from pera_lightning.checkpoint.training.found_instead import PATH, found_instead
-
     folder = path.parent
     # A fit writes its adapter into a folder of this name beside its checkpoints.
     inside = folder / "adapter"

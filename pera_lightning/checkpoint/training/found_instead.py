@@ -10,8 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from pera_lightning.checkpoint.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
-from pera_lightning.checkpoint.manifest.manifest import PEFT_TYPE
+from pera_lightning.checkpoint.adapter_kind import CONFIG_FILE, PEFT_TYPE, WEIGHTS_FILE
 from pera_lightning.errors import one_line
 from pera_lightning.storage.bounded_json import JsonError, read_json
 from pera_lightning.storage.regular_file import open_regular

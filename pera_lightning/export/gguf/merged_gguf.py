@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 
 from pera_lightning.checkpoint import load_adapter
-from pera_lightning.checkpoint.adapter_folder import CONFIG_FILE
+from pera_lightning.checkpoint.adapter_kind import CONFIG_FILE
 from pera_lightning.checkpoint.manifest.manifest import read_manifest
 from pera_lightning.errors import ConfigError
 from pera_lightning.export.certificate import Certificate

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pera_lightning.checkpoint import Manifest
-from pera_lightning.checkpoint.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
+from pera_lightning.checkpoint.adapter_kind import CONFIG_FILE, WEIGHTS_FILE
 from pera_lightning.checkpoint.lora.peft_lora import read_peft_lora
 from pera_lightning.checkpoint.lora.saved_names import PREFIX
 from pera_lightning.checkpoint.manifest.layer_traits import CONV1D, EMBEDDING, ENDS_ANOTHER, expert_parts

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pera_lightning.checkpoint.adapter_folder import CONFIG_FILE
+from pera_lightning.checkpoint.adapter_kind import CONFIG_FILE
 from pera_lightning.export.export_report import REPORT_FILE
 from pera_lightning.export.merged.base_files import MODEL_CONFIG_FILE
 from pera_lightning.visible_text import visible_logger

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pera_lightning.checkpoint import Manifest, load_adapter
-from pera_lightning.checkpoint.adapter_folder import CONFIG_FILE
+from pera_lightning.checkpoint.adapter_kind import CONFIG_FILE
 from pera_lightning.checkpoint.manifest.manifest import FLOATING, read_manifest
 from pera_lightning.errors import ConfigError
 from pera_lightning.export.certificate import Reference
