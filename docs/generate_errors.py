@@ -191,6 +191,9 @@ class Package:
                 return ast.literal_eval(choices)
             case ast.Dict(keys=keys):  # messages list the keys
                 return tuple(key.value for key in keys if isinstance(key, ast.Constant)) or None
+            case ast.BinOp(left=left, op=ast.BitOr(), right=right):  # of two such dicts
+                first, second = self._value(left, scope), self._value(right, scope)
+                return None if first is None or second is None else first + second
             case ast.Subscript():  # which entry, only the run tells
                 return None
         parts = list(ast.walk(node))

@@ -28,6 +28,7 @@ from pera_lightning.concurrency import changing, reading
 from pera_lightning.errors import AdapterFileError, ConfigError, InjectionError, TargetError, one_line
 from pera_lightning.functional.distributed import is_distributed, whole
 from pera_lightning.injection import InjectionReport, adapted_layers, init_loftq, inject_plan, remove_adapter
+from pera_lightning.injection.inject import OWN_MODEL
 from pera_lightning.injection.saved_modules import kept_infinities
 from pera_lightning.option_checks import check_flags
 from pera_lightning.storage.remote import Place, place
@@ -184,12 +185,12 @@ def _put(
     try:
         report = inject_plan(model, manifest.plan)
     except (TargetError, ConfigError) as error:
+        own = f"load it into {manifest.base_model or 'its own base model'}, into the module it was saved from"
         raise AdapterFileError(
             "The adapter was made for another model.",
             got=f"{folder}: {one_line(error)}",
             expected="a model with the layers that the adapter lists",
-            fix=f"load it into {manifest.base_model or 'its own base model'}, into the module it was saved from; if it "
-            f"is: {error.cure}",
+            fix=own if error.cure == OWN_MODEL else f"{own}; if it is: {error.cure}",
         ) from error
     try:
         check_fit(tensors, model, folder)

@@ -43,6 +43,8 @@ from pera_lightning.layers.call_hooks import lift_hooks, lower_hooks
 
 # A plain attribute on the model that was injected into: which parameters had requires_grad before.
 _TRAINABLE_BEFORE = "_pera_trainable_before"
+OWN_MODEL = "load the adapter into its own model"
+"""The cure where a model lacks what an adapter adapts."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ def no_such_module(name: str, modules: Mapping[str, nn.Module], every: Collectio
         "The model has no module of this name.",
         got=f"{name!r}; {place or f'near names in this model: {near_names(name, modules)}'}",
         expected="the names of the model that the adapter was made for",
-        fix="load the adapter into its own model",
+        fix=OWN_MODEL,
     )
 
 

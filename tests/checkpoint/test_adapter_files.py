@@ -217,6 +217,12 @@ def test_adapter_of_another_base(saved: tuple[nn.Module, Path], model: Any, word
     assert all(parameter.requires_grad for parameter in other.parameters())
 
 
+def test_what_an_adapter_of_another_module_is_loaded_into_is_said_once(saved: tuple[nn.Module, Path]) -> None:
+    with pytest.raises(AdapterFileError, match="load the adapter into that") as caught:
+        load_adapter(same_base().model, saved[1])
+    assert "if it is" not in str(caught.value)
+
+
 def test_a_merged_model_is_refused(saved: tuple[nn.Module, Path]) -> None:
     model, folder = saved
     next(adapted_layers(model))[1].merge()
