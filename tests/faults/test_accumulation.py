@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,6 @@ from torch import Tensor
 
 from pera_lightning import PeraSequenceClassifier
 from pera_lightning.data.collate import collate_packs
-from tests.conftest import ROOT
 from tests.support.accumulation import (
     PARTS,
     ByHand,
@@ -36,6 +32,7 @@ from tests.support.accumulation import (
 from tests.support.causal_fits import loader
 from tests.support.classifiers import save_encoder
 from tests.support.pretrained import save_pretrained
+from tests.support.processes import run_script
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no:UserWarning")
 
@@ -176,17 +173,7 @@ def test_optimized_by_hand(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def processes(folder: Path) -> Path:
-    environment = {name: value for name, value in os.environ.items() if name not in ("MASTER_PORT", "LOCAL_RANK")}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.accumulation", str(folder)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    run_script("tests.support.accumulation", folder, processes=2)
     return folder
 
 

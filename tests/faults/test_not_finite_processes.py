@@ -10,7 +10,7 @@ import pytest
 
 from pera_lightning.checkpoint.finite_values import not_finite
 from pera_lightning.checkpoint.training.training_checkpoint import read_checkpoint
-from tests.callback.strategies.test_ddp import run
+from tests.support.processes import run_script
 from tests.support.spoiled_processes import STEP
 
 STRATEGIES = ("OnOneRank", "ByHand", "Sharded")
@@ -20,7 +20,7 @@ STRATEGIES = ("OnOneRank", "ByHand", "Sharded")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("spoiled")
     # It ends at once; a process that waited for the other would not in the time there is.
-    run("tests.support.spoiled_processes", str(folder))
+    run_script("tests.support.spoiled_processes", folder, processes=2)
     return folder
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +15,9 @@ from pera_lightning import PeraCallback
 from pera_lightning.data.instruction import InstructionDataModule
 from pera_lightning.errors import ConfigError
 from pera_lightning.models.causal_lm import PeraCausalLM
-from tests.conftest import ROOT
 from tests.support.causal_fits import loader, make_trainer
 from tests.support.pretrained import save_pretrained
+from tests.support.processes import run_script
 from tests.support.transformers_models import class_of_transformers
 
 pytestmark = pytest.mark.filterwarnings(
@@ -139,10 +136,7 @@ def test_strategies_that_shard_the_model(tmp_path: Path) -> None:
     save_pretrained(tmp_path / "mixing", mixing("OPT"))
     rows = [{"instruction": f"say {letter}", "input": "", "output": letter * 5} for letter in "abcdefgh"]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    environment = {name: value for name, value in os.environ.items() if name not in ("MASTER_PORT", "LOCAL_RANK")}
-    command = [sys.executable, "-m", "tests.support.packed_processes", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=280)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    run_script("tests.support.packed_processes", tmp_path, processes=2)
     for rank in range(2):
         for name, found in torch.load(tmp_path / f"{rank}.pt", weights_only=True).items():
             torch.testing.assert_close(found["packed"], found["padded"], rtol=1e-5, atol=1e-5, msg=name)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,10 +20,10 @@ from pera_lightning.models import activation_offloading
 from pera_lightning.models.activation_offloading import ActivationOffloading, check_offloading
 from pera_lightning.models.gradient_checkpointing import enable_gradient_checkpointing
 from pera_lightning.models.sequence_classifier import PeraSequenceClassifier
-from tests.conftest import ROOT
 from tests.support.models import randomise_adapter, tiny_bert_classifier, token_ids
 from tests.support.offloaded_fit import LENGTH, ROWS, WIDTH, fit, full_batch, offloading_of, wide_llama
 from tests.support.pretrained import save_pretrained
+from tests.support.processes import run_script
 
 ON_CPU = "ignore:The model trains on the CPU, where activation_offloading only costs time"
 BLOCK_INPUT = ROWS * LENGTH * WIDTH * 4
@@ -226,17 +223,7 @@ def test_a_fit_ends_with_the_same_adapter(folder: Path) -> None:
 
 
 def test_two_processes_end_with_the_same_adapter(folder: Path) -> None:
-    inherited = {name: value for name, value in os.environ.items() if name not in ("MASTER_PORT", "LOCAL_RANK")}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.offloaded_fit", "2", str(folder)],
-        cwd=ROOT,
-        env={**inherited, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_script("tests.support.offloaded_fit", 2, folder, processes=2)
     for rank in range(2):
         plain, moved = torch.load(folder / f"{rank}.pt", weights_only=True)
         assert (plain["moved"], moved["moved"]) == ([], [2 * BLOCK_INPUT])

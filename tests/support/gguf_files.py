@@ -1,9 +1,13 @@
-"""Tiny GGUF files of the Llama architecture."""
+"""Tiny GGUF files of the Llama architecture, and a large one that is read but once."""
 
 from __future__ import annotations
 
+import functools
 import string
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import nn
@@ -29,6 +33,25 @@ NAMES = {
     "post_attention_layernorm": "ffn_norm",
     "input_layernorm": "attn_norm",
 }
+
+
+@contextmanager
+def read_once(folder: Path) -> Iterator[None]:
+    """transformers reads a file's fields again for each config, tokenizer and model; seconds each, of a real one.
+
+    And for each module of a model it makes the same map of names.
+    """
+    import gguf
+
+    reader, kept = gguf.GGUFReader, functools.cache(gguf.GGUFReader)
+
+    def read(path: Any, *mode: Any) -> Any:
+        return reader(path, *mode) if mode or Path(path).parent != folder else kept(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf, "GGUFReader", read)
+        patch.setattr(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map))
+        yield
 
 
 def save_gguf(model: nn.Module, path: Path) -> None:

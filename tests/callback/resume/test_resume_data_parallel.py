@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 
-from tests.conftest import ROOT
+from tests.support.processes import run_script
 
 
 def test_two_processes(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in ("MASTER_PORT", "LOCAL_RANK")}
-    command = [sys.executable, "-m", "tests.support.two_processes", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_script("tests.support.two_processes", tmp_path, processes=2)
     runs = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for whole, rest, _ in runs:
         assert rest.keys() == whole.keys() - {(0, 0)}

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from safetensors.torch import load_file
 
 from pera_lightning.callback.resume.termination import JointTermination
-from tests.callback.strategies.test_ddp import run
+from tests.support.processes import run_script
 from tests.support.synchronisation import NoWaiting, treat_as_asynchronous
 from tests.support.terminated import MOMENTS
 
@@ -22,7 +22,7 @@ from tests.support.terminated import MOMENTS
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("terminated")
-    run("tests.support.terminated", str(folder))
+    run_script("tests.support.terminated", folder)
     return folder
 
 

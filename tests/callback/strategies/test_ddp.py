@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.conftest import ROOT
 from tests.support.data_parallel import EPOCHS, OPTIONS, STEPS
-
-
-def run(module: str, *words: str) -> None:
-    # A free port for each run.
-    inherited = {name: value for name, value in os.environ.items() if name not in ("MASTER_PORT", "LOCAL_RANK")}
-    command = [sys.executable, "-m", module, *words]
-    environment = {**inherited, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
+from tests.support.processes import run_script
 
 
 @pytest.fixture(scope="module")
 def fits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fits")
-    run("tests.support.data_parallel", str(folder))
+    run_script("tests.support.data_parallel", folder)
     return folder
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.callback.strategies.test_ddp import run
+from tests.support.processes import run_script
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("failing")
-    run("tests.support.failing", str(folder))
+    run_script("tests.support.failing", folder)
     return folder
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +15,10 @@ from pera_lightning.callback.strategies.fsdp1 import _average
 from pera_lightning.checkpoint.training.consolidation import consolidate
 from pera_lightning.checkpoint.training.training_checkpoint import read_checkpoint
 from tests.callback.strategies.test_model_parallel import CLOSE, assert_like_one_process, assert_same
-from tests.conftest import NO_GPU, ROOT
+from tests.conftest import NO_GPU
 from tests.support.models import Regressor
 from tests.support.pretrained import save_pretrained
+from tests.support.processes import run_script
 from tests.support.sharded import without_parallelism
 from tests.support.synchronisation import NoWaiting
 from tests.support.trainers import cpu_trainer
@@ -35,17 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_pretrained(folder / "model")
     rows = [{"instruction": f"say {letter}", "input": "", "output": 3 * letter} for letter in "abcdefghijkl"]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    environment = {name: value for name, value in os.environ.items() if name not in ("MASTER_PORT", "LOCAL_RANK")}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.fsdp", str(folder)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    run_script("tests.support.fsdp", folder, processes=2)
     return folder
 
 

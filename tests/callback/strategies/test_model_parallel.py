@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +15,12 @@ from pera_lightning import PeraCallback, load_adapter
 from pera_lightning.checkpoint.training.consolidation import consolidate
 from pera_lightning.checkpoint.training.training_checkpoint import read_checkpoint
 from pera_lightning.errors import CheckpointError
-from tests.conftest import OLD_TORCH, ROOT
+from tests.conftest import OLD_TORCH
 from tests.support.hostile_checkpoints import HOSTILE
 from tests.support.models import tiny_llama
 from tests.support.noisy import Noisy
 from tests.support.pretrained import save_pretrained
+from tests.support.processes import run_script
 from tests.support.sharded import without_parallelism
 from tests.support.trainers import cpu_trainer
 
@@ -33,17 +31,7 @@ LOSS = {"rtol": 2e-6, "atol": 0.0}
 
 
 def run(folder: Path, part: str, processes: int) -> list[Found]:
-    environment = {name: value for name, value in os.environ.items() if name not in ("MASTER_PORT", "LOCAL_RANK")}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.sharded", str(folder), part],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    run_script("tests.support.sharded", folder, part, processes=processes)
     return [torch.load(folder / f"{part}-{rank}.pt", weights_only=True) for rank in range(processes)]
 
 

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tests.conftest import ROOT
+from tests.support.processes import run_script
 
 
 def fit(devices: int, folder: Path) -> list[dict[str, Tensor]]:
     folder.mkdir()
-    # A free port for each: other fits may run on this machine.
-    environment = {name: value for name, value in os.environ.items() if name not in ("MASTER_PORT", "LOCAL_RANK")}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.quantized_fit", str(devices), str(folder)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_script("tests.support.quantized_fit", devices, folder, processes=devices)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(devices)]
 
 

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.callback.strategies.test_ddp import run
+from tests.support.processes import run_script
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("returned")
-    run("tests.support.returning", str(folder))
+    run_script("tests.support.returning", folder)
     return torch.load(folder / "found.pt", weights_only=True)
 
 
