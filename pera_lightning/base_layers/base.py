@@ -19,6 +19,9 @@ class Base(ABC):
     linear = True
     """Whether layers of the kind are called with feature vectors; "all-linear" and quantisation take only those."""
 
+    transposed = False
+    """Whether the weight is stored as (in, out)."""
+
     @abstractmethod
     def accepts(self, layer: nn.Module) -> bool:
         """Whether `layer` is of this kind."""
@@ -27,21 +30,23 @@ class Base(ABC):
     def plain_forward(self) -> Callable[..., Any]:
         """The forward function of the kind itself; classes that compute by another may do more than multiply."""
 
-    @abstractmethod
     def features(self, layer: nn.Module) -> tuple[int, int]:
         """`(in_features, out_features)` of the layer."""
+        return layer.in_features, layer.out_features  # type: ignore[return-value]
 
-    @abstractmethod
     def weight(self, layer: nn.Module) -> Tensor:
         """The weight as a floating tensor of shape (out, in); a view of the layer's own where possible."""
+        weight = cast("Tensor", layer.weight)
+        return weight.T if self.transposed else weight
 
-    @abstractmethod
+    @torch.no_grad()
     def write(self, layer: nn.Module, weight: Tensor) -> None:
         """Overwrite the layer's weight with `weight` of shape (out, in), rounded as the layer stores it."""
+        cast("Tensor", layer.weight).copy_(weight.T if self.transposed else weight)
 
     def stored(self, weight: Tensor) -> Tensor:
         """A weight of shape (out, in) as dense layers of the kind hold it."""
-        return weight
+        return weight.T.contiguous() if self.transposed else weight
 
     def dtype(self, layer: nn.Module) -> torch.dtype:
         """The floating dtype that the layer's weight stands for."""

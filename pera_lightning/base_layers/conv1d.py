@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from pera_lightning.base_layers.base import Base
@@ -16,6 +15,7 @@ class Conv1DBase(Base):
     """`transformers.pytorch_utils.Conv1D`: the weight is stored as (in, out)."""
 
     name = "transformers Conv1D"
+    transposed = True
 
     def accepts(self, layer: nn.Module) -> bool:
         """Whether `layer` is a Conv1D; transformers is looked up, never imported."""
@@ -27,20 +27,7 @@ class Conv1DBase(Base):
         """That of `Conv1D`."""
         return cast("Callable[..., Any]", sys.modules["transformers.pytorch_utils"].Conv1D.forward)
 
-    def stored(self, weight: Tensor) -> Tensor:
-        """The transposed weight."""
-        return weight.T.contiguous()
-
     def features(self, layer: nn.Module) -> tuple[int, int]:
         """`(in_features, out_features)` of the layer."""
         in_features, out_features = cast("Tensor", layer.weight).shape
         return in_features, out_features
-
-    def weight(self, layer: nn.Module) -> Tensor:
-        """A transposed view of the layer's weight."""
-        return cast("Tensor", layer.weight).T
-
-    @torch.no_grad()
-    def write(self, layer: nn.Module, weight: Tensor) -> None:
-        """Overwrite the weight in place."""
-        cast("Tensor", layer.weight).copy_(weight.T)

@@ -34,10 +34,6 @@ class DenseBase(Base):
         """That of `nn.Linear`."""
         return nn.Linear.forward
 
-    def features(self, layer: nn.Module) -> tuple[int, int]:
-        """`(in_features, out_features)` of the layer."""
-        return layer.in_features, layer.out_features  # type: ignore[return-value]
-
     def weight(self, layer: nn.Module) -> Tensor:
         """The layer's own weight.
 
@@ -53,11 +49,6 @@ class DenseBase(Base):
                 fix="load the model again and put the adapter folder of the run into it: load_adapter(model, folder)",
             )
         return weight
-
-    @torch.no_grad()
-    def write(self, layer: nn.Module, weight: Tensor) -> None:
-        """Overwrite the weight in place."""
-        cast("Tensor", layer.weight).copy_(weight)
 
 
 def _stored_weight(layer: nn.Linear) -> Tensor | None:

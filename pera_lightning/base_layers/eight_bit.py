@@ -36,10 +36,6 @@ class EightBitBase(Base):
         """That of `Linear8bitLt`."""
         return cast("Callable[..., Any]", bitsandbytes().nn.Linear8bitLt.forward)
 
-    def features(self, layer: Any) -> tuple[int, int]:
-        """`(in_features, out_features)` of the layer."""
-        return layer.in_features, layer.out_features
-
     def dtype(self, layer: Any) -> torch.dtype:
         """That of the bias, else float16, in which LLM.int8 computes; the weight's own is not on record."""
         return torch.float16 if layer.bias is None else layer.bias.dtype

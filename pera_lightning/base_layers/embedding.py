@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pera_lightning.base_layers.base import Base
 
@@ -16,6 +15,7 @@ class EmbeddingBase(Base):
 
     name = "torch.nn.Embedding (by name)"
     linear = False
+    transposed = True
 
     def accepts(self, layer: nn.Module) -> bool:
         """Plain tables: subclasses scale their rows, and `max_norm` changes the stored ones at every call."""
@@ -30,12 +30,3 @@ class EmbeddingBase(Base):
     def features(self, layer: nn.Module) -> tuple[int, int]:
         """`(num_embeddings, embedding_dim)` of the table."""
         return layer.num_embeddings, layer.embedding_dim  # type: ignore[return-value]
-
-    def weight(self, layer: nn.Module) -> Tensor:
-        """A transposed view of the table."""
-        return cast("Tensor", layer.weight).T
-
-    @torch.no_grad()
-    def write(self, layer: nn.Module, weight: Tensor) -> None:
-        """Overwrite the table in place."""
-        cast("Tensor", layer.weight).copy_(weight.T)

@@ -32,10 +32,6 @@ class FourBitBase(Base):
         """That of `Linear4bit`."""
         return cast("Callable[..., Any]", bitsandbytes().nn.Linear4bit.forward)
 
-    def features(self, layer: Any) -> tuple[int, int]:
-        """`(in_features, out_features)` of the layer."""
-        return layer.in_features, layer.out_features
-
     def dtype(self, layer: Any) -> torch.dtype:
         """The dtype that the weight was quantised from."""
         state = _state_of(layer)

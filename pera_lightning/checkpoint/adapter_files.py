@@ -27,9 +27,10 @@ from pera_lightning.checkpoint.model_card import model_card
 from pera_lightning.concurrency import changing, reading
 from pera_lightning.errors import AdapterFileError, ConfigError, InjectionError, TargetError, one_line
 from pera_lightning.functional.distributed import is_distributed, whole
-from pera_lightning.injection import InjectionReport, adapted_layers, init_loftq, inject_plan, remove_adapter
+from pera_lightning.injection import InjectionReport, init_loftq, inject_plan, remove_adapter
 from pera_lightning.injection.inject import OWN_MODEL
 from pera_lightning.injection.saved_modules import kept_infinities
+from pera_lightning.injection.targets.names import is_adapted
 from pera_lightning.option_checks import check_flags
 from pera_lightning.storage.remote import Place, place
 from pera_lightning.storage.whole_folder import whole_folder
@@ -154,36 +155,41 @@ def load_adapter(
     check_flags(allow_other_quantization=allow_other_quantization, allow_other_base=allow_other_base)
     folder = place(directory)
     manifest, tensors, problem = read_both(folder)
-    # Afterwards, since calls of the model in other threads wait for what follows.
-    with changing(model):
-        return _put(model, folder, manifest, tensors, problem, allow_other_quantization, allow_other_base, float_model)
 
-
-def _put(
-    model: nn.Module,
-    folder: Place,
-    manifest: Manifest,
-    tensors: dict[str, Tensor],
-    problem: AdapterFileError | None,
-    allow_other_quantization: bool,
-    allow_other_base: bool,
-    float_model: nn.Module | None,
-) -> InjectionReport | None:
-    originals = check_tensors(manifest, tensors, folder)
-    if any(True for _ in adapted_layers(model)):
-        refuse_merged(model, InjectionError)
-        present = manifest_of(model)
-        _check_same_form(manifest, present, folder)
-        check_fit(tensors, model, folder)
+    def check_base(present: Manifest) -> None:
         _check_quantization(manifest, present, folder, allow_other_quantization)
         _check_base(manifest, present, folder, allow_other_base)
         refuse_damage(problem)
+
+    # Not before: calls of the model in other threads wait for what follows.
+    with changing(model):
+        originals = check_tensors(manifest, tensors, folder)
+        report = None
+        if is_adapted(model):
+            refuse_merged(model, InjectionError)
+            present = manifest_of(model)
+            _check_same_form(manifest, present, folder)
+            check_fit(tensors, model, folder)
+            check_base(present)
+        else:
+            _check_steps(manifest, float_model, folder)
+            check_sizes(manifest, originals, model, folder)
+            report = _inject(model, manifest, folder)
+            try:
+                check_fit(tensors, model, folder)
+                if manifest.config.base_steps > 1 and float_model is not None:
+                    init_loftq(model, float_model, steps=manifest.config.base_steps)
+                check_base(manifest_of(model))
+            except BaseException:
+                remove_adapter(model)
+                raise
         copy_into(model, tensors)
-        return None
-    _check_steps(manifest, float_model, folder)
-    check_sizes(manifest, originals, model, folder)
+        return report
+
+
+def _inject(model: nn.Module, manifest: Manifest, folder: Place) -> InjectionReport:
     try:
-        report = inject_plan(model, manifest.plan)
+        return inject_plan(model, manifest.plan)
     except (TargetError, ConfigError) as error:
         own = f"load it into {manifest.base_model or 'its own base model'}, into the module it was saved from"
         raise AdapterFileError(
@@ -192,19 +198,6 @@ def _put(
             expected="a model with the layers that the adapter lists",
             fix=own if error.cure == OWN_MODEL else f"{own}; if it is: {error.cure}",
         ) from error
-    try:
-        check_fit(tensors, model, folder)
-        if manifest.config.base_steps > 1 and float_model is not None:
-            init_loftq(model, float_model, steps=manifest.config.base_steps)
-        present = manifest_of(model)
-        _check_quantization(manifest, present, folder, allow_other_quantization)
-        _check_base(manifest, present, folder, allow_other_base)
-        refuse_damage(problem)
-    except BaseException:
-        remove_adapter(model)
-        raise
-    copy_into(model, tensors)
-    return report
 
 
 def refuse_infinite(tensors: Mapping[str, Tensor], folder: Place) -> None:

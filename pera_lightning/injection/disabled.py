@@ -11,7 +11,7 @@ from torch import nn
 from pera_lightning.concurrency import kept
 from pera_lightning.errors import InjectionError
 from pera_lightning.injection.saved_modules import marked_modules, memory_of_saved, swap_saved
-from pera_lightning.injection.targets.names import adapted_layers, adapter_layers
+from pera_lightning.injection.targets.names import adapter_layers, is_adapted
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def adapter_disabled(model: nn.Module) -> Iterator[nn.Module]:
     Raises:
         InjectionError: The model holds no adapter.
     """
-    if not any(True for _ in adapted_layers(model)):
+    if not is_adapted(model):
         raise InjectionError(
             "There is no adapter to disable.",
             got="a model without adapters",

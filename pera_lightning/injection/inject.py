@@ -33,7 +33,7 @@ from pera_lightning.injection.saved_modules import (
     saved_parameters,
     swap_saved,
 )
-from pera_lightning.injection.targets.names import adapted_layers, adapter_layers, clean_name, fitting_place, near_names
+from pera_lightning.injection.targets.names import adapter_layers, clean_name, fitting_place, is_adapted, near_names
 from pera_lightning.injection.targets.plan import InjectionPlan, plan_injection, refuse_adapted
 from pera_lightning.injection.targets.token_plan import check_plan, token_row_layers
 from pera_lightning.injection.targets.unfit_layers import refuse_unfit, refuse_wrapped
@@ -250,7 +250,7 @@ def remove_adapter(model: nn.Module) -> nn.Module:
     Raises:
         InjectionError: The model holds no adapter.
     """
-    if not any(True for _ in adapted_layers(model)):
+    if not is_adapted(model):
         raise InjectionError(
             "There is no adapter to remove.",
             got="a model without adapters",

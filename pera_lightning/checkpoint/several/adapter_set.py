@@ -24,7 +24,7 @@ from pera_lightning.injection import (
     detach_adapter,
 )
 from pera_lightning.injection.detached import refuse_unsettled
-from pera_lightning.injection.targets.names import near_names
+from pera_lightning.injection.targets.names import is_adapted, near_names
 from pera_lightning.layers import scaled_factors
 
 
@@ -59,7 +59,7 @@ class AdapterSet:
         self._model = model
         self._adapters: dict[str, DetachedAdapter] = {}
         self._active: str | None = None
-        adapted = any(True for _ in adapted_layers(model))
+        adapted = is_adapted(model)
         if adapted != (name is not None):
             raise ConfigError(
                 "The adapter that a model holds enters the set under a name.",

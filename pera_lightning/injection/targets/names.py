@@ -42,6 +42,11 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, PeraLinear]]:
             yield clean_name(name), module
 
 
+def is_adapted(model: nn.Module) -> bool:
+    """Whether a model holds adapted layers."""
+    return any(True for _ in adapted_layers(model))
+
+
 def token_layers(model: nn.Module) -> Iterator[tuple[str, TokenRowsLayer]]:
     """The layers of a model with trained token rows; of those that share them the first one."""
     seen = set()
