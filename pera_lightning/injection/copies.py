@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pera_lightning.base_layers import is_linear_like
 from pera_lightning.functional.distributed import own_part
 from pera_lightning.injection.targets.names import APART, adapter_layers, block_template, clean_name, within_any
-from pera_lightning.layers import PeraEmbedding, PeraLinear, TokenRowsLayer
+from pera_lightning.injection.untrained import adds_nothing
 
 # On a model that was injected into: name of a copy -> name of what it is a copy of.
 _COPIES = "_pera_copies"
@@ -132,18 +132,11 @@ def start_alike(model: nn.Module, copy: str, original: str) -> None:
     layers = dict(adapter_layers(model))
     for name, layer in layers.items():
         source = layers.get(original + name.removeprefix(copy)) if within_any(name, [copy]) else None
-        if source is None or _is_trained(layer) or _is_trained(source):
+        if source is None or not adds_nothing(layer) or not adds_nothing(source):
             continue
         for target, value in zip(layer.adapter().values(), source.adapter().values(), strict=True):
             if own_part(target).shape == own_part(value).shape:
                 own_part(target.detach()).copy_(own_part(value.detach()))
-
-
-def _is_trained(layer: PeraLinear | TokenRowsLayer) -> bool:
-    if isinstance(layer, TokenRowsLayer):
-        return bool(own_part(layer.token_rows.delta.detach()).any())
-    factor = layer.pera_A if isinstance(layer, PeraEmbedding) else layer.pera_B
-    return bool(own_part(factor.detach()).any())
 
 
 def follow(model: nn.Module, copy: str, original: str) -> None:

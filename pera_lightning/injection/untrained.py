@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from pera_lightning.functional.distributed import own_part
 from pera_lightning.injection.saved_modules import marked_modules
 from pera_lightning.injection.targets.names import adapted_layers, token_layers
-from pera_lightning.layers import PeraEmbedding, PeraLinear
+from pera_lightning.layers import PeraEmbedding, PeraLinear, TokenRowsLayer
 
 # On a layer: the count of changes of its B, which every step, and every value that is loaded, counts up.
 _START = "_pera_changes_at_start"
@@ -41,15 +41,20 @@ def is_idle(model: nn.Module) -> bool:
     """Whether a model has adapters that change nothing, loaded or not, and nothing is trained beside them."""
     layers = [layer for _, layer in adapted_layers(model)]
     beside = any(True for _ in marked_modules(model)) or any(True for _ in token_layers(model))
-    return bool(layers) and not beside and not any(own_part(_zero_at_start(layer)).any() for layer in layers)
+    return bool(layers) and not beside and all(map(adds_nothing, layers))
 
 
-def _zero_at_start(layer: PeraLinear) -> Tensor:
-    return (layer.pera_A if isinstance(layer, PeraEmbedding) else layer.pera_B).detach()
+def adds_nothing(layer: PeraLinear | TokenRowsLayer) -> bool:
+    """Whether an adapter changes nothing: what it starts with at zero, a factor or its rows, is zero still."""
+    if isinstance(layer, TokenRowsLayer):
+        zero = layer.token_rows.delta
+    else:
+        zero = layer.pera_A if isinstance(layer, PeraEmbedding) else layer.pera_B
+    return not own_part(zero.detach()).any()
 
 
 def _is_at_start(layer: PeraLinear) -> bool:
     if getattr(layer, _START, None) != _changes(layer):
         return False
     # Values can be exchanged without being counted. A LoftQ start is none that changes nothing.
-    return layer.config.init == "loftq" or not own_part(_zero_at_start(layer)).any()
+    return layer.config.init == "loftq" or adds_nothing(layer)
