@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,7 +19,7 @@ from tests.conftest import LEFT_BEHIND, ROOT
 # Each process would take seconds to import them. None of ours in tests/: some hold which process they are in.
 LIBRARIES = [
     "lightning.pytorch.strategies",
-    "pera_lightning",
+    "pera_lightning.callback.callback",
     "pera_lightning.models.causal_lm",
     "torch.distributed.fsdp",
     "torchdata.stateful_dataloader",
@@ -71,7 +71,7 @@ def _ranks(processes: int) -> list[dict[str, str]]:
     return [{**same, "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
-def _wait(started: Sequence[ForkServerProcess], timeout: float) -> list[int | None]:
+def _wait(started: Sequence[BaseProcess], timeout: float) -> list[int | None]:
     """Exit codes of all; None of one that was still running when another had failed, or the time was over."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:
