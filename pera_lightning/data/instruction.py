@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import LightningDataModule
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader
 
 from pera_lightning.data.chat.conversations import OnBadRow, RowFormat
 from pera_lightning.data.chat.prompts import ChatEncoder
 from pera_lightning.data.collate import PaddingCollator, collate_packs, lay_end_to_end
-from pera_lightning.data.examples import ExampleDataset
-from pera_lightning.data.module_parts import (
-    check_against_model,
-    distributed_processes,
-    find_tokenizer,
-    loader_options,
-)
+from pera_lightning.data.data_module import Batch, Collate, TokenisedDataModule
 from pera_lightning.data.options import check_at_least_one, contradiction
 from pera_lightning.data.packing import PackedDataset
 from pera_lightning.data.reading.row_sources import Split, as_paths
-from pera_lightning.data.reading.sampling import LengthGroupedSampler
-from pera_lightning.data.reading.splits import SplitSources
+from pera_lightning.data.reading.splits import SplitRows, SplitSources
 from pera_lightning.data.tokenised import TokenisedSplit, tokenise_split
 from pera_lightning.option_checks import check_flags
 from pera_lightning.run_log.messages import rank_zero_info
-from pera_lightning.run_log.quiet import ignore_warning
-
-Batch = dict[str, Tensor]
-Collate = Callable[[Any], Batch]
 
 
-class InstructionDataModule(LightningDataModule):
+class InstructionDataModule(TokenisedDataModule):
     """Rows of questions and answers as batches for a causal language model.
 
     Files are JSON (an array of objects), JSON Lines, CSV or parquet. Every row becomes a conversation, which
@@ -83,6 +70,8 @@ class InstructionDataModule(LightningDataModule):
         ConfigError: If options contradict each other or cannot be.
     """
 
+    sources: SplitSources
+
     def __init__(
         self,
         train_files: str | list[str] | None = None,
@@ -111,8 +100,7 @@ class InstructionDataModule(LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
-        self.sources = SplitSources(
+        sources = SplitSources(
             files={"train": as_paths(train_files), "val": as_paths(val_files), "test": as_paths(test_files)},
             dataset=dataset,
             dataset_config=dataset_config,
@@ -123,88 +111,32 @@ class InstructionDataModule(LightningDataModule):
             limits={"train": max_train_rows, "val": max_val_rows, "test": max_test_rows},
             seed=seed,
         )
+        super().__init__(
+            sources,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            group_by_length=group_by_length,
+            seed=seed,
+            num_workers=num_workers,
+        )
         self.use_chat_template = use_chat_template
         self.system_prompt = system_prompt
         self.max_length = max_length
-        self.batch_size = batch_size
-        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.packing = packing
         self.pack_length = max_length if pack_length is None else pack_length
         self.padding_free = padding_free
-        self.group_by_length = group_by_length
-        self.seed = seed
-        self.num_workers = num_workers
-        self._given_tokenizer = tokenizer
-        # What setup makes, once for each tokenizer.
-        self._tokenizer: Any = None
-        self._encoder: ChatEncoder | None = None
-        self._splits: dict[Split, TokenisedSplit] = {}
+        self._end_to_end = packing or padding_free
         self._packs: PackedDataset | None = None
         self._check_options()
 
-    @property
-    def train_source(self) -> str:
-        """What it trains on, for model cards: names only, not where files lie on this machine."""
-        return self.sources.train_name
-
-    def prepare_data(self) -> None:
-        """Downloads the data set of the hub, on one process of each node."""
-        self.sources.download()
-
-    def setup(self, stage: str) -> None:
-        """Reads and tokenises the splits that the stage needs and that are not there yet.
-
-        Raises:
-            ConfigError: If there is no tokenizer, its template cannot be used, or a split has no data.
-            DataError: If a file is missing, empty or damaged, or holds a bad row that is not to be skipped.
-        """
-        self._use_tokenizer(find_tokenizer(self, self._given_tokenizer))
-        missing = [split for split in self.sources.needed_in(stage) if split not in self._splits]
-        for split, rows in self.sources.read(missing).items():
-            assert self._encoder is not None  # _use_tokenizer made it
-            self._splits[split] = tokenise_split(split, rows, self._encoder)
-            if split == "train" and self.packing:
-                self._packs = PackedDataset(self._splits[split].examples, self.pack_length, self.seed)
-            self._report(split)
-        if self.num_workers == 0:
-            # For rows that are already tokenised workers only cost.
-            ignore_warning(".*does not have many workers")
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Batches or packs of the train split, in an order that depends on seed and epoch alone."""
-        examples = self._checked("train")
-        processes = distributed_processes(self)
-        if self.group_by_length:
-            sampler: DistributedSampler[Any] = LengthGroupedSampler(
-                examples.lengths, self.batch_size, seed=self.seed, **processes
-            )
-            return self._dataloader(examples, self.batch_size, sampler, self._train_collate())
-        dataset = examples if self._packs is None else self._packs
-        # Also in a single process: unlike a RandomSampler it gives the order of an epoch after a resume.
-        sampler = DistributedSampler(dataset, shuffle=True, seed=self.seed, **processes)
-        return self._dataloader(dataset, self.batch_size, sampler, self._train_collate())
-
-    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """Padded batches of the val split in the order of the file; no loader if there is no such split."""
-        if "val" in self._splits:
-            return self._eval_dataloader("val")
-        ignore_warning("Total length of `list` across ranks is zero")
-        return []
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        """Padded batches of the test split in the order of the file."""
-        return self._eval_dataloader("test")
-
     def predict_dataloader(self) -> DataLoader[Batch]:
         """The same batches as in a test."""
-        return self._eval_dataloader("test")
+        return self.test_dataloader()
 
     def _use_tokenizer(self, tokenizer: Any) -> None:
-        if tokenizer is self._tokenizer:
-            return
         self._encoder = self._make_encoder(tokenizer)
-        self._tokenizer = tokenizer
-        self._splits, self._packs = {}, None
+        self._end_id = self._encoder.stop_id
 
     def _make_encoder(self, tokenizer: Any) -> ChatEncoder:
         return ChatEncoder(
@@ -214,62 +146,33 @@ class InstructionDataModule(LightningDataModule):
             system_prompt=self.system_prompt,
         )
 
-    def _report(self, split: Split) -> None:
-        packs = f", {len(self._packs):,} packs" if split == "train" and self._packs is not None else ""
-        rank_zero_info(f"{split}: {self._splits[split].summary}{packs}")
+    def _tokenised(self, splits: Sequence[Split]) -> dict[Split, TokenisedSplit]:
+        return {split: self._tokenise(split, rows) for split, rows in self.sources.read(splits).items()}
 
-    def _eval_dataloader(self, split: Split) -> DataLoader[Batch]:
-        return self._dataloader(self._checked(split), self.eval_batch_size, None, self._padded())
-
-    def _checked(self, split: Split) -> ExampleDataset:
-        """The examples of a split, which the model can read."""
-        examples = self._splits[split].examples
-        largest = max(examples.largest_id, self._pad_id)
-        check_against_model(
-            self,
-            split,
-            largest_id=largest,
-            longest=max(examples.lengths),
-            packed=split == "train" and (self.packing or self.padding_free),
-        )
+    def _tokenise(self, split: Split, rows: SplitRows) -> TokenisedSplit:
+        examples, packs = tokenise_split(split, rows, self._encoder), ""
+        if split == "train" and self.packing:
+            self._packs = PackedDataset(examples, self.pack_length, self.seed)
+            packs = f", {len(self._packs):,} packs"
+        rank_zero_info(f"{split}: {examples.summary}{packs}")
         return examples
 
-    def _dataloader(
-        self, dataset: Dataset[Any], batch_size: int, sampler: DistributedSampler[Any] | None, collate: Collate
-    ) -> DataLoader[Batch]:
-        return DataLoader(
-            dataset,
-            batch_size=batch_size,
-            sampler=sampler,
-            collate_fn=collate,
-            **loader_options(self.num_workers),
-        )
+    def _training_rows(self) -> Any:
+        examples = super()._training_rows()
+        return self._packs if self.packing else examples
 
-    def _train_collate(self) -> Collate:
-        if self.packing:
-            return collate_packs
-        return lay_end_to_end if self.padding_free else self._padded()
-
-    def _padded(self) -> Collate:
+    def _collate(self, split: Split) -> Collate:
+        if split == "train" and self._end_to_end:
+            return collate_packs if self.packing else lay_end_to_end
         return PaddingCollator(self._pad_id)
-
-    @property
-    def _pad_id(self) -> int:
-        assert self._encoder is not None
-        pad_id = self._tokenizer.pad_token_id
-        # A new token would not be in the model's vocabulary; the collator masks whatever pads.
-        return self._encoder.stop_id if pad_id is None else pad_id
 
     def _check_options(self) -> None:
         check_flags(
             use_chat_template=self.use_chat_template,
             packing=self.packing,
             padding_free=self.padding_free,
-            group_by_length=self.group_by_length,
         )
         check_at_least_one("max_length", self.max_length)
-        check_at_least_one("batch_size", self.batch_size)
-        check_at_least_one("eval_batch_size", self.eval_batch_size)
         if self.packing and self.group_by_length:
             raise contradiction("packing and group_by_length", "one of the two (packs have similar lengths)")
         if self.packing and self.padding_free:

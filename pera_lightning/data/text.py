@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import LightningDataModule
-from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, default_collate
+from torch.utils.data import default_collate
 
 from pera_lightning.data.blocks import cut_blocks, read_texts, tokenise_texts
 from pera_lightning.data.chat.conversations import BadRows, OnBadRow
 from pera_lightning.data.collate import PaddingCollator
+from pera_lightning.data.data_module import Collate, TokenisedDataModule
 from pera_lightning.data.examples import ExampleDataset
-from pera_lightning.data.module_parts import (
-    check_against_model,
-    distributed_processes,
-    find_tokenizer,
-    loader_options,
-)
 from pera_lightning.data.options import check_at_least_one
 from pera_lightning.data.reading.row_sources import RowSources, Split, as_paths
 from pera_lightning.data.reading.rows import TEXT_ENDINGS
 from pera_lightning.errors import ConfigError, DataError
 from pera_lightning.run_log.messages import rank_zero_info
-from pera_lightning.run_log.quiet import ignore_warning
-
-Batch = dict[str, Tensor]
 
 
-class TextDataModule(LightningDataModule):
+class TextDataModule(TokenisedDataModule):
     """Plain text as batches for a causal language model that learns to continue it.
 
     A .txt file is one text; JSON (an array of objects), JSON Lines, CSV and parquet files and hub data sets hold one
@@ -61,6 +52,9 @@ class TextDataModule(LightningDataModule):
         ConfigError: If options contradict each other or cannot be.
     """
 
+    sources: RowSources
+    _length_option = "block_length"
+
     def __init__(
         self,
         train_files: str | list[str] | None = None,
@@ -78,75 +72,33 @@ class TextDataModule(LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
-        self.sources = RowSources(
+        sources = RowSources(
             files={"train": as_paths(train_files), "val": as_paths(val_files), "test": as_paths(test_files)},
             dataset=dataset,
             dataset_config=dataset_config,
             on_bad_row=on_bad_row,
             endings=TEXT_ENDINGS,
         )
+        super().__init__(
+            sources,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            seed=seed,
+            num_workers=num_workers,
+        )
         self.block_length = block_length
-        self.batch_size = batch_size
-        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.max_train_blocks = max_train_blocks
-        self.seed = seed
-        self.num_workers = num_workers
-        self._given_tokenizer = tokenizer
-        # What setup makes, once for each tokenizer.
-        self._tokenizer: Any = None
-        self._splits: dict[Split, ExampleDataset] = {}
-        self._check_options()
-
-    @property
-    def train_source(self) -> str:
-        """What it trains on, for model cards: names only, not where files lie on this machine."""
-        return self.sources.train_name
-
-    def prepare_data(self) -> None:
-        """Downloads the data set of the hub, on one process of each node."""
-        self.sources.download()
-
-    def setup(self, stage: str) -> None:
-        """Reads and tokenises the splits that the stage needs and that are not there yet.
-
-        Raises:
-            ConfigError: If there is no tokenizer, it has no eos token, or a split has no data.
-            DataError: If a file is missing, empty or damaged, holds a bad row that is not to be skipped, or there is
-                not enough text.
-        """
-        self._use_tokenizer(find_tokenizer(self, self._given_tokenizer))
-        missing = [split for split in self.sources.needed_in(stage) if split not in self._splits]
-        for split in missing:
-            self.sources.check(split)
-        for split in missing:
-            self._splits[split] = self._read(split)
-        if self.num_workers == 0:
-            # For blocks that are already tokenised workers only cost.
-            ignore_warning(".*does not have many workers")
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Batches of the train split, in an order that depends on seed and epoch alone."""
-        blocks = self._checked("train")
-        # Also in a single process: unlike a RandomSampler it gives the order of an epoch after a resume.
-        order = {"seed": self.seed, **distributed_processes(self)}
-        sampler: DistributedSampler[Any] = DistributedSampler(blocks, shuffle=True, **order)
-        return self._dataloader(blocks, self.batch_size, sampler=sampler, collate_fn=default_collate)
-
-    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """Batches of the val split in the order of the text; no loader if there is no such split."""
-        if "val" in self._splits:
-            return self._eval_dataloader("val")
-        ignore_warning("Total length of `list` across ranks is zero")
-        return []
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        """Batches of the test split in the order of the text."""
-        return self._eval_dataloader("test")
+        check_at_least_one("max_train_blocks", max_train_blocks)
+        if block_length < 2:
+            raise ConfigError(
+                "block_length is too small.",
+                got=block_length,
+                expected="at least 2: the first token of a block predicts the second",
+                fix="raise block_length",
+            )
 
     def _use_tokenizer(self, tokenizer: Any) -> None:
-        if tokenizer is self._tokenizer:
-            return
         if tokenizer.eos_token_id is None:
             raise ConfigError(
                 "The tokenizer has nothing to put between two texts.",
@@ -154,7 +106,12 @@ class TextDataModule(LightningDataModule):
                 expected="a tokenizer with one",
                 fix="set tokenizer.eos_token",
             )
-        self._tokenizer, self._splits = tokenizer, {}
+        self._end_id = tokenizer.eos_token_id
+
+    def _tokenised(self, splits: Sequence[Split]) -> dict[Split, ExampleDataset]:
+        for split in splits:
+            self.sources.check(split)
+        return {split: self._read(split) for split in splits}
 
     def _read(self, split: Split) -> ExampleDataset:
         training, bad_rows = split == "train", BadRows(self.sources.on_bad_row)
@@ -173,38 +130,5 @@ class TextDataModule(LightningDataModule):
         rank_zero_info(f"{split}: {len(dataset):,} blocks of {self.block_length} tokens, {predicted}")
         return dataset
 
-    def _eval_dataloader(self, split: Split) -> DataLoader[Batch]:
-        return self._dataloader(self._checked(split), self.eval_batch_size, collate_fn=PaddingCollator(self._pad_id))
-
-    @property
-    def _pad_id(self) -> int:
-        pad_id = self._tokenizer.pad_token_id
-        # The collator masks whatever pads.
-        return self._tokenizer.eos_token_id if pad_id is None else pad_id
-
-    def _checked(self, split: Split) -> ExampleDataset:
-        """The blocks of a split, which the model can read."""
-        blocks = self._splits[split]
-        largest = max(blocks.largest_id, self._pad_id)
-        check_against_model(self, split, largest_id=largest, longest=max(blocks.lengths), option="block_length")
-        return blocks
-
-    def _dataloader(self, blocks: ExampleDataset, batch_size: int, **options: Any) -> DataLoader[Batch]:
-        return DataLoader(
-            blocks,
-            batch_size=batch_size,
-            **loader_options(self.num_workers),
-            **options,
-        )
-
-    def _check_options(self) -> None:
-        check_at_least_one("batch_size", self.batch_size)
-        check_at_least_one("eval_batch_size", self.eval_batch_size)
-        check_at_least_one("max_train_blocks", self.max_train_blocks)
-        if self.block_length < 2:
-            raise ConfigError(
-                "block_length is too small.",
-                got=self.block_length,
-                expected="at least 2: the first token of a block predicts the second",
-                fix="raise block_length",
-            )
+    def _collate(self, split: Split) -> Collate:
+        return default_collate if split == "train" else PaddingCollator(self._pad_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -41,12 +41,12 @@ class SplitSummary:
         return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in vars(self).items())
 
 
-@dataclass(frozen=True)
-class TokenisedSplit:
-    """The examples of a split and what became of its rows."""
+class TokenisedSplit(ExampleDataset):
+    """The examples of a split, with what became of its rows."""
 
-    examples: ExampleDataset
-    summary: SplitSummary
+    def __init__(self, examples: Iterable[Example], summary: SplitSummary) -> None:
+        super().__init__(examples)
+        self.summary = summary
 
 
 def tokenise_split(split: Split, rows: SplitRows, encoder: ChatEncoder) -> TokenisedSplit:
@@ -56,7 +56,7 @@ def tokenise_split(split: Split, rows: SplitRows, encoder: ChatEncoder) -> Token
         DataError: If the chat template rejects a row that is not to be skipped, or no usable row is left.
     """
     summary = SplitSummary()
-    examples = ExampleDataset(_encode(split, rows, encoder, summary))
+    examples = TokenisedSplit(_encode(split, rows, encoder, summary), summary)
     rows.bad_rows.report(split)
     if summary.rows == 0:
         raise DataError(
@@ -67,7 +67,7 @@ def tokenise_split(split: Split, rows: SplitRows, encoder: ChatEncoder) -> Token
         )
     summary.tokens, summary.answer_tokens = sum(examples.lengths), examples.answer_tokens
     summary.rows_skipped = rows.bad_rows.count
-    return TokenisedSplit(examples, summary)
+    return examples
 
 
 def _encode(split: Split, rows: SplitRows, encoder: ChatEncoder, summary: SplitSummary) -> Iterator[Example]:

@@ -34,14 +34,14 @@ def module(folder: Path, **options: Any) -> CommonsenseDataModule:
 
 
 def texts(data: CommonsenseDataModule, split: str) -> list[str]:
-    return [TOKENIZER.decode(example["input_ids"]) for example in data._splits[split].examples]
+    return [TOKENIZER.decode(example["input_ids"]) for example in data._splits[split]]
 
 
 def test_prompts_are_llm_adapters(folder: Path) -> None:
     data = module(folder, val_rows=0)
     rows = json.loads((folder / "train.json").read_text())
     assert texts(data, "train") == [EXPECTED.format(**row) for row in rows]
-    example = data._splits["train"].examples[3]
+    example = data._splits["train"][3]
     learnt = TOKENIZER.decode(example["input_ids"][example["labels"] != -100])
     assert learnt == rows[3]["output"] + "<|im_end|>"
     assert data.val_dataloader() == []

@@ -28,9 +28,9 @@ def test_the_summary_counts_tokens_and_what_was_cut(chat_tokenizer: Any) -> None
     texts = [("q", "a"), ("why " * 300, "a"), ("q", "because " * 300)]
     rows = SplitRows([exchange(*text) for text in texts], BadRows("error"))
     split = tokenise_split("train", rows, ChatEncoder(chat_tokenizer, max_length=150))
-    lengths = split.examples.lengths
+    lengths = split.lengths
     assert lengths[1:] == [150, 150]
-    answers = sum((split.examples[index]["labels"] != -100).sum().item() for index in range(3))
+    answers = sum((split[index]["labels"] != -100).sum().item() for index in range(3))
     assert str(split.summary) == (
         f"3 rows, {sum(lengths)} tokens, {answers} answer tokens, 2 prompts cut, 1 answers cut, 0 rows skipped"
     )
@@ -40,7 +40,7 @@ def test_rows_that_the_template_rejects_are_bad_rows(make_tokenizer: Any, caplog
     encoder = ChatEncoder(make_tokenizer(REJECTING_TEMPLATE, eos_token="<|im_end|>"), max_length=100)
     conversations = [exchange("never", "a"), exchange("q", "a")]
     split = tokenise_split("val", SplitRows(conversations, BadRows("skip")), encoder)
-    assert (split.summary.rows, split.summary.rows_skipped, len(split.examples)) == (1, 1, 1)
+    assert (split.summary.rows, split.summary.rows_skipped, len(split)) == (1, 1, 1)
     assert "val: skipped 1 bad row: file, line 5: the chat template" in caplog.text
     with pytest.raises(DataError, match="file, line 5: the chat template does not accept"):
         tokenise_split("val", SplitRows(conversations, BadRows("error")), encoder)

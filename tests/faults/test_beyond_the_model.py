@@ -69,7 +69,7 @@ def test_rows_longer_than_the_positions(make: Callable[[], nn.Module], options: 
 def test_rows_that_just_fit(tmp_path: Path) -> None:
     trainer = fit(tmp_path, short_gpt2(), InstructionDataModule(questions(tmp_path), max_length=24))
     assert trainer.global_step == 1
-    assert trainer.datamodule._splits["train"].examples.lengths == [24] * 4
+    assert trainer.datamodule._splits["train"].lengths == [24] * 4
 
 
 def test_validation_rows_longer_than_the_positions(tmp_path: Path) -> None:

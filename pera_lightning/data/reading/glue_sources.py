@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pera_lightning.data.reading.glue_files import GLUE_TASKS, GlueRow, read_glue_file
+import torch
+
+from pera_lightning.data.options import check_at_least_one
+from pera_lightning.data.reading.glue_files import GLUE_TASKS, GlueRow, check_task, read_glue_file, split_in_halves
+from pera_lightning.data.reading.row_sources import Split
 from pera_lightning.data.reading.rows import load_hub_dataset
 from pera_lightning.errors import DataError
 
@@ -29,25 +34,59 @@ def labels_of(task: str) -> int:
     return 1 if labels is None else len(set(labels.values()))
 
 
-def training_rows(task: str, folder: Path | None) -> list[GlueRow]:
-    """The training rows of a task, from `train.tsv` in its folder, or without a folder from the hub.
+@dataclass(frozen=True, kw_only=True)
+class GlueSources:
+    """Reads the splits of a task; see `GlueDataModule` for the options, of which `folder` is local here."""
 
-    Raises:
-        DataError: They cannot be read.
-    """
-    return _hub_rows(task, "train") if folder is None else read_glue_file(folder / "train.tsv", task)
+    task: str
+    folder: Path | None
+    max_train_rows: int | None
+    seed: int
+    split_seed: int
 
+    def __post_init__(self) -> None:
+        check_task(self.task)
+        check_at_least_one("max_train_rows", self.max_train_rows)
 
-def validation_rows(task: str, folder: Path | None) -> list[GlueRow]:
-    """The validation rows, those of the matched genres for MNLI.
+    @property
+    def train_name(self) -> str:
+        """What is trained on, for model cards: names only, not where files lie on this machine."""
+        return f"GLUE {self.task} ({HUB_DATASET if self.folder is None else 'train.tsv'})"
 
-    Raises:
-        DataError: They cannot be read.
-    """
-    ending = "_matched" if task == "mnli" else ""
-    if folder is None:
-        return _hub_rows(task, f"validation{ending}")
-    return read_glue_file(folder / f"dev{ending}.tsv", task)
+    def download(self) -> None:
+        """Brings the data set of the hub, if it is used, into the local cache."""
+        if self.folder is None:
+            self._rows("train")
+
+    def needed_in(self, stage: str) -> list[Split]:
+        """The splits that a stage of the Trainer uses; both halves of the validation set are read at once."""
+        return ["train", "val", "test"] if stage == "fit" else ["val", "test"]
+
+    def read(self, splits: Collection[Split]) -> Iterator[tuple[Split, list[GlueRow]]]:
+        """Yields the rows of some splits.
+
+        Raises:
+            DataError: They cannot be read.
+        """
+        if "train" in splits:
+            yield "train", self._drawn(self._rows("train"))
+        if "val" in splits:
+            rows = self._rows("validation_matched" if self.task == "mnli" else "validation")
+            val, test = split_in_halves(len(rows), self.split_seed)
+            yield "val", [rows[index] for index in val]
+            yield "test", [rows[index] for index in test]
+
+    def _rows(self, split: str) -> list[GlueRow]:
+        if self.folder is None:
+            return _hub_rows(self.task, split)
+        return read_glue_file(self.folder / f"{split.replace('validation', 'dev')}.tsv", self.task)
+
+    def _drawn(self, rows: list[GlueRow]) -> list[GlueRow]:
+        if self.max_train_rows is None or self.max_train_rows >= len(rows):
+            return rows
+        # Not the first ones: the files of some tasks are sorted by source.
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))
+        return [rows[index] for index in sorted(order[: self.max_train_rows].tolist())]
 
 
 def _hub_rows(task: str, split: str) -> list[GlueRow]:

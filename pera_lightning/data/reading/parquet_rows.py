@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -67,14 +68,9 @@ def read_parquet(path: Path) -> Iterator[ParsedRow]:
     Raises:
         DataError: The file is damaged or beyond the bounds, or has no column that is read.
     """
-    try:
-        with open_regular(path) as file:
-            size = _checked_size(path, file)
-            columns = _columns(path, file, size)
-    except DataError:
-        raise
-    except Exception as error:  # whatever pyarrow makes of a damaged file
-        raise _damaged(path, error) from error
+    with _told_if_damaged(path), open_regular(path) as file:
+        size = _checked_size(path, file)
+        columns = _columns(path, file, size)
     return _rows(path, columns, SPARE + MOST_REPEATED * size)
 
 
@@ -159,22 +155,16 @@ def _rows(path: Path, columns: _Columns, most: int) -> Iterator[ParsedRow]:
     import pyarrow.parquet
 
     number = 0
-    with open_regular(path) as file:
-        try:
-            opened = pyarrow.parquet.ParquetFile(file, read_dictionary=columns.repeated)
-            batches = opened.iter_batches(_ROWS_AT_ONCE, columns=list(columns.read), use_threads=False)
-            for batch in batches:
-                for index in range(batch.num_rows):
-                    number += 1
-                    row = _row(f"{path}, row {number}", batch.slice(index, 1), columns)
-                    most -= _size(row.fields) if isinstance(row, Row) else 0
-                    if most < 0:
-                        raise _beyond(path, f"more than that in the first {number:,} rows", "texts of usual repetition")
-                    yield row
-        except DataError:
-            raise
-        except Exception as error:  # whatever pyarrow makes of a damaged file
-            raise _damaged(path, error) from error
+    with _told_if_damaged(path), open_regular(path) as file:
+        opened = pyarrow.parquet.ParquetFile(file, read_dictionary=columns.repeated)
+        for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=list(columns.read), use_threads=False):
+            for index in range(batch.num_rows):
+                number += 1
+                row = _row(f"{path}, row {number}", batch.slice(index, 1), columns)
+                most -= _size(row.fields) if isinstance(row, Row) else 0
+                if most < 0:
+                    raise _beyond(path, f"more than that in the first {number:,} rows", "texts of usual repetition")
+                yield row
 
 
 def _row(where: str, batch: pyarrow.RecordBatch, columns: _Columns) -> ParsedRow:
@@ -228,10 +218,16 @@ def _beyond(path: Path, got: str, expected: str) -> DataError:
     )
 
 
-def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(
-        f"{path} cannot be read as parquet.",
-        got=f"{type(error).__name__}: {shorten(error)}",
-        expected="a complete parquet file",
-        fix="write or download the file again",
-    )
+@contextmanager
+def _told_if_damaged(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # whatever pyarrow makes of a damaged file
+        raise DataError(
+            f"{path} cannot be read as parquet.",
+            got=f"{type(error).__name__}: {shorten(error)}",
+            expected="a complete parquet file",
+            fix="write or download the file again",
+        ) from error

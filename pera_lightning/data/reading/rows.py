@@ -119,22 +119,17 @@ def dataset_rows(name: str, dataset: Iterable[Mapping[str, Any]]) -> Iterator[Ro
     Raises:
         DataError: A row cannot be read.
     """
-    rows = iter(dataset)
-    number = 1
-    while True:
-        try:
-            fields = next(rows)
-        except StopIteration:
-            return
-        except Exception as error:  # text that is none, dates beyond all calendars
-            raise DataError(
-                f"{name}, row {number}: the row cannot be read.",
-                got=f"{type(error).__name__}: {shorten(error)}",
-                expected="texts, numbers, lists and objects",
-                fix="correct the data set, or save what is used of it as JSON Lines",
-            ) from error
-        yield Row(f"{name}, row {number}", fields)
-        number += 1
+    number = 0
+    try:
+        for number, fields in enumerate(dataset, start=1):
+            yield Row(f"{name}, row {number}", fields)
+    except Exception as error:  # text that is none, dates beyond all calendars
+        raise DataError(
+            f"{name}, row {number + 1}: the row cannot be read.",
+            got=f"{type(error).__name__}: {shorten(error)}",
+            expected="texts, numbers, lists and objects",
+            fix="correct the data set, or save what is used of it as JSON Lines",
+        ) from error
 
 
 def _read_csv(path: Path) -> Iterator[ParsedRow]:
