@@ -27,10 +27,9 @@ from pera_lightning.checkpoint.model_card import model_card
 from pera_lightning.concurrency import changing, reading
 from pera_lightning.errors import AdapterFileError, ConfigError, InjectionError, TargetError, one_line
 from pera_lightning.functional.distributed import is_distributed, whole
-from pera_lightning.injection import InjectionReport, init_loftq, inject_plan, remove_adapter
+from pera_lightning.injection import InjectionReport, init_loftq, inject_plan, is_adapted, remove_adapter
 from pera_lightning.injection.inject import OWN_MODEL
 from pera_lightning.injection.saved_modules import kept_infinities
-from pera_lightning.injection.targets.names import is_adapted
 from pera_lightning.option_checks import check_flags
 from pera_lightning.storage.remote import Place, place
 from pera_lightning.storage.whole_folder import whole_folder

@@ -7,13 +7,13 @@ the base small before.
 from pera_lightning.injection.detached import DetachedAdapter, attach_adapter, detach_adapter
 from pera_lightning.injection.disabled import adapter_disabled
 from pera_lightning.injection.inject import (
-    InjectionReport,
     adapter_parameters,
     freeze_base,
     inject_adapter,
     inject_plan,
     remove_adapter,
 )
+from pera_lightning.injection.injection_report import InjectionReport
 from pera_lightning.injection.parameter_groups import parameter_groups
 from pera_lightning.injection.quantization.loftq import LoftqReport, init_loftq
 from pera_lightning.injection.quantization.quantize_model import QuantizationReport, layers_to_quantize, quantize_model
@@ -28,6 +28,7 @@ from pera_lightning.injection.targets.names import (
     adapted_layers,
     adapter_layers,
     clean_name,
+    is_adapted,
     original_names,
     token_layers,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "init_loftq",
     "inject_adapter",
     "inject_plan",
+    "is_adapted",
     "layers_to_quantize",
     "marked_modules",
     "original_names",

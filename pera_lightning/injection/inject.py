@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
 from typing import cast
 
 from torch import nn
@@ -22,8 +20,8 @@ from pera_lightning.injection.copies import (
     note_copies,
     note_identity,
 )
+from pera_lightning.injection.injection_report import InjectionReport, report_of
 from pera_lightning.injection.quantization.loftq import init_loftq
-from pera_lightning.injection.quantization.stored_bytes import parameter_count
 from pera_lightning.injection.replacement import replace_modules
 from pera_lightning.injection.saved_modules import (
     forget_saved,
@@ -45,60 +43,6 @@ from pera_lightning.layers.call_hooks import lift_hooks, lower_hooks
 _TRAINABLE_BEFORE = "_pera_trainable_before"
 OWN_MODEL = "load the adapter into its own model"
 """The cure where a model lacks what an adapter adapts."""
-
-
-@dataclass(frozen=True)
-class InjectionReport:
-    """What an injection did.
-
-    Attributes:
-        adapted: Names of the adapted layers.
-        saved: Names of the modules trained and saved whole, and of the trained biases.
-        head: Linear layers left alone as the output head ("all-linear" only).
-        trainable: Number of trainable parameters now.
-        total: Number of parameters now, adapters included.
-        unreached: Weight matrices outside linear layers, which stay as they are ("all-linear" only): packed projections
-            of attention, stacked experts, convolutions, recurrent layers.
-        tokens: Name of an embedding (or output head) -> number of its rows that are trained.
-        not_plain: Layers that are linear by class and do more than multiply (a router that returns a tuple), which stay
-            as they are -> what they do ("all-linear" only).
-    """
-
-    adapted: tuple[str, ...]
-    saved: tuple[str, ...]
-    head: tuple[str, ...]
-    trainable: int
-    total: int
-    unreached: tuple[str, ...] = ()
-    tokens: dict[str, int] = field(default_factory=dict)
-    not_plain: dict[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        share = 100 * self.trainable / self.total
-        parts = [
-            f"PERA: {len(self.adapted)} adapted layers",
-            f"{self.trainable:,} trainable of {self.total:,} parameters ({share:.2f} %)",
-        ]
-        if self.tokens:
-            parts.append(f"trained rows: {', '.join(f'{count} of {name}' for name, count in self.tokens.items())}")
-        if self.saved:
-            parts.append(f"trained whole: {_grouped(self.saved)}")
-        if self.head:
-            parts.append(f"output head left alone: {', '.join(self.head)}")
-        for what in dict.fromkeys(self.not_plain.values()):
-            names = [name for name, other in self.not_plain.items() if other == what]
-            parts.append(f"no plain linear layers, left alone: {_grouped(names)} (each {what})")
-        if self.unreached:
-            parts.append(f"no linear layers, left alone: {_grouped(self.unreached)}")
-        return "; ".join(parts)
-
-
-def _grouped(names: Iterable[str]) -> str:
-    """Names, and of those that differ by numbers one with `*` for these and how many there are."""
-    kinds: dict[str, list[str]] = {}
-    for name in names:
-        kinds.setdefault(re.sub(r"\b\d+\b", "*", name), []).append(name)
-    return ", ".join(f"{kind} ({len(alike)})" if len(alike) > 1 else alike[0] for kind, alike in kinds.items())
 
 
 def inject_adapter(model: nn.Module, config: PeraConfig, *, float_model: nn.Module | None = None) -> InjectionReport:
@@ -179,7 +123,7 @@ def inject_plan(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
         _mark(name, modules)
     note_copies(model, copies, frozen)
     note_start(model)
-    return _report(model, plan)
+    return report_of(model, plan)
 
 
 def _check_columns(plan: InjectionPlan, modules: Mapping[str, nn.Module]) -> None:
@@ -303,16 +247,3 @@ def take_out(model: nn.Module) -> None:
     trainable_before = set(getattr(model, _TRAINABLE_BEFORE))
     delattr(model, _TRAINABLE_BEFORE)
     set_trainable(model, trainable_before)
-
-
-def _report(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
-    return InjectionReport(
-        adapted=tuple(plan.layers),
-        saved=plan.saved,
-        head=plan.head,
-        trainable=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        total=parameter_count(model),
-        unreached=plan.unreached,
-        tokens={name: len(tokens.ids) for name, tokens in plan.tokens.items()},
-        not_plain=plan.not_plain,
-    )

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from typing_extensions import override
 
 from pera_lightning.errors import InjectionError
-from pera_lightning.injection import adapted_layers, parameter_groups
+from pera_lightning.injection import is_adapted, parameter_groups
 from pera_lightning.loading.pretrained import PretrainedSource
 from pera_lightning.loading.pretrained_tokenizer import load_tokenizer
 from pera_lightning.models.accumulation.weighted_accumulation import WeightedAccumulation
@@ -155,7 +155,7 @@ class PretrainedModule(LightningModule):
         # from_pretrained returns eval mode and Lightning keeps what it finds: without this, dropout and gradient
         # checkpointing would be off throughout.
         model.train()
-        if not any(True for _ in adapted_layers(model)):
+        if not is_adapted(model):
             trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
             rank_zero_info(
                 f"No PERA adapter in the model: fine-tuning {trained:,} parameters of {self.base_model_name} "

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pera_lightning.checkpoint.training.training_checkpoint import PROCESSES
 from pera_lightning.functional.distributed import own_part
-from pera_lightning.injection import adapted_layers
+from pera_lightning.injection import is_adapted
 from pera_lightning.run_log.messages import rank_zero_warn
 
 _ARGUMENTS = {
@@ -49,7 +49,7 @@ def _save_checkpoint(
     strategy: Strategy, own: Callable[..., None] | None, checkpoint: dict[str, Any], filepath: Any, **options: Any
 ) -> None:
     module = strategy.lightning_module
-    if module is not None and any(True for _ in adapted_layers(module)):
+    if module is not None and is_adapted(module):
         base = _Base(module)
         for key, whose in _ARGUMENTS.items():
             _leave_out(checkpoint, key, whose, base)

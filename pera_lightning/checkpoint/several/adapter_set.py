@@ -22,9 +22,10 @@ from pera_lightning.injection import (
     adapted_layers,
     attach_adapter,
     detach_adapter,
+    is_adapted,
 )
 from pera_lightning.injection.detached import refuse_unsettled
-from pera_lightning.injection.targets.names import is_adapted, near_names
+from pera_lightning.injection.targets.names import near_names
 from pera_lightning.layers import scaled_factors
 
 
