@@ -16,15 +16,8 @@ from pera_lightning.checkpoint.several.adapter_comparison import AdapterComparis
 from pera_lightning.checkpoint.several.mixing import inject_mixture
 from pera_lightning.concurrency import changing, guard_calls, kept, reading
 from pera_lightning.errors import ConfigError, InjectionError
-from pera_lightning.injection import (
-    DetachedAdapter,
-    InjectionReport,
-    adapted_layers,
-    attach_adapter,
-    detach_adapter,
-    is_adapted,
-)
-from pera_lightning.injection.detached import refuse_unsettled
+from pera_lightning.injection import InjectionReport, adapted_layers, is_adapted
+from pera_lightning.injection.detached import DetachedAdapter, attach_adapter, detach_adapter, refuse_unsettled
 from pera_lightning.injection.targets.names import near_names
 from pera_lightning.layers import scaled_factors
 
