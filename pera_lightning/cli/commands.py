@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
 
+from pera_lightning.cli.options.checked import check_names, check_trainer_options
+from pera_lightning.cli.options.given import given_options
+from pera_lightning.cli.options.signatures import parameters
 from pera_lightning.errors import ConfigError
+from pera_lightning.near_names import did_you_mean, near
 
 USAGE = "usage: pera_lightning COMMAND [options]"
 _CLOSING = """\
@@ -48,11 +51,16 @@ def _function(name: str, *, positional: bool = False, listing: str | None = None
     """
 
     def run(words: list[str]) -> None:
+        known = parameters(f"pera_lightning.cli.{name}", name)
+        check_names(given_options(words), known | {"config": ""})
         from jsonargparse import auto_cli
 
+        from pera_lightning.cli.options.parser import OptionParser, with_flags
+
         function = getattr(import_module(f"pera_lightning.cli.{name}"), name)
-        given = words if listing is None else _as_list(words, listing)
-        auto_cli(function, args=given, as_positional=positional, prog=f"pera_lightning {name}")
+        given = with_flags(words if listing is None else _as_list(words, listing), known)
+        prog = f"pera_lightning {name}"
+        auto_cli(function, args=given, as_positional=positional, prog=prog, parser_class=OptionParser)
 
     return run
 
@@ -69,18 +77,26 @@ def _as_list(words: list[str], option: str) -> list[str]:
     return words if is_list else [*words[:begin], json.dumps(values), *words[end:]]
 
 
-def run_trainer(_: list[str]) -> None:
-    """Run `fit`, `validate`, `test` or `predict`; LightningCLI reads the words of the process, as its launchers do."""
+def _trainer(command: str) -> Callable[[list[str]], None]:
+    def run(words: list[str]) -> None:
+        check_trainer_options(command, words)
+        run_lightning_cli()
+
+    return run
+
+
+def run_lightning_cli() -> None:
+    """Run `fit`, `validate`, `test` or `predict`: LightningCLI reads the words of the process, as its launchers do."""
     from pera_lightning.cli.fit.trainer import PeraCLI, make_cli
 
     make_cli(PeraCLI)
 
 
 TRAINING = {
-    "fit": Command("train an adapter, from a YAML file or from options", run_trainer),
-    "validate": Command("measure on the validation data", run_trainer),
-    "test": Command("measure on the test data, beside the base model where asked to", run_trainer),
-    "predict": Command("write predictions to a file", run_trainer),
+    "fit": Command("train an adapter, from a YAML file or from options", _trainer("fit")),
+    "validate": Command("measure on the validation data", _trainer("validate")),
+    "test": Command("measure on the test data, beside the base model where asked to", _trainer("test")),
+    "predict": Command("write predictions to a file", _trainer("predict")),
 }
 TOOLS = {
     "generate": Command("print the answer of an adapted model to a prompt", _function("generate")),
@@ -121,11 +137,11 @@ def command_named(name: str) -> Command:
     """
     if name in COMMANDS:
         return COMMANDS[name]
-    near = get_close_matches(name.lower(), COMMANDS, n=3)
-    others = sorted(set(COMMANDS) - set(near))
+    meant = near(name, COMMANDS)
+    others = sorted(set(COMMANDS) - set(meant))
     raise ConfigError(
         "There is no such command.",
         got=repr(name),
-        expected=f"one of {', '.join([*near, *others])}",
-        fix=f"did you mean {' or '.join(near)}?" if near else "pera_lightning --help says what they do",
+        expected=f"one of {', '.join([*meant, *others])}",
+        fix=did_you_mean(meant, "pera_lightning --help says what they do"),
     )

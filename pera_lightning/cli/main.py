@@ -7,7 +7,7 @@ import sys
 from traceback import walk_tb
 
 from pera_lightning import __version__
-from pera_lightning.cli.commands import command_named, overview, run_trainer
+from pera_lightning.cli.commands import command_named, overview, run_lightning_cli
 from pera_lightning.cli.screen import accept_all_characters, show
 from pera_lightning.errors import PeraError
 from pera_lightning.requirements import refuse_compromised_lightning
@@ -43,7 +43,7 @@ def _run(words: list[str]) -> None:
         show(f"pera_lightning {__version__}")
     elif words[0].startswith("-"):
         # LightningCLI takes its configs before the command too.
-        run_trainer(words)
+        run_lightning_cli()
     else:
         command_named(words[0]).run(words[1:])
 

@@ -23,6 +23,7 @@ from pera_lightning.export.gguf.merged_gguf import export_merged_gguf
 from pera_lightning.export.merged.merged_model import export_merged
 from pera_lightning.models.causal_lm import PeraCausalLM
 from pera_lightning.models.parallel.fsdp2 import FSDP2Strategy
+from pera_lightning.models.pretrained_module import PretrainedModule
 from pera_lightning.models.sequence_classifier import PeraSequenceClassifier
 
 CALLS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
@@ -43,7 +44,10 @@ CALLS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
 
 
 def flags_of(call: Callable[..., Any]) -> list[str]:
-    return [name for name, option in inspect.signature(call).parameters.items() if isinstance(option.default, bool)]
+    options = dict(inspect.signature(call).parameters)
+    if isinstance(call, type) and issubclass(call, PretrainedModule):
+        options |= inspect.signature(PretrainedModule).parameters
+    return [name for name, option in options.items() if isinstance(option.default, bool)]
 
 
 CASES = [(call, given, flag) for call, given in CALLS for flag in flags_of(call)]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import StrategyRegistry
 from typing_extensions import override
 
 # Not used here, but with the classes imported the command line accepts and offers their short names.
@@ -26,16 +28,21 @@ from pera_lightning.cli.fit.earlier_files import earlier_files_kept
 from pera_lightning.cli.fit.predictions import check_predictions, write_predictions
 from pera_lightning.cli.fit.progress_bar import PeraProgressBar
 from pera_lightning.cli.fit.untrained_base import RefuseUntrained, refuse_without_checkpoint
+from pera_lightning.cli.options.checked import chosen_classes
+from pera_lightning.cli.options.given import given_options
+from pera_lightning.cli.options.known import trainer_options
+from pera_lightning.cli.options.parser import OptionParser, with_flags
 from pera_lightning.cli.screen import show, show_table
 from pera_lightning.data.commonsense import CommonsenseDataModule  # noqa: F401
 from pera_lightning.data.glue import GlueDataModule  # noqa: F401
 from pera_lightning.data.instruction import InstructionDataModule  # noqa: F401
 from pera_lightning.data.text import TextDataModule  # noqa: F401
-from pera_lightning.errors import CheckpointError, FolderError
+from pera_lightning.errors import CheckpointError, ConfigError, FolderError, PeraError, one_line
 from pera_lightning.injection import adapter_disabled
 from pera_lightning.models.causal_lm import PeraCausalLM  # noqa: F401
 from pera_lightning.models.parallel.fsdp2 import FSDP2Strategy  # noqa: F401
 from pera_lightning.models.sequence_classifier import PeraSequenceClassifier  # noqa: F401
+from pera_lightning.near_names import did_you_mean, near
 from pera_lightning.run_log.messages import rank_zero_info
 from pera_lightning.storage.remote import Place, RemotePath, place, written
 
@@ -58,6 +65,10 @@ class SaveFitConfig(SaveConfigCallback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.loggers:
             super().setup(trainer, pl_module, stage)
+
+
+class TrainerParser(OptionParser, LightningArgumentParser):
+    """LightningCLI's parser with errors of ours."""
 
 
 class PeraCLI(LightningCLI):
@@ -90,6 +101,16 @@ class PeraCLI(LightningCLI):
         )
 
     @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        words = sys.argv[1:] if args is None else args
+        if not isinstance(words, list):
+            super().parse_arguments(parser, args)
+            return
+        command = next((word for word in words if word in self.subcommands()), "fit")
+        known = trainer_options(command, chosen_classes(given_options(words)))
+        self.config = parser.parse_args(with_flags(words, known))
+
+    @override
     def before_instantiate_classes(self) -> None:
         torch.set_float32_matmul_precision(self._get(self.config, "float32_matmul_precision"))
         _check_checkpoint(self._get(self.config, "ckpt_path"))
@@ -117,7 +138,19 @@ class PeraCLI(LightningCLI):
         if wants_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks = [*callbacks, PeraProgressBar()]
         options["callbacks"] = callbacks
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, PeraError):
+                raise
+            strategy = options.get("strategy")
+            names = StrategyRegistry.available_strategies() if str(strategy) in str(error) else []
+            raise ConfigError(
+                "Lightning's Trainer refuses its options.",
+                got=one_line(error, kind=False),
+                expected="options as lightning's documentation of the Trainer says",
+                fix=did_you_mean(near(str(strategy), names), "change what it names, under `trainer`"),
+            ) from error
 
     @override
     def _run_subcommand(self, subcommand: str) -> None:
@@ -251,6 +284,7 @@ def make_cli(kind: type[PeraCLI], words: list[str] | None = None, prog: str = "p
         auto_configure_optimizers=False,
         save_config_callback=SaveFitConfig,
         save_config_kwargs={"overwrite": True},
+        parser_class=TrainerParser,
         parser_kwargs={"description": DESCRIPTION, "epilog": EPILOG, "prog": prog},
         args=words,
     )

@@ -1,0 +1,118 @@
+"""Which options were given, and where: on the command line, or in which line of a YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+import yaml
+
+from pera_lightning.errors import ConfigError
+from pera_lightning.near_names import did_you_mean, near_paths
+
+CONFIG_OPTIONS = ("--config", "-c")
+
+
+@dataclass(frozen=True)
+class Given:
+    """An option as somebody gave it.
+
+    Args:
+        key: Its name with dots between the parts, without `init_args`: "model.learning_rate".
+        value: What it was set to, as text; None where it was given none, or one of several parts.
+        place: Where it stands, for messages.
+        is_word: Whether on the command line.
+    """
+
+    key: str
+    value: str | None
+    place: str
+    is_word: bool
+
+
+def given_options(words: Sequence[str]) -> list[Given]:
+    """All options of a command line and of the configs it names, in the order in which they count.
+
+    Raises:
+        ConfigError: A config is missing or is no YAML.
+    """
+    found: list[Given] = []
+    for option, value in option_words(words):
+        if option in CONFIG_OPTIONS:
+            found += _of_config(value)
+        elif option.startswith("--"):
+            found.append(Given(_key(option[2:].rstrip("+")), value, option, is_word=True))
+    return found
+
+
+def option_words(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """Options with the word behind them, if that is no option itself."""
+    for word, after in zip_longest(words, words[1:]):
+        if word.startswith("--") or word in CONFIG_OPTIONS:
+            option, is_joined, value = word.partition("=")
+            is_value = after is not None and not _is_option(after)
+            yield option, value if is_joined else (after if is_value else None)
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("--") or word in CONFIG_OPTIONS
+
+
+def _key(name: str) -> str:
+    # "<<" merges a mapping into the one that it stands in.
+    return ".".join(part for part in name.split(".") if part not in ("init_args", "<<"))
+
+
+def has_unread_config(words: Sequence[str]) -> bool:
+    """Whether a config is named that `given_options` leaves to the parser."""
+    return any(_is_unread(value) for option, value in option_words(words) if option in CONFIG_OPTIONS)
+
+
+def _is_unread(value: str | None) -> bool:
+    """A URL, or options themselves, in YAML or JSON."""
+    return value is None or "://" in value or "\n" in value or value.lstrip().startswith("{")
+
+
+def _of_config(value: str | None) -> list[Given]:
+    if value is None or _is_unread(value):
+        return []
+    path = Path(value)
+    if not path.is_file():
+        raise ConfigError(
+            "The config cannot be read.",
+            got=f"{value} (from {Path.cwd()}), which is {'a folder' if path.is_dir() else 'no file'}",
+            expected="a YAML file with options",
+            fix=did_you_mean(near_paths(path), "correct the path"),
+        )
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = 0 if error.problem_mark is None else error.problem_mark.line + 1
+        raise ConfigError(
+            "The config is no YAML.",
+            got=f"{path}, line {line}: {error.problem}",
+            expected="options as `key: value`, indented by spaces; a list as [a, b]",
+            fix="correct the line, or the one above it",
+        ) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(
+            "The config cannot be read.",
+            got=f"{path}: {error}",
+            expected="a YAML file in UTF-8",
+            fix="correct the file",
+        ) from error
+    return [] if root is None else list(_of_node(root, "", str(path), depth=0))
+
+
+def _of_node(node: yaml.Node, prefix: str, path: str, depth: int) -> Iterator[Given]:
+    """The keys of a mapping and of the mappings in it; options of options have no names that we could know."""
+    if not isinstance(node, yaml.MappingNode) or depth > 3:
+        return
+    for name, value in node.value:
+        key = _key(f"{prefix}{name.value}")
+        scalar = value.value if isinstance(value, yaml.ScalarNode) else None
+        if key and key != prefix.rstrip("."):
+            yield Given(key, scalar, f"{path}, line {name.start_mark.line + 1}", is_word=False)
+        yield from _of_node(value, f"{key}." if key else "", path, depth + 1)

@@ -1,0 +1,140 @@
+"""Parsers whose errors are ours: what was given, what would be right, what to do; no page of usage."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence, Set
+from itertools import zip_longest
+from typing import NoReturn
+
+from jsonargparse import ArgumentParser
+from typing_extensions import override
+
+from pera_lightning.cli.options.checked import missing_options
+from pera_lightning.cli.options.given import Given, given_options
+from pera_lightning.errors import ConfigError
+from pera_lightning.near_names import did_you_mean, near
+
+_KEY = re.compile(r'Parser key "([^"]+)"')
+_VALUE = re.compile(r"(?:Got value|Given value): (.+)")
+_NESTED = re.compile(r"NestedArg\(key='[^']*', val=(.*)\)$")
+_EXPECTED = re.compile(r"Expected a(?:n)? (.+?)(?:\. Got value.*)?$", re.MULTILINE)
+_UNIMPORTABLE = re.compile(r"(No module named '[^']+'|module '[^']+' has no attribute '[^']+')")
+_TYPES = {
+    "<class 'int'>": "a whole number",
+    "<class 'float'>": "a number",
+    "<class 'str'>": "a text",
+    "<class 'bool'>": "true or false",
+    "<class 'NoneType'>": "null",
+    "<class 'list'>": "a list: [a, b]",
+}
+
+
+class OptionParser(ArgumentParser):
+    """A parser of jsonargparse that raises `ConfigError` where it would print its usage and leave the process."""
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        # Those within are asked what a value could be; what they answer is not the last word.
+        if not self.exit_on_error:
+            super().error(message, ex)
+        of_command = getattr(ex, "subcommand_parser", None) or self
+        asked = f"`{of_command.prog.replace(' [options]', '')} --help` says what it takes"
+        raise as_config_error(message, sys.argv[1:], set(of_command._option_string_actions), asked) from ex
+
+
+def as_config_error(message: str, words: Sequence[str], options: Set[str], asked: str) -> ConfigError:
+    """What a parser objects to, in the form of all errors.
+
+    Args:
+        message: Its message.
+        words: The command line.
+        options: What the parser takes, beside words without a name.
+        asked: How to get help.
+    """
+    if missing := message.partition("arguments are required: ")[2]:
+        return missing_options([_as_typed(name.strip(), options) for name in missing.split(",")], asked)
+    if found := re.search(r"argument (--[^:\s]+):? expected one argument", message):
+        return ConfigError("An option has no value.", got=found[1], expected=f"{found[1]} VALUE", fix=asked)
+    if unknown := message.partition("unrecognized arguments: ")[2]:
+        return ConfigError(
+            "There is no such option.", got=unknown, expected="options, and a value behind each", fix=asked
+        )
+    keys = [key for key in _KEY.findall(message) if key]
+    if not keys:
+        text = " ".join(message.split())
+        return ConfigError("The options cannot be read.", got=text, expected="valid ones", fix=asked)
+    return _wrong_value(keys, message, given_options(words), asked)
+
+
+def _as_typed(name: str, options: Set[str]) -> str:
+    # Of a command, "fit.model".
+    option = f"--{name.rpartition('.')[2]}"
+    return option if option in options or "." in name else name.upper()
+
+
+def _wrong_value(keys: list[str], message: str, given: Sequence[Given], asked: str) -> ConfigError:
+    key = ".".join(keys)
+    places = [one.place for one in given if one.key in (key, f"{key}.class_path")]
+    value = (_VALUE.findall(message) or ["?"])[0]
+    value = _shortened(nested[1] if (nested := _NESTED.match(value)) else value)
+    what = f"{key} = {value}" + (f" ({places[-1]})" if places and not places[-1].startswith("--") else "")
+    if reason := _UNIMPORTABLE.search(message):
+        return ConfigError(
+            f"The class for {key} cannot be imported.",
+            got=f"{what}: {reason[1]}",
+            expected="package.module.Class of something that is installed, or in a folder on PYTHONPATH",
+            fix="correct the name; files in the working directory are found by `python -m pera_lightning`",
+        )
+    wanted = list(dict.fromkeys(_shown_type(text) for text in _EXPECTED.findall(message) if text[:4] != "path"))
+    if len(keys) > 1:
+        # What follows is about the class that the option belongs to.
+        wanted = wanted[:1]
+    classes = _known_classes() if "a class" in wanted else []
+    is_list = "," in value and any("list" in text for text in wanted)
+    return ConfigError(
+        f"{key} cannot have this value.",
+        got=what,
+        expected=" or ".join(wanted) or "another one",
+        fix=f"a list is written [{value}]" if is_list else did_you_mean(near(value, classes), asked),
+    )
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 160 else f"{text[:157]}..."
+
+
+def _shown_type(text: str) -> str:
+    if text.startswith("dot import path"):
+        return "a class"
+    literal = re.match(r"typing\.Literal\[(.*)\]", text)
+    if literal:
+        return f"one of {literal[1].replace(chr(39), '')}"
+    if "Mapping" in text or "dict" in text:
+        return "a mapping: {name: value}"
+    return "a list: [a, b]" if re.search(r"Sequence|Iterable|list\[", text) else _TYPES.get(text, text)
+
+
+def _known_classes() -> list[str]:
+    """Short names that a Trainer's options take."""
+    modules = [
+        sys.modules.get(f"lightning.pytorch.{name}") for name in ("callbacks", "loggers", "strategies", "profilers")
+    ]
+    return [name for module in modules for name in getattr(module, "__all__", ())]
+
+
+def with_flags(words: Sequence[str], known: Mapping[str, str]) -> list[str]:
+    """The words with "true" behind options that are yes or no and stand alone.
+
+    Args:
+        words: Of the command line.
+        known: Options with their annotations.
+    """
+    flags = {f"--{name}" for name, annotation in known.items() if annotation in ("bool", "bool | None")}
+    found: list[str] = []
+    for word, after in zip_longest(words, words[1:], fillvalue="--"):
+        found.append(word)
+        if word.replace(".init_args", "") in flags and after.startswith("-"):
+            found.append("true")
+    return found
