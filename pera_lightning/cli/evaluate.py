@@ -59,10 +59,8 @@ def evaluate(
 
     questions = local_path(tasks, "--tasks")
     if out is not None:
-        folder, names = (
-            local_path(out, "--out"),
-            [f"{path.parent.name}.jsonl" for path in questions.glob("*/test.json")],
-        )
+        folder = local_path(out, "--out")
+        names = [f"{path.parent.name}.jsonl" for path in questions.glob("*/test.json")]
         check_out_folder(folder, names=names)
         check_ours(folder, RESULTS, overwrite=overwrite, names=names)
     model, tokenizer = _load(adapter, base, gguf_file, merged, dtype)

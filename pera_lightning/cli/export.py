@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from shlex import quote
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pera_lightning.checkpoint.adapter_kind import CONFIG_FILE
 from pera_lightning.checkpoint.manifest.manifest import read_manifest
@@ -16,6 +16,9 @@ from pera_lightning.export.gguf.gguf_merged import MERGED_GGUF_FILE
 from pera_lightning.export.lora.factors_format import FACTORS_FILE
 from pera_lightning.export.servers import max_lora_rank, refuse_losses
 from pera_lightning.storage.remote import local_path, place
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def export(
@@ -70,9 +73,8 @@ def export(
     """
     import torch
 
-    from pera_lightning.data.chat.prompts import ChatEncoder
     from pera_lightning.export import export_lora
-    from pera_lightning.export.export_check import check_with_peft, row_inputs, sentence_inputs
+    from pera_lightning.export.export_check import check_with_peft
     from pera_lightning.export.gguf.merged_gguf import export_merged_gguf
     from pera_lightning.export.lora.peft_loading import has_peft
     from pera_lightning.export.merged.merged_model import export_merged
@@ -96,27 +98,32 @@ def export(
         return
     check_place(folder, to, base=base or manifest.base_model, overwrite=overwrite)
     refuse_losses(to, manifest)
-    with_peft = check and to in ("peft", "vllm") and has_peft()
     options: dict[str, Any] = {"to": to, "max_error": max_error, "dtype": getattr(torch, dtype or "float32")}
     options["overwrite"] = overwrite
+    source: Any = adapter
     if check:
-        model, tokenizer = load_adapted_model(adapter, base=base, gguf_file=gguf_file, dtype=base_dtype)
-        if examples is None:
-            options["inputs"] = sentence_inputs(tokenizer)
-        else:
-            encoder = ChatEncoder(
-                tokenizer, max_length=4096, use_chat_template=use_chat_template, system_prompt=system_prompt
-            )
-            options["inputs"] = row_inputs(examples, encoder, positions, model)
-        if with_peft:
+        if to in ("peft", "vllm") and has_peft():
             options["check"] = check_with_peft
-        report = export_lora(model, out, rank, **options)
-    else:
-        if to == "llamacpp":
-            options["model_config"] = load_config(adapter_source(place(adapter), manifest, base, gguf_file))
-        report = export_lora(adapter, out, rank, **options)
+        source, tokenizer = load_adapted_model(adapter, base=base, gguf_file=gguf_file, dtype=base_dtype)
+        as_trained = {"use_chat_template": use_chat_template, "system_prompt": system_prompt}
+        options["inputs"] = _inputs(source, tokenizer, examples, positions, as_trained)
+    elif to == "llamacpp":
+        options["model_config"] = load_config(adapter_source(place(adapter), manifest, base, gguf_file))
+    report = export_lora(source, out, rank, **options)
     show(report)
     show(how_to_load(report, folder, base or manifest.base_model or "BASE"))
+
+
+def _inputs(
+    model: Any, tokenizer: PreTrainedTokenizerBase, examples: Path | None, positions: int, as_trained: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """What the export is compared on: rows of a file, encoded as in training, or some sentences."""
+    from pera_lightning.data.chat.prompts import ChatEncoder
+    from pera_lightning.export.export_check import row_inputs, sentence_inputs
+
+    if examples is None:
+        return sentence_inputs(tokenizer)
+    return row_inputs(examples, ChatEncoder(tokenizer, max_length=4096, **as_trained), positions, model)
 
 
 def _refuse_idle(

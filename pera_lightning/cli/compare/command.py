@@ -68,6 +68,14 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Methods: " + "; ".join(f"{name}: {words}" for name, words in METHODS.items()),
         allow_abbrev=False,
     )
+    _add_runs(parser)
+    _add_metric(parser)
+    _add_way(parser)
+    return parser
+
+
+def _add_runs(parser: argparse.ArgumentParser) -> None:
+    """Options of which runs are made."""
     parser.add_argument(
         "--methods",
         nargs="+",
@@ -84,6 +92,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="only the first N seeds try every learning rate, the others the best one (default: all)",
     )
+
+
+def _add_metric(parser: argparse.ArgumentParser) -> None:
+    """Options of what the methods are compared by."""
     parser.add_argument(
         "--metric",
         nargs="+",
@@ -93,6 +105,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--mode", choices=["min", "max"], help="which is better of the metric in validation (default: by its name)"
     )
+
+
+def _add_way(parser: argparse.ArgumentParser) -> None:
+    """Options of how the runs are made, and where they go."""
     parser.add_argument("--out", default="runs/compare", help="folder of the comparison (default: runs/compare)")
     parser.add_argument(
         "--learning_rate_option",
@@ -107,7 +123,6 @@ def _parser() -> argparse.ArgumentParser:
         help="write into a folder with other files too, and replace those of the same names (default: false)",
     )
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
-    return parser
 
 
 def _metrics(names: Sequence[str]) -> tuple[str, str]:

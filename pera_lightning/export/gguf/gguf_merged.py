@@ -71,13 +71,12 @@ def write_merged_gguf(
     reader = gguf_reader(base_file)
     base = GgufBase.of_file(reader)
     names = base.tensor_names(lora.factors)
-    _check_base(reader, base_file, base, {names[layer]: factors for layer, factors in lora.factors.items()})
+    factors = {names[layer]: factors for layer, factors in lora.factors.items()}
+    _check_base(reader, base_file, base, factors)
     _check_sample(reader, base_file, base, names, lora.manifest)
     _check_place(path, base_file)
     check_gguf_file(path, _FORM, overwrite=overwrite)
-    layer_of = {name: layer for layer, name in names.items()}
-    errors = {}
-    sizes = (t.n_elements * dtype.itemsize if t.name in layer_of else int(t.n_bytes) for t in reader.tensors)
+    sizes = (t.n_elements * dtype.itemsize if t.name in factors else int(t.n_bytes) for t in reader.tensors)
     with replacing(path) as temporary:
         check_room(temporary, sum(map(int, sizes)))
         writer = gguf.GGUFWriter(temporary, base.architecture)
@@ -85,22 +84,30 @@ def write_merged_gguf(
             _copy_metadata(reader, writer)
             writer.add_string(OURS, _FORM)
             for tensor in reader.tensors:
-                _announce(writer, tensor, kind if tensor.name in layer_of else None, dtype.itemsize)
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-            for tensor in reader.tensors:
-                if tensor.name in layer_of:
-                    layer = layer_of[tensor.name]
-                    exact = _exact(tensor, lora.factors[layer], base)
-                    merged = _narrow(tensor.name, exact, dtype)
-                    errors[layer] = _square(merged.double() - exact), _square(exact)
-                    writer.write_tensor_data(encoded(merged))
-                else:
-                    writer.write_tensor_data(tensor.data)
+                _announce(writer, tensor, kind if tensor.name in factors else None, dtype.itemsize)
+            errors = _write_tensors(reader, writer, base, factors, dtype)
         finally:
             writer.close()
-    return MergeReport.of(errors, "dequantized")
+    return MergeReport.of({layer: errors[name] for layer, name in names.items()}, "dequantized")
+
+
+def _write_tensors(
+    reader: Any, writer: Any, base: GgufBase, factors: dict[str, LoraFactors], dtype: torch.dtype
+) -> dict[str, tuple[float, float]]:
+    """Write the head of the file and all weights; returns the squared norms of each merged one's error and value."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    errors = {}
+    for tensor in reader.tensors:
+        if tensor.name in factors:
+            exact = _exact(tensor, factors[tensor.name], base)
+            merged = _narrow(tensor.name, exact, dtype)
+            errors[tensor.name] = _square(merged.double() - exact), _square(exact)
+            writer.write_tensor_data(encoded(merged))
+        else:
+            writer.write_tensor_data(tensor.data)
+    return errors
 
 
 def _exact(tensor: Any, factors: LoraFactors, base: GgufBase) -> Tensor:

@@ -36,6 +36,8 @@ from pera_lightning.visible_text import visible_logger
 logger = visible_logger(__name__)
 Check = Callable[[nn.Module, Path, Reference], Certificate]
 """How an export is loaded back: from the adapted model, the folder and what the model computes."""
+_OF_PEFT = ("peft", "vllm")
+"""Targets that read PEFT's format."""
 
 
 def export_lora(
@@ -90,6 +92,37 @@ def export_lora(
             more than multiply.
         AdapterFileError: The folder is missing or damaged.
     """
+    _check_options(to, dtype, inputs, overwrite)
+    folder = local_path(out_dir, "out_dir")
+    with reading(model_or_dir, alone=True):
+        if isinstance(model_or_dir, nn.Module):
+            _check_model(model_or_dir, to)
+        adapter = PeraTensors.of(model_or_dir)
+        check_place(folder, to, base=adapter.manifest.base_model, overwrite=overwrite)
+        refuse_losses(to, adapter.manifest)
+        lora = plain_lora(adapter, rank, max_error=max_error, dtype=dtype)
+        refuse_rank(to, lora.rank)
+        reference = _reference(model_or_dir, inputs, lora)
+        form = _form(to, getattr(model_or_dir, "config", None) if model_config is None else model_config)
+        size = sum(part.nbytes for factors in lora.factors.values() for part in factors)
+        with whole_folder(folder, export_kind(to), overwrite=overwrite, bytes_needed=size) as temporary:
+            form.write(lora, temporary)
+            certificate = None
+            if isinstance(model_or_dir, nn.Module):
+                if check is None and to in _OF_PEFT and has_peft():
+                    try_peft(model_or_dir, temporary)
+                if reference is not None:
+                    certificate = (check or _plain_check(form))(model_or_dir, temporary, reference)
+                    certificate.refuse_inexact()
+            name = str(dtype).removeprefix("torch.")
+            report = ExportReport(to, lora.rank, name, lora.exact, lora.fits, lora.saved_rounding, certificate)
+            if to in _OF_PEFT:
+                write_lora_card(temporary, adapter.manifest, report)
+            report.write(temporary)
+        return report
+
+
+def _check_options(to: str, dtype: torch.dtype, inputs: Sequence[Any] | None, overwrite: bool) -> None:
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ConfigError(
             "A LoRA is written in a floating dtype that servers read.",
@@ -105,38 +138,22 @@ def export_lora(
             fix="use 'peft', which most servers read",
         )
     check_flags(overwrite=overwrite)
-    folder = local_path(out_dir, "out_dir")
-    _check_inputs(inputs)
-    with reading(model_or_dir, alone=True):
-        if isinstance(model_or_dir, nn.Module):
-            _refuse_inactive(model_or_dir)
-            for name, layer in adapted_layers(model_or_dir):
-                refuse_more(layer.base_layer, layer, name)
-            _refuse_wrapped(model_or_dir, to)
-            _name_hooks(model_or_dir)
-        adapter = PeraTensors.of(model_or_dir)
-        check_place(folder, to, base=adapter.manifest.base_model, overwrite=overwrite)
-        refuse_losses(to, adapter.manifest)
-        lora = plain_lora(adapter, rank, max_error=max_error, dtype=dtype)
-        refuse_rank(to, lora.rank)
-        reference = _reference(model_or_dir, inputs, lora)
-        form = _form(to, getattr(model_or_dir, "config", None) if model_config is None else model_config)
-        size = sum(part.nbytes for factors in lora.factors.values() for part in factors)
-        with whole_folder(folder, export_kind(to), overwrite=overwrite, bytes_needed=size) as temporary:
-            form.write(lora, temporary)
-            certificate = None
-            if isinstance(model_or_dir, nn.Module):
-                if check is None and to in ("peft", "vllm") and has_peft():
-                    try_peft(model_or_dir, temporary)
-                if reference is not None:
-                    certificate = (check or _plain_check(form))(model_or_dir, temporary, reference)
-                    certificate.refuse_inexact()
-            name = str(dtype).removeprefix("torch.")
-            report = ExportReport(to, lora.rank, name, lora.exact, lora.fits, lora.saved_rounding, certificate)
-            if to in ("peft", "vllm"):
-                write_lora_card(temporary, adapter.manifest, report)
-            report.write(temporary)
-        return report
+    if not (inputs is None or isinstance(inputs, list | tuple)):
+        raise ConfigError(
+            "inputs holds one call of the model after the other.",
+            got=f"a {type(inputs).__name__}",
+            expected="a list of tensors, tuples of arguments or dicts of keyword arguments",
+            fix="put it in a list: inputs=[...]",
+        )
+
+
+def _check_model(model: nn.Module, to: Server) -> None:
+    """Refuse a model that does not compute base plus adapter, and no more, or is not what loads the export."""
+    _refuse_inactive(model)
+    for name, layer in adapted_layers(model):
+        refuse_more(layer.base_layer, layer, name)
+    _refuse_wrapped(model, to)
+    _name_hooks(model)
 
 
 class _Form(NamedTuple):
@@ -194,16 +211,6 @@ def _losses(lora: PlainLora) -> str | None:
     if dtype != torch.float32:
         found.append(f"factors in {str(dtype).removeprefix('torch.')}")
     return " and ".join(found) or None
-
-
-def _check_inputs(inputs: Sequence[Any] | None) -> None:
-    if not (inputs is None or isinstance(inputs, list | tuple)):
-        raise ConfigError(
-            "inputs holds one call of the model after the other.",
-            got=f"a {type(inputs).__name__}",
-            expected="a list of tensors, tuples of arguments or dicts of keyword arguments",
-            fix="put it in a list: inputs=[...]",
-        )
 
 
 def _refuse_inactive(model: nn.Module) -> None:
