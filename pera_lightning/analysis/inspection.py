@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -126,7 +127,7 @@ class AdapterInspection:
     @property
     def polynomial_energy(self) -> float:
         """Mean over the layers, as logged during training."""
-        return _mean(row.polynomial_energy for row in self.layers)
+        return statistics.fmean(row.polynomial_energy for row in self.layers)
 
     @property
     def beyond_rank(self) -> float:
@@ -224,8 +225,3 @@ def _others(manifest: Manifest) -> Iterable[str]:
 def _share(norms: dict[str, float], part: str) -> float:
     total = sum(norm**2 for norm in norms.values())
     return norms.get(part, 0.0) ** 2 / total if total > 0 else 0.0
-
-
-def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found)

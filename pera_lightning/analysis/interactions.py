@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from itertools import combinations_with_replacement
 from typing import Any
 
@@ -58,23 +58,12 @@ def interaction_strength(model: nn.Module, inputs: Sequence[Any]) -> Interaction
             fix="call unmerge() on the layers first" if layers else "load the adapter first",
         )
     sums = {name: _Sums(layer) for name, layer in layers.items() if layer.pera_h is not None}
-    with torch.no_grad(), _listening(layers, sums):
+    with torch.no_grad(), ExitStack() as hooks:
+        for name, found in sums.items():
+            hooks.enter_context(layers[name].register_forward_pre_hook(found.hear))
         for values in inputs:
             probe_outputs(model, values)
     return {name: found.strengths() for name, found in sums.items() if found.tokens}
-
-
-@contextmanager
-def _listening(layers: dict[str, PeraLinear], sums: dict[str, _Sums]) -> Iterator[None]:
-    hooks = [
-        layers[name].register_forward_pre_hook(lambda _, arguments, found=found: found.add(arguments[0]))
-        for name, found in sums.items()
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 class _Sums:
@@ -93,8 +82,9 @@ class _Sums:
         self._sums = dict.fromkeys(self._several, self._outputs)
         self.tokens = 0
 
-    def add(self, x: Tensor) -> None:
-        """Count the tokens of one call."""
+    def hear(self, layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        """Count the tokens of one call of the layer, as its hook."""
+        x = arguments[0]
         with without_autocast(x.device.type):
             if self._embedding:
                 middle = self._right.T[x.reshape(-1)]

@@ -21,11 +21,9 @@ def plot_loss_curve(metrics: str, picture: Path) -> Path:
     Returns:
         `picture`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from pera_lightning.analysis.plots.figure import new_figure
 
-    # The object interface: pyplot would keep the figure and pick a window system.
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = new_figure(7, 4)
     axes = figure.add_subplot(xlabel="optimizer step", ylabel="loss", title="Loss while training")
     axes.locator_params(axis="x", integer=True)
     steps, losses = _column(metrics, "train_loss")
@@ -39,7 +37,6 @@ def plot_loss_curve(metrics: str, picture: Path) -> Path:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
-    FigureCanvasAgg(figure)
     with replacing(picture) as temporary:
         figure.savefig(temporary, dpi=150, format="png", metadata={"Software": _SOFTWARE})
     return picture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,19 +14,8 @@ from pera_lightning.analysis.method_comparison import ComparedRun, MethodSummary
 from pera_lightning.plain_table import Lines, PlainTable
 from pera_lightning.storage.atomic import replacing
 
-_PLAIN = (
-    "method",
-    "learning_rate",
-    "seed",
-    "selection",
-    "report",
-    "train_loss",
-    "energy",
-    "trainable",
-    "steps",
-    "step_ms",
-    "reason",
-)
+_PLAIN = tuple(field.name for field in dataclasses.fields(ComparedRun) if field.name != "metrics")
+"""Columns that every run has; the metrics follow."""
 
 
 def as_table(summaries: Sequence[MethodSummary], report: str) -> PlainTable:

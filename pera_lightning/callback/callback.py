@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from typing_extensions import override
 
-from pera_lightning.callback.adapter_root import adapter_root, prefix_of, with_own_modules
+from pera_lightning.callback.adapter_root import adapter_root, with_own_modules
 from pera_lightning.callback.conflicting_callbacks import refuse_conflicting_callbacks
 from pera_lightning.callback.copied_networks import settle_copies
 from pera_lightning.callback.energy_log import EnergyLog
@@ -30,10 +30,10 @@ from pera_lightning.callback.strategies.strategy import RunStrategy
 from pera_lightning.callback.thawed_base import ThawedBaseCheck
 from pera_lightning.callback.trained.trained_adapter import TrainedAdapter
 from pera_lightning.callback.weight_averaging import average_the_adapter_alone
-from pera_lightning.checkpoint import Manifest, manifest_of
+from pera_lightning.checkpoint import Manifest
 from pera_lightning.config import ALL_LINEAR, Bias, Init, PeraConfig
 from pera_lightning.families import Terms
-from pera_lightning.injection import InjectionReport, adapted_layers, clean_name, freeze_base
+from pera_lightning.injection import InjectionReport, adapted_layers, freeze_base
 from pera_lightning.injection.untrained import forget_start
 from pera_lightning.option_checks import count
 from pera_lightning.run_log.messages import rank_zero_info
@@ -140,9 +140,6 @@ class PeraCallback(pl.Callback):
         self.energy_every_n_steps = energy_every_n_steps
         self.polynomial_start_step = count("polynomial_start_step", polynomial_start_step, least=0)
         self.report: InjectionReport | None = None
-        self._manifest: Manifest | None = None
-        # Of the adapter's names in the module.
-        self._prefix = ""
         self._origin = CheckpointOrigin()
         self._trained_adapter = TrainedAdapter()
         self._exact_resume = ExactResume()
@@ -181,8 +178,7 @@ class PeraCallback(pl.Callback):
         self.returned.load_into(pl_module)
         self._trained_adapter.on_setup(trainer, new=not layers)
         average_the_adapter_alone(trainer, pl_module)
-        present = self._describe(pl_module)
-        self._strategy.check_before_loading(pl_module, present)
+        self._strategy.check_before_loading(pl_module, self._describe(pl_module))
 
     def _inject_after_workers(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # They were set up, this process was not.
@@ -190,12 +186,7 @@ class PeraCallback(pl.Callback):
         self._inject(trainer, pl_module)
 
     def _describe(self, pl_module: pl.LightningModule) -> Manifest:
-        # What has been taken apart was described before.
-        if self._manifest is None or self._strategy.has_shapes(pl_module):
-            root = adapter_root(pl_module)
-            self._prefix = clean_name(prefix_of(pl_module, root))
-            self._manifest = manifest_of(root, getattr(pl_module, "base_model_name", None))
-        return self._manifest
+        return self._origin.describe(pl_module, has_shapes=self._strategy.has_shapes(pl_module))
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -301,7 +292,7 @@ class PeraCallback(pl.Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {} if self._manifest is None else {"adapter": self._manifest.to_dict(), "prefix": self._prefix}
+        return self._origin.state_dict()
 
     @override
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any) -> None:
@@ -315,4 +306,4 @@ class PeraCallback(pl.Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._origin.receive(state_dict, self._manifest)
+        self._origin.receive(state_dict)

@@ -6,47 +6,69 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pera_lightning.checkpoint import Manifest
+import lightning.pytorch as pl
+
+from pera_lightning.callback.adapter_root import adapter_root, prefix_of
+from pera_lightning.checkpoint import Manifest, manifest_of
 from pera_lightning.checkpoint.adapter_mismatch import base_difference, form_difference, quantization_difference
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import CheckpointError, ConfigError
-from pera_lightning.injection import InjectionReport
+from pera_lightning.injection import InjectionReport, clean_name
 
 
 class CheckpointOrigin:
-    """What a checkpoint says of the adapter and the base of the run that wrote it."""
+    """Adapter and base of this run, as its checkpoints name them, and those of the run that wrote the one it loads."""
 
     def __init__(self) -> None:
+        self._present: Manifest | None = None
+        # Of the adapter's names in the module.
+        self._prefix = ""
         # Until the bases are compared.
         self._stored: Manifest | None = None
 
-    def receive(self, state: dict[str, Any], present: Manifest | None) -> None:
-        """Before the checkpoint is loaded.
+    def describe(self, pl_module: pl.LightningModule, *, has_shapes: bool) -> Manifest:
+        """The adapter and the base of this run.
 
         Args:
-            state: What `PeraCallback` has written.
-            present: Of the adapter in this run; None if there is none yet.
+            pl_module: The module with its adapters.
+            has_shapes: Whether its weights have their shapes; what has been taken apart was described before.
+        """
+        if self._present is None or has_shapes:
+            root = adapter_root(pl_module)
+            self._prefix = clean_name(prefix_of(pl_module, root))
+            self._present = manifest_of(root, getattr(pl_module, "base_model_name", None))
+        return self._present
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint gets; nothing before there is an adapter."""
+        return {} if self._present is None else {"adapter": self._present.to_dict(), "prefix": self._prefix}
+
+    def receive(self, state: dict[str, Any]) -> None:
+        """Before a checkpoint is loaded.
+
+        Args:
+            state: What `state_dict` gave in the run that wrote it.
 
         Raises:
             CheckpointError: The adapter is of another form.
         """
-        if present is not None and "adapter" in state:
+        if self._present is not None and "adapter" in state:
             self._stored = Manifest.from_dict(state["adapter"])
-            refuse_other_form(self._stored, present)
+            refuse_other_form(self._stored, self._present)
 
     @property
     def waits(self) -> bool:
         """Whether a base is still to be compared."""
         return self._stored is not None
 
-    def compare_base(self, present: Manifest | None) -> None:
+    def compare_base(self, present: Manifest) -> None:
         """When the base is as the run uses it, which may have quantised it.
 
         Raises:
             CheckpointError: It is another base.
         """
         stored, self._stored = self._stored, None
-        if stored is not None and present is not None:
+        if stored is not None:
             refuse_other_base(stored, present)
 
 

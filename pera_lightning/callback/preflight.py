@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,6 +19,7 @@ from pera_lightning.injection import adapted_layers, adapter_layers, adapter_par
 from pera_lightning.injection.copies import following
 from pera_lightning.injection.targets.output_head import output_head
 from pera_lightning.injection.untrained import is_untrained
+from pera_lightning.layers import PeraLinear
 from pera_lightning.run_log.messages import rank_zero_warn
 
 LEAST_LEARNING_RATE = 2e-5
@@ -107,8 +108,7 @@ class Preflight:
         if not self._awaits_backward:
             return
         self._awaits_backward = False
-        copied = following(pl_module)
-        layers = {name: layer for name, layer in adapted_layers(pl_module) if id(layer) not in copied}
+        layers = dict(_trained_layers(pl_module))
         without = [name for name, layer in layers.items() if layer.pera_B.grad is None]
         still = still_copies(pl_module, without) if without else set()
         without = [name for name in without if name not in still]
@@ -136,6 +136,12 @@ def _optimizer(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             fix="make the optimizer in configure_optimizers, from self.parameters(); an optimizer that was made in "
             "__init__ or given to LightningCLI in YAML is older than the adapters",
         )
+
+
+def _trained_layers(pl_module: pl.LightningModule) -> Iterator[tuple[str, PeraLinear]]:
+    """The adapted layers, without those of copies that only follow others."""
+    copied = following(pl_module)
+    return ((name, layer) for name, layer in adapted_layers(pl_module) if id(layer) not in copied)
 
 
 def _stepped(optimizer: torch.optim.Optimizer) -> list[list[nn.Parameter]]:
@@ -193,9 +199,7 @@ def _epsilon(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
 
 
 def _mode(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-    copied = following(pl_module)
-    layers = [(name, layer) for name, layer in adapted_layers(pl_module) if id(layer) not in copied]
-    idle = [name for name, layer in layers if layer.config.dropout > 0 and not layer.training]
+    idle = [name for name, layer in _trained_layers(pl_module) if layer.config.dropout > 0 and not layer.training]
     if idle:
         rank_zero_warn(
             f"PERA: {len(idle)} adapted layers, for example {idle[0]!r}, are in eval mode, in which the adapter's "

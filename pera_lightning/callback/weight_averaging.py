@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
+from pera_lightning.callback.frozen_norms import frozen_norms
 from pera_lightning.errors import TrainingError
-from pera_lightning.injection import clean_name, saved_modules
+from pera_lightning.injection import clean_name
 
 # Lightning has it since 2.6.
 _WeightAveraging: Any = getattr(callbacks, "WeightAveraging", ())
@@ -111,10 +112,7 @@ def average_the_adapter_alone(trainer: pl.Trainer, pl_module: pl.LightningModule
 
 
 def _refuse_frozen_batch_norms(pl_module: pl.LightningModule) -> None:
-    whole = {id(part) for _, saved in saved_modules(pl_module) for part in saved.modules()}
-    frozen = [
-        name for name, part in pl_module.named_modules() if isinstance(part, _BatchNorm) and id(part) not in whole
-    ]
+    frozen = [name for name, norm in frozen_norms(pl_module) if isinstance(norm, _BatchNorm)]
     if frozen:
         raise TrainingError(
             "StochasticWeightAveraging would estimate the statistics of frozen batch norms anew; checkpoints would not "

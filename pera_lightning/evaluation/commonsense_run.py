@@ -19,6 +19,7 @@ from pera_lightning.evaluation.extraction import extract_answer
 from pera_lightning.evaluation.questions import Question, read_tasks
 from pera_lightning.evaluation.ranking import best_option, log_likelihoods
 from pera_lightning.evaluation.results import Evaluation, Prediction
+from pera_lightning.models.evaluation_mode import evaluation_mode
 from pera_lightning.models.generation import generate_answers
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def evaluate_commonsense(
         return _generate(model, tokenizer, encoder, rows, batch_size, num_beams, max_new_tokens, advance)
 
     start = time.perf_counter()
-    with _evaluating(model), _bars(questions, how, hidden=not progress) as bars:
+    with evaluation_mode(model), _bars(questions, how, hidden=not progress) as bars:
         predictions = {task: answer(rows, bars[task]) for task, rows in questions.items()}
     return Evaluation(how, predictions, time.perf_counter() - start)
 
@@ -142,17 +143,6 @@ def _generate(
         )
         for question, text in zip(questions, texts, strict=True)
     ]
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
 
 
 @contextmanager

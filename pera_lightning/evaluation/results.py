@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,7 @@ class Evaluation:
 
     def accuracy(self, task: str) -> float:
         """Share of right answers to a task."""
-        return _mean(prediction.correct for prediction in self.predictions[task])
+        return statistics.fmean(prediction.correct for prediction in self.predictions[task])
 
     def error(self, task: str) -> float:
         """Standard error of the accuracy: `sqrt(p (1 - p) / n)`."""
@@ -81,7 +82,7 @@ class Evaluation:
     @property
     def mean_accuracy(self) -> float:
         """Mean of the tasks' accuracies, each task counted once."""
-        return _mean(map(self.accuracy, self.predictions))
+        return statistics.fmean(map(self.accuracy, self.predictions))
 
     @property
     def mean_error(self) -> float:
@@ -135,8 +136,3 @@ class Evaluation:
                 (new / f"{task}.jsonl").write_text("".join(lines), encoding="utf-8")
             results = json.dumps({**(about or {}), **self.summary()}, indent=2) + "\n"
             (new / RESULTS_FILE).write_text(results, encoding="utf-8")
-
-
-def _mean(values: Iterable[float]) -> float:
-    listed = list(values)
-    return sum(listed) / len(listed)

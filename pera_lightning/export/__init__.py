@@ -6,6 +6,7 @@ May import models and loading, nothing of the callback. Open `lora/plain_lora.py
 
 from pera_lightning.export.export_report import ExportReport
 from pera_lightning.export.lora.export_lora import export_lora
-from pera_lightning.export.merged.merge import MergeReport, merge_adapter, merge_and_report
+from pera_lightning.export.merged.merge import merge_adapter, merge_and_report
+from pera_lightning.export.merged.merge_report import MergeReport
 
 __all__ = ["ExportReport", "MergeReport", "export_lora", "merge_adapter", "merge_and_report"]

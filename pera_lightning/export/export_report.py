@@ -12,7 +12,7 @@ from typing import Any
 from pera_lightning.checkpoint.manifest.manifest import versions
 from pera_lightning.export.certificate import Certificate
 from pera_lightning.export.lora.plain_lora import LayerFit
-from pera_lightning.export.merged.merge import MergeReport
+from pera_lightning.export.merged.merge_report import MergeReport
 
 REPORT_FILE = "export_report.json"
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pera_lightning.models.evaluation_mode import evaluation_mode
+
 PROBE_LENGTH = 64
 """Tokens of the probe that language models get by default."""
 
@@ -28,16 +30,11 @@ def probe_outputs(model: nn.Module, probe: Any = None) -> Tensor | None:
             return None if tokens is None else probe_outputs(model, tokens)
         except Exception:  # a model that wants more than tokens: only its user can say what
             return None
-    was_training = {module for module in model.modules() if module.training}
-    model.eval()
-    try:
+    with evaluation_mode(model):
         if isinstance(probe, dict):
             output = model(**probe)
         else:
             output = model(*probe) if isinstance(probe, tuple) else model(probe)
-    finally:
-        for module in was_training:
-            module.training = True
     return _first_tensor(output).float().cpu()
 
 

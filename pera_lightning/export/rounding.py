@@ -109,7 +109,7 @@ def _rounded(model: nn.Module, dtype: torch.dtype, seed: int) -> Iterator[set[to
 
     with changing(model), ExitStack() as stack:
         for _, layer in adapter_layers(model):
-            stack.callback(layer.register_forward_hook(hook).remove)
+            stack.enter_context(layer.register_forward_hook(hook))
         yield seen
 
 

@@ -73,14 +73,19 @@ def infinite_moments(trainer: Any) -> dict[str, int]:
 
 
 def _moments(trainer: Any) -> Iterator[tuple[str, Tensor]]:
-    module = getattr(trainer, "lightning_module", None)
-    names = {} if module is None else {id(value): clean_name(name) for name, value in module.named_parameters()}
+    names = parameter_names(trainer)
     for optimizer in getattr(trainer, "optimizers", ()):
         for parameter, state in getattr(optimizer, "state", {}).items():
             for key, value in state.items() if isinstance(state, dict) else ():
                 # Single numbers are counts and bounds, which may begin at infinity.
                 if isinstance(value, Tensor) and value.numel() > 1:
                     yield f"{key} of {names.get(id(parameter), type(optimizer).__name__)}", value
+
+
+def parameter_names(trainer: Any) -> dict[int, str]:
+    """Id of a parameter of the module -> its name."""
+    module = getattr(trainer, "lightning_module", None)
+    return {} if module is None else {id(value): clean_name(name) for name, value in module.named_parameters()}
 
 
 def anywhere(trainer: Any, *, found: bool) -> bool:

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from pera_lightning.callback.finite import late_number
-from pera_lightning.callback.finite.diverged import anywhere, diverged
+from pera_lightning.callback.finite.diverged import anywhere, diverged, parameter_names
 from pera_lightning.callback.finite.late_number import LateNumbers
 from pera_lightning.callback.finite.loss_check import LossCheck, grad_scaler
 from pera_lightning.callback.finite.skipped_steps import SkippedSteps
 from pera_lightning.checkpoint.finite_values import describe_infinite, not_finite
 from pera_lightning.errors import TrainingError
 from pera_lightning.functional.distributed import is_distributed, own_part
-from pera_lightning.injection import clean_name
 
 
 class _Noted(NamedTuple):
@@ -178,8 +177,7 @@ def _spoiled(noted: _Noted, flags: Sequence[float], losses: LossCheck) -> Traini
 
 def _where(noted: _Noted, flags: Sequence[float]) -> str:
     """The gradients that are not finite, in words; on a GPU they are gone by now."""
-    module = getattr(noted.trainer, "lightning_module", None)
-    names = {} if module is None else {id(value): clean_name(name) for name, value in module.named_parameters()}
+    names = parameter_names(noted.trainer)
     named = {names.get(id(value), f"parameter {index}"): value for index, value in enumerate(noted.parameters)}
     if noted.flags.late:
         bad = [name for name, flag in zip(named, flags, strict=True) if flag]

@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,17 +26,13 @@ _COUNTS = {"last_epoch", "_step_count", "num_bad_epochs", "cooldown_counter"}
 _MOST = 1 << 53
 
 
-def schedulers_problem(schedulers: Sequence[Any], states: Any) -> str | None:
-    """In words, why schedulers cannot go on with the states in a checkpoint; None if they can."""
-    if not isinstance(states, list) or len(states) != len(schedulers):
-        found = f"{len(states)} states" if isinstance(states, list) else shown(states)
-        return f"it holds {found} of schedulers, and the run has {len(schedulers)}"
-    pairs = zip(schedulers, states, strict=True)
-    return next((why for scheduler, state in pairs if (why := scheduler_problem(scheduler, state))), None)
-
-
 def scheduler_problem(scheduler: Any, held: Any) -> str | None:
-    """The same of one scheduler, as the run has made it; of those that are not torch's only what torch keeps counts."""
+    """In words, why a scheduler cannot go on with a state; None if it can.
+
+    Args:
+        scheduler: As the run has made it; of one that is not torch's only what torch keeps counts.
+        held: What a checkpoint has for it.
+    """
     if not isinstance(scheduler, LRScheduler):
         return None
     name = type(scheduler).__name__

@@ -59,12 +59,7 @@ def _read(trainer: pl.Trainer, read: Callable[..., Any], *args: Any, **options: 
         found = found_instead(place(args[0])) if args and args[0] else None
         if found is None:
             raise
-        raise CheckpointError(
-            "There is no checkpoint of a Trainer here.",
-            got=f"{args[0]}, which is {found.what}",
-            expected="a .ckpt file, or the folder that several processes wrote",
-            fix=found.cure,
-        ) from error
+        raise _no_checkpoint(f"{args[0]}, which is {found.what}", found.cure) from error
     held = trainer._checkpoint_connector._loaded_checkpoint
     problem = callback_problem(trainer, held["callbacks"]) if "callbacks" in held else None
     if problem is not None:
@@ -99,12 +94,17 @@ def _restored(trainer: pl.Trainer, restore: Callable[..., Any], *args: Any, **op
 def _refuse_missing(path: Place) -> None:
     # At a URL it would take the network to know; there Lightning says it.
     if isinstance(path, Path) and not path.exists():
-        raise CheckpointError(
-            "There is no checkpoint of a Trainer here.",
-            got=f"{path}, which is {'a link to nothing' if path.is_symlink() else 'nothing'}",
-            expected="a .ckpt file, or the folder that several processes wrote",
-            fix="correct the path",
-        )
+        nothing = "a link to nothing" if path.is_symlink() else "nothing"
+        raise _no_checkpoint(f"{path}, which is {nothing}", "correct the path")
+
+
+def _no_checkpoint(got: str, fix: str) -> CheckpointError:
+    return CheckpointError(
+        "There is no checkpoint of a Trainer here.",
+        got=got,
+        expected="a .ckpt file, or the folder that several processes wrote",
+        fix=fix,
+    )
 
 
 @contextmanager

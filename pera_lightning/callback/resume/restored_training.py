@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from pera_lightning.callback.resume.restored_optimizers import held_problem
-from pera_lightning.callback.resume.restored_schedulers import schedulers_problem
+from pera_lightning.callback.resume.restored_schedulers import scheduler_problem
 from pera_lightning.errors import CheckpointError, shown
 
 _FIX = "go on from an earlier one; `consolidate` makes a folder of its adapter alone"
@@ -34,7 +34,7 @@ def check_training_state(trainer: pl.Trainer, path: str | Path) -> None:
     # Strategies that load states themselves have done so; where there are none Lightning says so.
     loads = type(trainer.strategy).load_optimizer_state_dict is Strategy.load_optimizer_state_dict
     if loads and "optimizer_states" in held:
-        refuse_optimizer(states_problem(trainer.optimizers, held["optimizer_states"]), path)
+        refuse_optimizer(optimizers_problem(trainer.optimizers, held["optimizer_states"]), path)
     problem = None
     # It puts a scheduler of its own in place of the run's when its time has come.
     averages = any(isinstance(callback, StochasticWeightAveraging) for callback in getattr(trainer, "callbacks", ()))
@@ -50,13 +50,21 @@ def check_training_state(trainer: pl.Trainer, path: str | Path) -> None:
         )
 
 
-def states_problem(optimizers: Sequence[Any], states: Any) -> str | None:
+def optimizers_problem(optimizers: Sequence[Any], states: Any) -> str | None:
     """In words, why optimizers cannot go on with the states in a checkpoint; None if they can."""
-    if not isinstance(states, list) or len(states) != len(optimizers):
+    return _problem("optimizers", optimizers, states, held_problem)
+
+
+def schedulers_problem(schedulers: Sequence[Any], states: Any) -> str | None:
+    """The same of schedulers."""
+    return _problem("schedulers", schedulers, states, scheduler_problem)
+
+
+def _problem(what: str, own: Sequence[Any], states: Any, look: Callable[[Any, Any], str | None]) -> str | None:
+    if not isinstance(states, list) or len(states) != len(own):
         found = f"{len(states)} states" if isinstance(states, list) else shown(states)
-        return f"it holds {found} of optimizers, and the run has {len(optimizers)}"
-    pairs = zip(optimizers, states, strict=True)
-    return next((why for optimizer, state in pairs if (why := held_problem(optimizer, state))), None)
+        return f"it holds {found} of {what}, and the run has {len(own)}"
+    return next(filter(None, map(look, own, states)), None)
 
 
 def refuse_optimizer(problem: str | None, path: str | Path) -> None:

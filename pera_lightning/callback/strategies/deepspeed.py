@@ -9,7 +9,6 @@ import lightning.pytorch as pl
 from torch.serialization import safe_globals
 from typing_extensions import override
 
-from pera_lightning.callback.strategies.checkpoint_objects import plain_values_alone
 from pera_lightning.callback.strategies.quantized import SHARD_INSTEAD, refuse_quantized
 from pera_lightning.callback.strategies.strategy import RunStrategy, refuse_other_folders
 from pera_lightning.checkpoint import Manifest, install_state_hooks
@@ -25,7 +24,7 @@ class DeepSpeedRun(RunStrategy):
 
     @override
     def refuse(self, pl_module: pl.LightningModule, polynomial_start_step: int) -> None:
-        refuse_quantized(type(self.strategy).__name__, pl_module)
+        refuse_quantized(self.strategy, pl_module)
         require("DeepSpeed beside PeraCallback", "lightning", oldest=EXCLUDES_FROZEN, instead=f"; or {SHARD_INSTEAD}")
         if self.strategy.zero_stage_3:
             raise ConfigError(
@@ -53,7 +52,7 @@ class DeepSpeedRun(RunStrategy):
 
     @override
     def refuse_module(self, pl_module: pl.LightningModule) -> None:
-        refuse_quantized(type(self.strategy).__name__, pl_module)
+        refuse_quantized(self.strategy, pl_module)
         super().refuse_module(pl_module)
 
     @override
@@ -63,9 +62,8 @@ class DeepSpeedRun(RunStrategy):
         refuse_other_folders(place(path))
         # To validate, test and predict, the strategy takes all hooks off the module right before it loads.
         install_state_hooks(pl_module)
-        with safe_globals(_of_deepspeed()), plain_values_alone(path, options):
-            loaded: dict[str, Any] = self.strategy.load_checkpoint(path, **options)
-        return loaded
+        with safe_globals(_of_deepspeed()):
+            return self.load_plain_values(path, options)
 
 
 def _of_deepspeed() -> list[Any]:

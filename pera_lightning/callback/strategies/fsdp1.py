@@ -22,7 +22,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from typing_extensions import override
 
-from pera_lightning.callback.resume.restored_training import refuse_optimizer, states_problem
+from pera_lightning.callback.resume.restored_training import optimizers_problem, refuse_optimizer
 from pera_lightning.callback.strategies.checkpoint_objects import plain_values_alone
 from pera_lightning.callback.strategies.fitting_checkpoint import fitting_checkpoint
 from pera_lightning.callback.strategies.flattened import ROOT, is_flattened
@@ -57,11 +57,11 @@ class Fsdp1Run(RunStrategy):
                     expected=f"{name}={value!r}, the default",
                     fix=f"leave {name} out, as configs/strategies/fsdp.yaml does",
                 )
-        refuse_quantized(type(self.strategy).__name__, pl_module)
+        refuse_quantized(self.strategy, pl_module)
 
     @override
     def refuse_module(self, pl_module: pl.LightningModule) -> None:
-        refuse_quantized(type(self.strategy).__name__, pl_module)
+        refuse_quantized(self.strategy, pl_module)
         # It may be wrapped by an earlier run of the same kind.
         if ROOT not in vars(pl_module):
             super().refuse_module(pl_module)
@@ -108,7 +108,7 @@ class Fsdp1Run(RunStrategy):
             checkpoint = Strategy.load_checkpoint(self.strategy, agreed, **options)
         goes_on = self.trainer.state.fn == TrainerFn.FITTING and "optimizer_states" in checkpoint
         if goes_on:
-            refuse_optimizer(states_problem(self.strategy.optimizers, checkpoint["optimizer_states"]), agreed)
+            refuse_optimizer(optimizers_problem(self.strategy.optimizers, checkpoint["optimizer_states"]), agreed)
         copy_into(pl_module, checkpoint["state_dict"])
         if goes_on:
             Strategy.load_optimizer_state_dict(self.strategy, checkpoint)

@@ -10,7 +10,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
-from pera_lightning.callback.strategies.checkpoint_objects import plain_values_alone
 from pera_lightning.callback.strategies.fitting_checkpoint import fitting_checkpoint
 from pera_lightning.callback.strategies.strategy import RunStrategy, refuse_other_folders
 from pera_lightning.checkpoint import Manifest
@@ -72,11 +71,9 @@ class ModelParallelRun(RunStrategy):
         # In a single file Lightning would look for every weight of the base.
         pl_module.strict_loading = strict and held.distributed
         try:
-            with plain_values_alone(agreed, options):
-                loaded: dict[str, Any] = self.strategy.load_checkpoint(path, **options)
+            return self.load_plain_values(agreed, options)
         finally:
             pl_module.strict_loading = strict
-        return loaded
 
 
 def _sharded_in_shard_model() -> None:

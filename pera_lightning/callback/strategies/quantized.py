@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lightning.pytorch as pl
+from lightning.pytorch.strategies import Strategy
 
 from pera_lightning.base_layers import base_of
 from pera_lightning.errors import ConfigError
@@ -13,18 +14,18 @@ SHARD_INSTEAD = (
 )
 
 
-def refuse_quantized(strategy: str, pl_module: pl.LightningModule) -> None:
+def refuse_quantized(strategy: Strategy, pl_module: pl.LightningModule) -> None:
     """Raise ConfigError if the base of a module is quantised, or will be.
 
     Args:
-        strategy: Name of the strategy that cannot run it.
+        strategy: Lightning's, which cannot run it.
         pl_module: The module, which may have no model yet.
     """
     quantization = _quantization(pl_module)
     if quantization is not None:
         raise ConfigError(
             "DeepSpeed and FSDP1 are not supported over a quantised base.",
-            got=f"strategy: {strategy} over a base in {quantization}",
+            got=f"strategy: {type(strategy).__name__} over a base in {quantization}",
             expected="a base that is not quantised",
             fix="use --config configs/strategies/ddp.yaml, under which each GPU holds the quantised base whole, or "
             "configs/strategies/fsdp2.yaml, which shards it in 4 bits",

@@ -125,12 +125,17 @@ class RunStrategy:
             CheckpointError: It cannot be loaded here.
         """
         refuse_folder(place(path))
-        with plain_values_alone(path, options):
-            loaded: dict[str, Any] = self.strategy.load_checkpoint(path, **options)
+        loaded = self.load_plain_values(path, options)
         state = loaded.get("state_dict") if isinstance(loaded, dict) else None
         if isinstance(state, dict):
             own = {key: state.get(key) for key in adapter_state_dict(pl_module)}
             check_plain({key: value for key, value in own.items() if isinstance(value, Tensor)}, path)
+        return loaded
+
+    def load_plain_values(self, path: str | Path, options: dict[str, Any]) -> dict[str, Any]:
+        """Load a checkpoint as Lightning's strategy does, without making the objects in it."""
+        with plain_values_alone(path, options):
+            loaded: dict[str, Any] = self.strategy.load_checkpoint(path, **options)
         return loaded
 
     def check_module(self, pl_module: pl.LightningModule) -> None:

@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from pera_lightning.analysis import mean_energy
 from pera_lightning.analysis.method_comparison import ComparedRun
-from pera_lightning.cli.fit.trainer import PeraCLI, make_cli
+from pera_lightning.cli.fit.trainer import PeraCLI, chosen_callbacks, make_cli
 from pera_lightning.cli.screen import tell
 from pera_lightning.errors import ConfigError, PeraError, TrainingError, one_line
 from pera_lightning.models.accumulation.weighted_accumulation import WeightedAccumulation
@@ -257,10 +257,8 @@ def _compared_fit(folder: Path, record: _Record) -> type[PeraCLI]:
         @override
         def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
             options = self._get(self.config_init, "trainer")
-            chosen = options.get("callbacks") or []
-            callbacks = chosen if isinstance(chosen, list) else [chosen]
             # A checkpoint that is the best of something decides the result; others would only take space.
-            kept = [callback for callback in callbacks if _is_best(callback) or not isinstance(callback, Checkpoint)]
+            kept = [part for part in chosen_callbacks(options) if _is_best(part) or not isinstance(part, Checkpoint)]
             for callback in kept:
                 if isinstance(callback, ModelCheckpoint):
                     callback.dirpath = str(folder / "checkpoints")

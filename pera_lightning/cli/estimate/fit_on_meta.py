@@ -170,13 +170,7 @@ def _ends_in_head(lm: Any) -> bool:
     def run() -> None:
         seen["logits"] = lm(**_batch(1, 2)).logits
 
-    hooks = [
-        lm.base_model.register_forward_hook(note_state),
-        lm.get_output_embeddings().register_forward_hook(note_head),
-    ]
-    try:
+    head = lm.get_output_embeddings()
+    with lm.base_model.register_forward_hook(note_state), head.register_forward_hook(note_head):
         measure_forward(run)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return seen["state"] == seen["input"] and seen["logits"] is seen["output"]

@@ -50,16 +50,10 @@ class _Work(pl.Callback):
         return bool(self._done)
 
     @override
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
         self._done.fill_(True)
 
-    @override
-    def on_test_batch_end(self, *_: Any) -> None:
-        self._done.fill_(True)
-
-    @override
-    def on_predict_batch_end(self, *_: Any) -> None:
-        self._done.fill_(True)
+    on_test_batch_end = on_predict_batch_end = on_train_batch_end
 
     @override
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,8 +131,7 @@ class PeraCLI(LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         options = self._get(self.config_init, "trainer")
-        chosen = options.get("callbacks") or []
-        callbacks = chosen if isinstance(chosen, list) else [chosen]
+        callbacks = chosen_callbacks(options)
         if self.subcommand in ("test", "predict"):
             callbacks = [*callbacks, RefuseUntrained()]
         wants_bar = options.get("enable_progress_bar") is not False and not options.get("barebones")
@@ -225,6 +225,12 @@ class PeraCLI(LightningCLI):
                 with written(folder) as local:
                     picture = plot_loss_curve(metrics, local / LOSS_CURVE_FILE)
                 rank_zero_info(f"Loss curve written to {folder / picture.name}")
+
+
+def chosen_callbacks(options: Mapping[str, Any]) -> list[pl.Callback]:
+    """The callbacks among the Trainer's options, where one may stand by itself."""
+    chosen = options.get("callbacks") or []
+    return chosen if isinstance(chosen, list) else [chosen]
 
 
 def _check_checkpoint(path: str | Path | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +42,17 @@ def write_gguf_adapter(lora: PlainLora, path: str | Path, config: Any, *, overwr
     check_gguf_file(path, _FORM, overwrite=overwrite)
     refuse_losses("llamacpp", lora.manifest)
     tensors = {name: (encoded(value), tensor_type(value.dtype)) for name, value in _tensors(lora, base).items()}
-    with replacing(path) as temporary:
-        writer = gguf.GGUFWriter(temporary, base.architecture)
-        try:
-            writer.add_type(gguf.GGUFType.ADAPTER)
-            writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-            writer.add_string(OURS, _FORM)
-            # llama.cpp divides it by the rank of each tensor.
-            writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(lora.rank))
-            for name, (data, kind) in tensors.items():
-                writer.add_tensor(name, data, raw_dtype=kind)
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-        finally:
-            writer.close()
+    with replacing(path) as temporary, closing(gguf.GGUFWriter(temporary, base.architecture)) as writer:
+        writer.add_type(gguf.GGUFType.ADAPTER)
+        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        writer.add_string(OURS, _FORM)
+        # llama.cpp divides it by the rank of each tensor.
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(lora.rank))
+        for name, (data, kind) in tensors.items():
+            writer.add_tensor(name, data, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
 
 
 def read_gguf_adapter(path: str | Path, config: Any, layers: Iterable[str]) -> StoredLora:

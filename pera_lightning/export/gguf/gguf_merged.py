@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from pera_lightning.export.gguf.gguf_tensors import (
 )
 from pera_lightning.export.lora.lora_factors import LoraFactors
 from pera_lightning.export.lora.plain_lora import PlainLora
-from pera_lightning.export.merged.merge import MergeReport
+from pera_lightning.export.merged.merge_report import MergeReport, Norms, rounding_norms
 from pera_lightning.export.servers import refuse_losses
 from pera_lightning.storage.atomic import replacing
 from pera_lightning.storage.gguf_header import gguf_package
@@ -79,22 +80,19 @@ def write_merged_gguf(
     sizes = (t.n_elements * dtype.itemsize if t.name in factors else int(t.n_bytes) for t in reader.tensors)
     with replacing(path) as temporary:
         check_room(temporary, sum(map(int, sizes)))
-        writer = gguf.GGUFWriter(temporary, base.architecture)
-        try:
+        with closing(gguf.GGUFWriter(temporary, base.architecture)) as writer:
             _copy_metadata(reader, writer)
             writer.add_string(OURS, _FORM)
             for tensor in reader.tensors:
                 _announce(writer, tensor, kind if tensor.name in factors else None, dtype.itemsize)
             errors = _write_tensors(reader, writer, base, factors, dtype)
-        finally:
-            writer.close()
     return MergeReport.of({layer: errors[name] for layer, name in names.items()}, "dequantized")
 
 
 def _write_tensors(
     reader: Any, writer: Any, base: GgufBase, factors: dict[str, LoraFactors], dtype: torch.dtype
-) -> dict[str, tuple[float, float]]:
-    """Write the head of the file and all weights; returns the squared norms of each merged one's error and value."""
+) -> dict[str, Norms]:
+    """Write the head of the file and all weights; returns what the merged ones lost by rounding."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -103,7 +101,7 @@ def _write_tensors(
         if tensor.name in factors:
             exact = _exact(tensor, factors[tensor.name], base)
             merged = _narrow(tensor.name, exact, dtype)
-            errors[tensor.name] = _square(merged.double() - exact), _square(exact)
+            errors[tensor.name] = rounding_norms(merged.double(), exact)
             writer.write_tensor_data(encoded(merged))
         else:
             writer.write_tensor_data(tensor.data)
@@ -113,10 +111,6 @@ def _write_tensors(
 def _exact(tensor: Any, factors: LoraFactors, base: GgufBase) -> Tensor:
     change = base.to_file(tensor.name, factors.up.double() @ factors.down.double())
     return decoded(tensor).double() + change.cpu()
-
-
-def _square(values: Tensor) -> float:
-    return values.double().square().sum().item()
 
 
 def _narrow(name: str, exact: Tensor, dtype: torch.dtype) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -26,16 +26,15 @@ def lora_applied(model: nn.Module, lora: StoredLora) -> Iterator[nn.Module]:
     Raises:
         AdapterFileError: The LoRA does not hold all that the model's adapter does.
     """
-    with changing(model):
+    with changing(model), ExitStack() as hooks:
         own = dict(saved_tensors(model))
         _check_complete(model, own, lora)
         layers = [(name, layer) for name, layer in original_names(model) if isinstance(layer, PeraLinear)]
         # Not adapter_disabled, which would take modules saved whole back to their start.
         enabled = [layer for _, layer in layers if layer.enabled]
-        hooks = [
-            layer.base_layer.register_forward_hook(_adding(lora.factors[name], isinstance(layer, PeraEmbedding)))
-            for name, layer in layers
-        ]
+        for name, layer in layers:
+            add = _adding(lora.factors[name], isinstance(layer, PeraEmbedding))
+            hooks.enter_context(layer.base_layer.register_forward_hook(add))
         trained = {key: value.detach().clone() for key, value in own.items()}
         try:
             for layer in enabled:
@@ -46,8 +45,6 @@ def lora_applied(model: nn.Module, lora: StoredLora) -> Iterator[nn.Module]:
             _copy(trained, own)
             for layer in enabled:
                 layer.enabled = True
-            for hook in hooks:
-                hook.remove()
 
 
 def _check_complete(model: nn.Module, own: Mapping[str, Tensor], lora: StoredLora) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -14,6 +12,7 @@ from pera_lightning.base_layers import base_of, expect_base
 from pera_lightning.concurrency import in_turn
 from pera_lightning.errors import ConfigError, InjectionError
 from pera_lightning.export.merged.merge_overflow import refuse_sums_beyond
+from pera_lightning.export.merged.merge_report import MergeReport, Norms, rounding_norms
 from pera_lightning.export.merged.room import check_room
 from pera_lightning.export.probe import probe_outputs, relative_error
 from pera_lightning.export.rounding import Rounding, measured_rounding, row_differences
@@ -31,43 +30,6 @@ logger = visible_logger(__name__)
 
 MergeInto = Literal["auto", "dequantized", "original", "requantized"]
 WAYS: tuple[MergeInto, ...] = ("dequantized", "original", "requantized")
-
-
-@dataclass(frozen=True)
-class MergeReport:
-    """What a merge did to the weights and to the outputs.
-
-    Attributes:
-        into: The way of merging; "dense" if no base was quantised.
-        layers: Number of merged layers, those with trained token rows included.
-        weight_error: Relative error of the merged weights against base weight plus adapter, all layers together
-            (Frobenius norm).
-        worst_error: The same of the layer where it is largest.
-        worst_layer: Name of that layer.
-        logit_error: Relative error of the model's outputs on the probe, None without a probe.
-    """
-
-    into: str
-    layers: int
-    weight_error: float
-    worst_error: float
-    worst_layer: str
-    logit_error: float | None = None
-
-    @classmethod
-    def of(cls, errors: Mapping[str, tuple[float, float]], into: str, logit_error: float | None = None) -> MergeReport:
-        """The report for squared norms: of each layer's error, and of its exact weight."""
-        relative = {name: (error / norm) ** 0.5 if norm else 0.0 for name, (error, norm) in errors.items()}
-        worst = max(relative, key=relative.__getitem__)
-        error, norm = (sum(column) for column in zip(*errors.values(), strict=True))
-        return cls(into, len(errors), (error / norm) ** 0.5 if norm else 0.0, relative[worst], worst, logit_error)
-
-    def __str__(self) -> str:
-        logits = "" if self.logit_error is None else f"; of the outputs on the probe {self.logit_error:.1e}"
-        return (
-            f"merged {self.layers} layers ({self.into}); relative error of the weights {self.weight_error:.1e}, "
-            f"at most {self.worst_error:.1e} ({self.worst_layer}){logits}"
-        )
 
 
 def merge_adapter(
@@ -129,18 +91,18 @@ def merge_and_report(
     dtype = _activation_dtype(model)
     starts = {name: float_weight(original, name) for name in quantized} if original is not None else {}
     refuse_sums_beyond(layers, starts, None if way == "requantized" else dtype)
-    if quantized and way != "requantized":
+    becomes_plain = bool(quantized) and way != "requantized"
+    if becomes_plain:
         check_room(_plain_sizes(model), dtype)
     for _, layer in reversed(list(adapter_layers(model))):
         if layer.merged:
             layer.unmerge()
     before = probe_outputs(model, probe)
-    exact = before is not None and way == "dequantized"
-    rounding = _rounding(model, probe, before, dtype) if exact and before is not None else None
+    rounding = None if before is None or way != "dequantized" else _rounding(model, probe, before, dtype)
     errors = {name: _merge_layer(layer, name, way, original, dtype) for name, layer in layers.items()}
     errors |= {name: _merge_rows(layer) for name, layer in token_layers(model)}
     take_out(model)
-    if quantized and way != "requantized":
+    if becomes_plain:
         _replace_quantized(model, original if way == "original" else None, dtype)
         _forget_quantization(model)
     after = probe_outputs(model, probe)
@@ -201,10 +163,8 @@ def _check_merge(model: nn.Module, layers: dict[str, PeraLinear], into: str, ori
     return list(quantized)
 
 
-def _merge_layer(
-    layer: PeraLinear, name: str, way: MergeInto, original: nn.Module | None, dtype: torch.dtype
-) -> tuple[float, float]:
-    """Merge one layer; returns the squared norms of the error and of the exact weight."""
+def _merge_layer(layer: PeraLinear, name: str, way: MergeInto, original: nn.Module | None, dtype: torch.dtype) -> Norms:
+    """Merge one layer."""
     base, below = expect_base(layer.base_layer), layer.base_layer
     exact = layer.merged_weight()
     if layer.quantization is None or way == "requantized":
@@ -214,15 +174,15 @@ def _merge_layer(
         weight = exact if start is None else layer.merged_weight(start)
         layer.base_layer = base.plain(below, weight, dtype)
     merged = expect_base(layer.base_layer).weight(layer.base_layer).to(exact.dtype)
-    return (merged - exact).square().sum().item(), exact.square().sum().item()
+    return rounding_norms(merged, exact)
 
 
-def _merge_rows(layer: TokenRowsLayer) -> tuple[float, float]:
-    """Merge trained rows; returns the squared norms of the error and of the exact rows."""
+def _merge_rows(layer: TokenRowsLayer) -> Norms:
+    """Merge trained rows."""
     exact = layer.merged_rows()
     layer.merge()
     merged = layer.weight[layer.token_rows.tokens].to(exact.dtype)
-    return (merged - exact).square().sum().item(), exact.square().sum().item()
+    return rounding_norms(merged, exact)
 
 
 def _replace_quantized(model: nn.Module, original: nn.Module | None, dtype: torch.dtype) -> None:

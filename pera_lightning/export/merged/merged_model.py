@@ -19,7 +19,8 @@ from pera_lightning.export.export_report import ExportReport
 from pera_lightning.export.lora.plain_lora import PeraTensors
 from pera_lightning.export.merged.base_files import BaseFiles, is_complete
 from pera_lightning.export.merged.companions import copy_companions
-from pera_lightning.export.merged.merge import MergeReport, merge_and_report
+from pera_lightning.export.merged.merge import merge_and_report
+from pera_lightning.export.merged.merge_report import MergeReport, rounding_norms
 from pera_lightning.export.merged.merged_certificate import adapted_reference, certify, prompt_reference
 from pera_lightning.export.merged.merged_shards import merge_shards
 from pera_lightning.export.place import check_place, export_kind
@@ -208,8 +209,7 @@ def _narrow(model: nn.Module, layers: Iterable[str], dtype: torch.dtype, merge: 
     errors = {}
     for name in layers:
         weight = model.get_parameter(f"{name}.weight")
-        error = weight.to(dtype).to(weight.dtype) - weight
-        errors[name] = error.square().sum().item(), weight.square().sum().item()
+        errors[name] = rounding_norms(weight.to(dtype).to(weight.dtype), weight)
     model.to(dtype=dtype)
     # The probe was computed before.
     return replace(MergeReport.of(errors, merge.into), layers=merge.layers)

@@ -17,14 +17,12 @@ from pera_lightning.export.lora.lora_factors import LoraFactors
 from pera_lightning.export.lora.plain_lora import PeraTensors
 from pera_lightning.export.merged.base_files import INDEX_FILE, BaseFiles
 from pera_lightning.export.merged.companions import copy_companions, write_model_config
-from pera_lightning.export.merged.merge import MergeReport
 from pera_lightning.export.merged.merge_plan import MergePlan, plan_merge, transposed
+from pera_lightning.export.merged.merge_report import MergeReport, Norms, rounding_norms
 from pera_lightning.storage.out_folder import check_room
 
 ROWS = 2048
 """Rows of a weight that are summed at a time."""
-Norms = tuple[float, float]
-"""Squared norms of what rounding changed, and of the exact weight."""
 
 
 @torch.no_grad()
@@ -128,8 +126,8 @@ def _with_change(weight: Tensor, factors: LoraFactors, dtype: torch.dtype) -> tu
         rows = slice(start, start + ROWS)
         exact = weight[rows].to(wide) + up[rows] @ down
         merged[rows] = exact
-        error += (merged[rows] - exact).square().sum().item()
-        norm += exact.square().sum().item()
+        of_rows = rounding_norms(merged[rows], exact)
+        error, norm = error + of_rows[0], norm + of_rows[1]
     return merged, (error, norm)
 
 
@@ -138,7 +136,7 @@ def _with_rows(weight: Tensor, ids: Tensor, delta: Tensor, dtype: torch.dtype) -
     exact = weight[ids].to(wide) + delta.to(wide)
     merged = weight.to(dtype, copy=True)
     merged[ids] = exact.to(dtype)
-    return merged, ((merged[ids] - exact).square().sum().item(), exact.square().sum().item())
+    return merged, rounding_norms(merged[ids], exact)
 
 
 def _refuse_overflow(key: str, tensor: Tensor, before: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pera_lightning.callback.resume.restored_optimizers import held_problem, optimizer_problem, own_groups
-from pera_lightning.callback.resume.restored_training import states_problem
+from pera_lightning.callback.resume.restored_training import optimizers_problem
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "Adadelta": {},
@@ -181,12 +181,12 @@ def test_the_optimizers_of_bitsandbytes(bits: int) -> None:
 
 def test_each_optimizer_has_its_state() -> None:
     _, optimizer = made("Adam")
-    assert states_problem([optimizer], [held_by("Adam")]) is None
-    assert "holds 0 states of optimizers, and the run has 1" in str(states_problem([optimizer], []))
-    assert "2 states" in str(states_problem([optimizer], [held_by("Adam")] * 2))
-    assert states_problem([optimizer], None) is not None
+    assert optimizers_problem([optimizer], [held_by("Adam")]) is None
+    assert "holds 0 states of optimizers, and the run has 1" in str(optimizers_problem([optimizer], []))
+    assert "2 states" in str(optimizers_problem([optimizer], [held_by("Adam")] * 2))
+    assert optimizers_problem([optimizer], None) is not None
     for damaged in ({}, {"state": {}, "param_groups": 5}, {"state": {}, "param_groups": []}, 5):
-        assert states_problem([optimizer], [damaged]) is not None
+        assert optimizers_problem([optimizer], [damaged]) is not None
     held = held_by("Adam")
     held["state"]["x"] = held["state"].pop(0)
-    assert "states of parameters" in str(states_problem([optimizer], [held]))
+    assert "states of parameters" in str(optimizers_problem([optimizer], [held]))

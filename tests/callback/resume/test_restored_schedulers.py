@@ -14,7 +14,8 @@ from torch import nn
 from torch.optim import lr_scheduler as lr
 
 from pera_lightning import PeraCallback
-from pera_lightning.callback.resume.restored_schedulers import scheduler_problem, schedulers_problem
+from pera_lightning.callback.resume.restored_schedulers import scheduler_problem
+from pera_lightning.callback.resume.restored_training import schedulers_problem
 from pera_lightning.errors import CheckpointError
 from tests.support.callback_fits import make_trainer
 from tests.support.models import Regressor
