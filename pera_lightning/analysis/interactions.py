@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pera_lightning.errors import InjectionError
-from pera_lightning.export.probe import probe_outputs
+from pera_lightning.export.probe import model_outputs
 from pera_lightning.functional import monomials
 from pera_lightning.functional.precision import without_autocast
 from pera_lightning.injection import original_names
@@ -62,7 +62,7 @@ def interaction_strength(model: nn.Module, inputs: Sequence[Any]) -> Interaction
         for name, found in sums.items():
             hooks.enter_context(layers[name].register_forward_pre_hook(found.hear))
         for values in inputs:
-            probe_outputs(model, values)
+            model_outputs(model, values)
     return {name: found.strengths() for name, found in sums.items() if found.tokens}
 
 

@@ -136,12 +136,8 @@ def _state_bytes(parameter: Tensor, in_8_bits: bool) -> int:
     entries = parameter.numel()
     if entries < SMALLEST_8BIT:
         return _FLOAT * entries
-    return entries + _FLOAT * _divided(entries, OPTIMIZER_BLOCK)
+    return entries + _FLOAT * -(-entries // OPTIMIZER_BLOCK)
 
 
 def _bytes(values: Iterable[Tensor]) -> int:
     return sum(value.numel() * value.element_size() for value in values)
-
-
-def _divided(number: int, by: int) -> int:
-    return -(-number // by)

@@ -106,7 +106,7 @@ def _rank(
     scores = log_likelihoods(model, examples, batch_size=batch_size, pad_id=pad_id, advance=advance)
     return [
         Prediction(
-            question.messages[-1]["content"],
+            question.text,
             question.answer,
             question.options[best_option(own)],
             log_likelihoods=dict(zip(question.options, own, strict=True)),
@@ -138,9 +138,7 @@ def _generate(
             texts[index] = text
         advance(len(indices))
     return [
-        Prediction(
-            question.messages[-1]["content"], question.answer, extract_answer(text, question.options), generated=text
-        )
+        Prediction(question.text, question.answer, extract_answer(text, question.options), generated=text)
         for question, text in zip(questions, texts, strict=True)
     ]
 

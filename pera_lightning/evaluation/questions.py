@@ -32,6 +32,11 @@ class Question:
     options: list[str]
     answer: str
 
+    @property
+    def text(self) -> str:
+        """The question itself, without a system message."""
+        return self.messages[-1]["content"]
+
 
 def read_tasks(folder: str | Path, limit: int | None = None) -> dict[str, list[Question]]:
     """Reads the test sets that are in a folder.

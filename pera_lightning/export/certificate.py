@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pera_lightning.errors import ConfigError, ExportError
 from pera_lightning.export.lora.lora_applied import lora_applied
 from pera_lightning.export.lora.lora_factors import StoredLora
-from pera_lightning.export.probe import probe_outputs
+from pera_lightning.export.probe import model_outputs
 from pera_lightning.export.rounding import Rounding, measured_rounding, row_differences
 from pera_lightning.injection import adapter_disabled
 
@@ -86,7 +86,7 @@ class Reference:
     """What an adapted model computes for some inputs.
 
     Attributes:
-        inputs: One call each, see `probe_outputs`.
+        inputs: One call each, see `model_outputs`.
         outputs: Shape (positions, outputs) each; padding is left out.
         max_change: Largest absolute change of an output by the adapter.
         rounding: What one rounding does to the outputs.
@@ -107,7 +107,7 @@ class Reference:
 
         Args:
             model: With adapters.
-            inputs: One call each; see `probe_outputs`.
+            inputs: One call each; see `model_outputs`.
             dtype: That the export rounds weights to, where that is coarser than what the model computes in.
 
         Raises:
@@ -157,8 +157,7 @@ def _refuse_empty(outputs: list[Tensor]) -> None:
 
 
 def _positions(model: nn.Module, values: Any) -> Tensor:
-    outputs = probe_outputs(model, values)
-    assert outputs is not None
+    outputs = model_outputs(model, values)
     mask = values.get("attention_mask") if isinstance(values, dict) else None
     if mask is not None and mask.shape == outputs.shape[:-1]:
         return outputs[mask.bool().cpu()]

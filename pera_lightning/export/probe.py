@@ -13,23 +13,32 @@ PROBE_LENGTH = 64
 """Tokens of the probe that language models get by default."""
 
 
-@torch.no_grad()
 def probe_outputs(model: nn.Module, probe: Any = None) -> Tensor | None:
+    """`model_outputs` for a probe; None is `token_probe(model)`.
+
+    Returns:
+        None if there is no probe, or tokens do not make one.
+    """
+    if probe is not None:
+        return model_outputs(model, probe)
+    tokens = token_probe(model)
+    try:
+        return None if tokens is None else model_outputs(model, tokens)
+    except Exception:  # a model that wants more than tokens: only its user can say what
+        return None
+
+
+@torch.no_grad()
+def model_outputs(model: nn.Module, probe: Any) -> Tensor:
     """What a model computes for a probe, in eval mode.
 
     Args:
         model: Any module.
-        probe: A tensor, a tuple of arguments or a dict of keyword arguments; None is `token_probe(model)`.
+        probe: A tensor, a tuple of arguments or a dict of keyword arguments.
 
     Returns:
-        The output's first tensor (logits), float32 on the CPU; None if there is no probe, or tokens do not make one.
+        The output's first tensor (logits), float32 on the CPU.
     """
-    if probe is None:
-        tokens = token_probe(model)
-        try:
-            return None if tokens is None else probe_outputs(model, tokens)
-        except Exception:  # a model that wants more than tokens: only its user can say what
-            return None
     with evaluation_mode(model):
         if isinstance(probe, dict):
             output = model(**probe)

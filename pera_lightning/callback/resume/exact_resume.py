@@ -161,17 +161,17 @@ class ExactResume(pl.Callback):
 
 
 def _gathered(mine: dict[str, Any]) -> list[dict[str, Any]]:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    _, ranks = _rank_and_ranks()
+    if ranks == 1:
         return [mine]
-    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    gathered: list[Any] = [None] * ranks
     torch.distributed.all_gather_object(gathered, mine)
     return gathered
 
 
 def _own(processes: list[dict[str, Any]]) -> dict[str, Any] | None:
     """What this process needs; None where the run goes on with another number of processes."""
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    rank, ranks = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if several else (0, 1)
+    rank, ranks = _rank_and_ranks()
     if ranks == len(processes):
         return processes[rank]
     rank_zero_warn(
@@ -180,3 +180,9 @@ def _own(processes: list[dict[str, Any]]) -> dict[str, Any] | None:
         "of an uninterrupted run. Resume with as many processes to get the same."
     )
     return None
+
+
+def _rank_and_ranks() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

@@ -31,8 +31,7 @@ def owe_validation(trainer: pl.Trainer, fit_loop: dict[str, Any]) -> None:
         fit_loop: `checkpoint["loops"]["fit_loop"]`, changed in place.
     """
     batches = fit_loop[_BATCHES]
-    after_batch = batches["total"]["completed"] == batches["total"]["processed"] - 1
-    if not after_batch or not validation_follows(trainer):
+    if not _is_after_batch(batches) or not validation_follows(trainer):
         return
     for counts in (batches["total"], batches["current"]):
         _complete(counts)
@@ -66,8 +65,12 @@ def is_finished_epoch(fit_loop: dict[str, Any]) -> bool:
     batches, epochs = fit_loop[_BATCHES], fit_loop["epoch_progress"]["total"]
     if not batches["is_last_batch"] or batches["current"]["processed"] != batches["current"]["ready"]:
         return False
-    after_batch = batches["total"]["completed"] == batches["total"]["processed"] - 1
-    return bool(after_batch or epochs["processed"] == epochs["started"])
+    return _is_after_batch(batches) or bool(epochs["processed"] == epochs["started"])
+
+
+def _is_after_batch(batches: dict[str, Any]) -> bool:
+    """Whether a batch was processed, and what follows it was still to come."""
+    return bool(batches["total"]["completed"] == batches["total"]["processed"] - 1)
 
 
 def begin_next_epoch(fit_loop: dict[str, Any]) -> list[dict[str, Any]]:

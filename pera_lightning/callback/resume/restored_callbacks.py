@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from pera_lightning.callback.resume.restored_options import is_single
 from pera_lightning.errors import shown
 
 _BEST, _PATHS = "best_model_path", ("kth_best_model_path", "last_model_path")
@@ -160,8 +160,7 @@ def _of_early_stopping(callback: EarlyStopping, state: Any) -> Iterator[str]:
 
 def _is_score(value: Any) -> bool:
     if isinstance(value, Tensor):
-        dense = value.layout == torch.strided and not value.is_meta and value.numel() == 1
-        return dense and not value.is_complex() and not bool(value.isnan())
+        return is_single(value) and not value.is_complex() and not bool(value.isnan())
     return type(value) in (int, float) and not math.isnan(value)
 
 

@@ -55,21 +55,7 @@ def held_problem(optimizer: Optimizer, held: Any) -> str | None:
     if unknown or len(set(named)) != len(named):
         return f"it has states of parameters {shown(unknown)}, with groups of {shown(named)}"
     pairs = zip(own_groups(optimizer), groups, strict=True)
-    return _problem(
-        optimizer,
-        [
-            (
-                own,
-                group,
-                [
-                    (value, states[key])
-                    for value, key in zip(own["params"], group["params"], strict=True)
-                    if key in states
-                ],
-            )
-            for own, group in pairs
-        ],
-    )
+    return _problem(optimizer, [(own, group, _states(own["params"], group["params"], states)) for own, group in pairs])
 
 
 def optimizer_problem(optimizer: Optimizer, before: Sequence[Group]) -> str | None:
@@ -82,11 +68,15 @@ def optimizer_problem(optimizer: Optimizer, before: Sequence[Group]) -> str | No
     if not _is_judged(optimizer) or len(before) != len(optimizer.param_groups):
         return None
     pairs = zip(before, optimizer.param_groups, strict=True)
-    state = optimizer.state
+    states = optimizer.state
     return _problem(
-        optimizer,
-        [(own, group, [(value, state[value]) for value in group["params"] if value in state]) for own, group in pairs],
+        optimizer, [(own, group, _states(group["params"], group["params"], states)) for own, group in pairs]
     )
+
+
+def _states(parameters: Sequence[Tensor], keys: Sequence[Any], states: Mapping[Any, Any]) -> States:
+    """The parameters that have a state, each with its own."""
+    return [(value, states[key]) for value, key in zip(parameters, keys, strict=True) if key in states]
 
 
 def _problem(optimizer: Optimizer, groups: Sequence[tuple[Group, Group, States]]) -> str | None:

@@ -119,11 +119,15 @@ def _is_alike_number(own: Any, held: Any, *, may_be_tensor: bool) -> bool:
     return is_finite_number(held)
 
 
+def is_single(value: Tensor) -> bool:
+    """Whether a tensor is plain and of one element, which may be read."""
+    return value.layout == torch.strided and not value.is_meta and value.numel() == 1
+
+
 def is_finite_number(value: Any) -> bool:
     """Whether a value is a real number, or a tensor of one, that float32 holds."""
     if isinstance(value, Tensor):
-        dense = value.layout == torch.strided and not value.is_meta and value.numel() == 1
-        if not dense or value.dtype == torch.bool or value.is_complex():
+        if not is_single(value) or value.dtype == torch.bool or value.is_complex():
             return False
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from pera_lightning.callback.resume.restored_callbacks import callback_problem
 from pera_lightning.callback.resume.restored_optimizers import optimizer_problem, own_groups
-from pera_lightning.callback.resume.restored_training import check_training_state, refuse_optimizer
+from pera_lightning.callback.resume.restored_training import EARLIER, check_training_state, refuse_optimizer
 from pera_lightning.checkpoint.training.checkpoint_archive import refuse_other_files
 from pera_lightning.checkpoint.training.found_instead import found_instead
 from pera_lightning.errors import CheckpointError, PeraError, one_line, shown
@@ -145,7 +145,7 @@ def check_loops(trainer: pl.Trainer, checkpoint: Mapping[str, Any]) -> None:
             "The checkpoint does not say how far its fit has come.",
             got=f"{trainer.ckpt_path}: {problem}",
             expected="counts as the Trainer's own",
-            fix="go on from an earlier one; `consolidate` makes a folder of its adapter alone",
+            fix=EARLIER,
         )
 
 

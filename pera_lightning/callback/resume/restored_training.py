@@ -15,7 +15,7 @@ from pera_lightning.callback.resume.restored_optimizers import held_problem
 from pera_lightning.callback.resume.restored_schedulers import scheduler_problem
 from pera_lightning.errors import CheckpointError, shown
 
-_FIX = "go on from an earlier one; `consolidate` makes a folder of its adapter alone"
+EARLIER = "go on from an earlier one; `consolidate` makes a folder of its adapter alone"
 
 
 def check_training_state(trainer: pl.Trainer, path: str | Path) -> None:
@@ -46,7 +46,7 @@ def check_training_state(trainer: pl.Trainer, path: str | Path) -> None:
             "The learning rate scheduler cannot go on from the checkpoint.",
             got=f"{path}: {problem}",
             expected="a whole file of a run with the same schedulers",
-            fix=f"make them as in the run that wrote it; if it is damaged, {_FIX}",
+            fix=f"make them as in the run that wrote it; if it is damaged, {EARLIER}",
         )
 
 
@@ -74,5 +74,5 @@ def refuse_optimizer(problem: str | None, path: str | Path) -> None:
             "The optimizer cannot go on from the checkpoint.",
             got=f"{path}: {problem}",
             expected="a whole file of a run with the same optimizers, made with the same options",
-            fix=f"make them as in the run that wrote it; if it is damaged, {_FIX}",
+            fix=f"make them as in the run that wrote it; if it is damaged, {EARLIER}",
         )

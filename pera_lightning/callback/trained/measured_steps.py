@@ -24,8 +24,9 @@ class StepsOfMetrics:
 
     def on_evaluation_start(self, trainer: pl.Trainer) -> None:
         """Note which values are there already."""
+        names = {str(callback.monitor) for callback in monitoring(trainer)}
         # Kept, so that no other one comes to the same place in memory.
-        self._before = {name: trainer.callback_metrics.get(name) for name in _names(trainer)}
+        self._before = {name: trainer.callback_metrics.get(name) for name in names}
 
     def on_validation_end(self, trainer: pl.Trainer) -> None:
         """Note which are new."""
@@ -48,7 +49,3 @@ class StepsOfMetrics:
             "(without every_n_train_steps and train_time_interval) where the best is to be the best measured."
         )
         return dataclasses.replace(weights, origin=f"{weights.origin}: {words}")
-
-
-def _names(trainer: pl.Trainer) -> set[str]:
-    return {str(callback.monitor) for callback in monitoring(trainer)}
