@@ -41,13 +41,13 @@ def sentence_inputs(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]
     Raises:
         ConfigError: The tokenizer makes no token of one.
     """
-    texts = sentences or SENTENCES
-    found = [dict(tokenizer(text, return_tensors="pt")) for text in texts]
-    for text, inputs in zip(texts, found, strict=True):
+    sentences = sentences or SENTENCES
+    found = [dict(tokenizer(sentence, return_tensors="pt")) for sentence in sentences]
+    for sentence, inputs in zip(sentences, found, strict=True):
         if inputs["input_ids"].numel() == 0:
             raise ConfigError(
                 "A model cannot be called without a token.",
-                got=f"the prompt {text!r}",
+                got=f"the prompt {sentence!r}",
                 expected="text",
                 fix="leave it out of the prompts",
             )

@@ -14,11 +14,7 @@ from pera_lightning.analysis.plots.figure import new_figure
 
 
 def plot_methods(
-    runs: Sequence[ComparedRun],
-    summaries: Sequence[MethodSummary],
-    selection: str,
-    report: str,
-    title: str = "Methods at equal data and seeds",
+    runs: Sequence[ComparedRun], summaries: Sequence[MethodSummary], selection: str, report: str
 ) -> Figure:
     """Left the selection metric against the learning rate, right the paired differences of the reported metric.
 
@@ -31,11 +27,10 @@ def plot_methods(
         summaries: The methods, the reference first.
         selection: Name of the selection metric.
         report: Name of the reported metric.
-        title: Above the picture.
     """
     figure = new_figure(11.0, 1.6 + max(2.4, 0.45 * len(summaries)))
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    figure.suptitle(title)
+    figure.suptitle("Methods at equal data and seeds")
     draw_learning_rates(left, runs, summaries, selection, [f"C{number}" for number in range(len(summaries))])
     left.legend(fontsize="small")
     _draw_differences(right, summaries, report)

@@ -23,7 +23,7 @@ _HEADS = frozenset({"classifier", "score"})
 """What PEFT expects in the file of a SEQ_CLS adapter, whether or not it is in modules_to_save."""
 
 
-def write_peft(lora: PlainLora, folder: Path, *, base_model: str | None = None) -> None:
+def write_peft(lora: PlainLora, folder: Path) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json`.
 
     One rank, one alpha and no patterns, because servers read no more than that.
@@ -31,11 +31,9 @@ def write_peft(lora: PlainLora, folder: Path, *, base_model: str | None = None) 
     Args:
         lora: The LoRA.
         folder: Where to.
-        base_model: Name or path of the base model; by default what the adapter says.
     """
     save_file(peft_tensors(lora), folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    config = peft_config(lora, base_model)
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(json.dumps(peft_config(lora), indent=2) + "\n", encoding="utf-8")
 
 
 def peft_tensors(lora: PlainLora) -> dict[str, Tensor]:
@@ -57,7 +55,7 @@ def read_peft(folder: Path) -> StoredLora:
     return StoredLora({name: LoraFactors(*factors) for name, factors in lora.factors.items()}, lora.saved)
 
 
-def peft_config(lora: PlainLora, base_model: str | None = None) -> dict[str, Any]:
+def peft_config(lora: PlainLora) -> dict[str, Any]:
     """The content of `adapter_config.json`."""
     manifest = lora.manifest
     # PEFT rewrites these targets to the fused experts, and would drop the factors; their weights it leaves alone.
@@ -65,7 +63,7 @@ def peft_config(lora: PlainLora, base_model: str | None = None) -> dict[str, Any
     return {
         "peft_type": "LORA",
         "task_type": _task(manifest),
-        "base_model_name_or_path": base_model or manifest.base_model,
+        "base_model_name_or_path": manifest.base_model,
         "r": lora.rank,
         "lora_alpha": lora.rank,
         "target_modules": [name for name in lora.factors if name not in set(parts)],

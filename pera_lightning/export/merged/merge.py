@@ -103,7 +103,7 @@ def merge_and_report(
     errors |= {name: _merge_rows(layer) for name, layer in token_layers(model)}
     take_out(model)
     if becomes_plain:
-        _replace_quantized(model, original if way == "original" else None, dtype)
+        _replace_quantized(model, original, dtype)
         _forget_quantization(model)
     after = probe_outputs(model, probe)
     if rounding is not None and before is not None and after is not None:
