@@ -41,9 +41,9 @@ def sentence_inputs(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]
     Raises:
         ConfigError: The tokenizer makes no token of one.
     """
-    sentences = sentences or SENTENCES
-    found = [dict(tokenizer(sentence, return_tensors="pt")) for sentence in sentences]
-    for sentence, inputs in zip(sentences, found, strict=True):
+    texts = sentences or SENTENCES
+    found = [dict(tokenizer(text, return_tensors="pt")) for text in texts]
+    for sentence, inputs in zip(texts, found, strict=True):
         if inputs["input_ids"].numel() == 0:
             raise ConfigError(
                 "A model cannot be called without a token.",
