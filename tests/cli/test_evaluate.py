@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pera_lightning import PeraConfig, inject_adapter, save_adapter
-from pera_lightning.cli.main import TOOLS
+from pera_lightning.cli.commands import TOOLS
 from tests.cli.test_main import run
 from tests.support.commonsense import OPTIONS, write_commonsense
 from tests.support.models import randomise_adapter, tiny_llama

@@ -18,7 +18,6 @@ from pera_lightning.cli.estimate.command import estimate
 from pera_lightning.cli.estimate.fit_on_meta import FitOnMeta
 from pera_lightning.cli.estimate.fit_options import FitOptions
 from pera_lightning.cli.estimate.parsed_fit import parse_fit
-from pera_lightning.cli.main import TOOLS
 from pera_lightning.errors import ConfigError
 from pera_lightning.models.causal_lm import PeraCausalLM
 from tests.analysis.test_memory import measured
@@ -308,6 +307,3 @@ def test_a_misspelt_key_is_named(config: Path) -> None:
 
 def test_help() -> None:
     assert "--cards" in run("estimate", "--help")
-    listed = re.search(r"with TOOL one of ([\w, ]+)\.", " ".join(run("--help").split()))
-    assert listed is not None
-    assert sorted(listed[1].split(", ")) == sorted(TOOLS)
