@@ -14,7 +14,7 @@ QPERA_RUNS := runs/qpera_smollm2_cpu
 help:
 	@echo "make quickstart  train SmolLM2-135M on spoken requests -> tool calls (a few minutes on a CPU)"
 	@echo "make qpera       the same on the model in 4 bits (twice as long)"
-	@echo "make test        lint, types and all tests but those for a GPU, which they do not use"
+	@echo "make test        lint, types, the documentation and all tests but those for a GPU, which they do not use"
 	@echo "make test-lowest all tests against the oldest versions that pyproject.toml admits, in $(LOWEST)"
 	@echo "make test-gpu    the tests that need an NVIDIA GPU"
 	@echo "make bench       step time, memory and latency beside a plain LoRA (a quarter of an hour), written to docs/cost.md"
@@ -27,7 +27,7 @@ help:
 	@echo "make quality     methods side by side on tasks in data/ (many hours), written to docs/RESULTS.md"
 	@echo "make compatibility   which models work: writes docs/compatibility.md from the tests"
 	@echo "make reliability     hostile inputs and kills (a quarter of an hour), written to docs/reliability.md"
-	@echo "make docs        writes docs/errors.md and docs/map.svg from the source"
+	@echo "make docs        writes docs/errors.md and docs/map.svg from the source, and the site, into site/"
 	@echo "make clean       remove the environment, models and runs"
 
 $(VENV)/bin/python:
@@ -113,6 +113,7 @@ reliability: $(VENV)/.developer
 docs: $(VENV)/.developer
 	$(RUN) docs/generate_errors.py
 	$(RUN) docs/draw_map.py
+	$(RUN) -m mkdocs build --strict
 
 bench-quantization: $(VENV)/.developer models/smollm2-135m-instruct
 	$(RUN) examples/tool_calls/generate.py --out data/tool_calls
@@ -133,4 +134,4 @@ killed-worker: $(VENV)/.developer
 	$(RUN) -m benchmarks.killed_worker
 
 clean:
-	rm -rf $(VENV) $(LOWEST) models runs data
+	rm -rf $(VENV) $(LOWEST) models runs data site

@@ -295,7 +295,7 @@ def _section(what: str, causes: list[Details]) -> str:
     lines = [f"### {_escape(what)}", ""]
     for cause in dict.fromkeys(causes):
         got, expected, cure = (" *or* ".join(map(_escape, choices)) for choices in cause)
-        lines += [f"- Got: {got}", f"  - Expected: {expected}", f"  - **Cure:** {cure}"]
+        lines += [f"- Got: {got}", f"    - Expected: {expected}", f"    - **Cure:** {cure}"]
     return "\n".join([*lines, ""])
 
 

@@ -94,13 +94,14 @@ NO_HOSTS = "needs network namespaces (root and iproute2)"
 NO_DEEPSPEED = "needs deepspeed"
 NO_LLAMA_CPP = "needs llama-cpp-python"
 NO_LM_EVAL = "needs lm-eval"
+NO_MKDOCS = "needs mkdocs, which is for the newest versions alone"
 OLD_LIGHTNING = "needs lightning 2.6, which has WeightAveraging"
 OLD_MODELS = "needs transformers 5.23, which has all models that are tried"
 OLD_DEEPSPEED = "needs lightning 2.6, whose DeepSpeedStrategy can leave the frozen base out of checkpoints"
 OLD_KERNELS = "needs a torch newer than 2.8, which fuses attention of grouped heads in bfloat16 on CPUs"
 OLD_TRANSFORMERS = "needs transformers 5.6, which reads the tokenizers of GGUF files rightly"
 OLD_TORCH = "needs torch 2.12, whose fully_shard takes weights in 4 bits"
-OLD = {OLD_DEEPSPEED, OLD_KERNELS, OLD_LIGHTNING, OLD_MODELS, OLD_TORCH, OLD_TRANSFORMERS}
+OLD = {NO_MKDOCS, OLD_DEEPSPEED, OLD_KERNELS, OLD_LIGHTNING, OLD_MODELS, OLD_TORCH, OLD_TRANSFORMERS}
 ALLOWED_SKIPS: frozenset[str] = frozenset(
     {NO_GPU, NO_HOSTS, NO_DEEPSPEED, NO_LLAMA_CPP, NO_LM_EVAL}
     # `make test-lowest` sets this: the oldest versions do not have all that some tests are about.

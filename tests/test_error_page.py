@@ -99,7 +99,7 @@ def generate(**modules: str) -> str:
 
 
 def section(what: str, got: str = "got", expected: str = "expected", cure: str = "fix") -> str:
-    return f"### {what}\n\n- Got: {got}\n  - Expected: {expected}\n  - **Cure:** {cure}"
+    return f"### {what}\n\n- Got: {got}\n    - Expected: {expected}\n    - **Cure:** {cure}"
 
 
 def test_the_page_is_that_of_the_source() -> None:
@@ -264,7 +264,7 @@ def test_a_name_says_more_than_a_value_that_is_not_known() -> None:
 def test_messages_are_sorted_and_one_message_lists_all_its_causes() -> None:
     error = 'raise DataError("{}", got="got", expected="expected", fix="{}")\n'.format
     page = generate(a=error("b", "fix") + error("a", "first") + error("a", "second") + error("a", "first"))
-    second = "- Got: got\n  - Expected: expected\n  - **Cure:** second"
+    second = "- Got: got\n    - Expected: expected\n    - **Cure:** second"
     assert page.endswith(f"{section('a', cure='first')}\n{second}\n\n{section('b')}")
 
 

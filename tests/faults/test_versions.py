@@ -44,7 +44,8 @@ DECLARED = [
     for requirement in map(Requirement, group)
     if requirement.name != "pera-lightning"
 ]
-LINTERS = {"ruff", "mypy"}
+TOOLS = {"mkdocs", "mkdocs-material", "mkdocstrings-python", "mypy", "ruff"}
+"""Of developers, and not what the tests of the package run against."""
 OPTIONAL = ("accelerate", "bitsandbytes", "gguf", "lm_eval", "peft", "tensorboard", "torchdata")
 
 
@@ -61,7 +62,7 @@ def floor(requirement: Requirement) -> Version:
 def test_floors_are_what_the_tests_run_against(requirement: Requirement) -> None:
     name = canonicalize_name(requirement.name)
     assert requirement.specifier.contains(pins("constraints.txt")[name])
-    if name not in LINTERS:
+    if name not in TOOLS:
         assert floor(requirement) == pins("constraints-lowest.txt")[name]
 
 
@@ -104,7 +105,7 @@ def test_every_promised_python_is_tested() -> None:
 
 
 def test_the_package_knows_the_floors() -> None:
-    ranges = [requirement for requirement in DECLARED if requirement.name not in LINTERS]
+    ranges = [requirement for requirement in DECLARED if requirement.name not in TOOLS]
     floors = {canonicalize_name(requirement.name): floor(requirement) for requirement in ranges}
     assert {name: floors[name] for name in requirements.OLDEST} == {
         name: Version(version) for name, version in requirements.OLDEST.items()
