@@ -9,7 +9,9 @@ from importlib import import_module
 
 from pera_lightning.cli.options.checked import check_names, check_trainer_options
 from pera_lightning.cli.options.given import given_options
-from pera_lightning.cli.options.signatures import parameters
+from pera_lightning.cli.options.help_pages import tool_help, trainer_help
+from pera_lightning.cli.options.signatures import Parameter, parameters
+from pera_lightning.cli.screen import show
 from pera_lightning.errors import ConfigError
 from pera_lightning.near_names import did_you_mean, near
 
@@ -52,7 +54,10 @@ def _function(name: str, *, positional: bool = False, listing: str | None = None
 
     def run(words: list[str]) -> None:
         known = parameters(f"pera_lightning.cli.{name}", name)
-        check_names(given_options(words), known | {"config": ""})
+        if (page := tool_help(f"pera_lightning.cli.{name}", name, words, positional)) is not None:
+            show(page)
+            return
+        check_names(given_options(words), known | {"config": Parameter()})
         from jsonargparse import auto_cli
 
         from pera_lightning.cli.options.parser import OptionParser, with_flags
@@ -79,6 +84,9 @@ def _as_list(words: list[str], option: str) -> list[str]:
 
 def _trainer(command: str) -> Callable[[list[str]], None]:
     def run(words: list[str]) -> None:
+        if (page := trainer_help(command, words)) is not None:
+            show(page)
+            return
         check_trainer_options(command, words)
         run_lightning_cli()
 

@@ -27,6 +27,10 @@ def main() -> None:
         accept_all_characters()
         refuse_compromised_lightning()
         _run(words)
+    except BrokenPipeError:
+        # `| head` has seen enough; what Python flushes at its end must go somewhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         users = _users_error(error)
         if users is None:

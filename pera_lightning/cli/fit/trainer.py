@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from ast import literal_eval
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +32,7 @@ from pera_lightning.cli.fit.progress_bar import PeraProgressBar
 from pera_lightning.cli.fit.untrained_base import RefuseUntrained, refuse_without_checkpoint
 from pera_lightning.cli.options.checked import chosen_classes
 from pera_lightning.cli.options.given import given_options
-from pera_lightning.cli.options.known import trainer_options
+from pera_lightning.cli.options.known import OF_COMMAND_LINE, trainer_options
 from pera_lightning.cli.options.parser import OptionParser, with_flags
 from pera_lightning.cli.screen import show, show_table
 from pera_lightning.data.commonsense import CommonsenseDataModule  # noqa: F401
@@ -78,28 +79,13 @@ class PeraCLI(LightningCLI):
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(PeraCallback, "pera")
-        parser.add_argument(
-            "--float32_matmul_precision",
-            type=Literal["highest", "high", "medium"],
-            default="highest",
-            help="Inner precision of float32 matrix products (torch.set_float32_matmul_precision): less is faster on "
-            "GPUs with tensor cores and CPUs with bf16 instructions, and the same elsewhere.",
-        )
-
-        parser.add_argument(
-            "--compare_base",
-            type=bool,
-            default=False,
-            help="In a test: test the base model, without the adapter, on the same data too, print both side by side "
-            "and write comparison.csv beside the logs.",
-        )
-
-        parser.add_argument(
-            "--overwrite",
-            type=bool,
-            default=False,
-            help="In a test or a prediction: replace comparison.csv or predictions.jsonl although others wrote it.",
-        )
+        for name, kind in (
+            ("float32_matmul_precision", Literal["highest", "high", "medium"]),
+            ("compare_base", bool),
+            ("overwrite", bool),
+        ):
+            known = OF_COMMAND_LINE[name]
+            parser.add_argument(f"--{name}", type=kind, default=literal_eval(str(known.default)), help=known.help)
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:

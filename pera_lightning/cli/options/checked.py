@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pera_lightning import _HOMES
 from pera_lightning.cli.options.given import Given, given_options, has_unread_config
 from pera_lightning.cli.options.known import DATA_MODULES, MODELS, trainer_options
-from pera_lightning.cli.options.signatures import parameters
+from pera_lightning.cli.options.signatures import Parameter, parameters
 from pera_lightning.errors import ConfigError
 from pera_lightning.near_names import did_you_mean, near
 
-_CLASSES = {"model": MODELS, "data": DATA_MODULES}
+CLASSES = {"model": MODELS, "data": DATA_MODULES}
 _ASKING = ("help", "print_config")
 
 
@@ -29,7 +29,7 @@ def check_trainer_options(command: str, words: Sequence[str]) -> None:
             _check_class(group, one)
     check_names(given, trainer_options(command, chosen_classes(given)))
     asks = "-h" in words or any(one.key.endswith(_ASKING) for one in given)
-    missing = [f"--{group}" for group in _CLASSES if not any(one.key.partition(".")[0] == group for one in given)]
+    missing = [f"--{group}" for group in CLASSES if not any(one.key.partition(".")[0] == group for one in given)]
     if missing and not asks and not has_unread_config(words):
         raise missing_options(missing, f"`pera_lightning {command} --help` says what it takes")
 
@@ -56,15 +56,15 @@ def chosen_classes(given: Sequence[Given]) -> dict[str, str]:
 
 def _group_of_class(given: Given) -> str | None:
     group, _, name = given.key.partition(".")
-    return group if group in _CLASSES and name in ("", "class_path") and given.value is not None else None
+    return group if group in CLASSES and name in ("", "class_path") and given.value is not None else None
 
 
-def check_names(given: Sequence[Given], known: Mapping[str, str]) -> None:
+def check_names(given: Sequence[Given], known: Mapping[str, Parameter]) -> None:
     """Refuse options that do not exist; those of groups none of which is known are left to others.
 
     Args:
         given: What was given.
-        known: The options there are, with their annotations.
+        known: The options there are.
 
     Raises:
         ConfigError: One does not exist.
@@ -76,7 +76,7 @@ def check_names(given: Sequence[Given], known: Mapping[str, str]) -> None:
         if name in known or (rest and group not in groups and group in known) or one.key.endswith(_ASKING):
             continue
         # The parser takes the beginning of a name for the name, but within classes.
-        if one.is_word and group not in _CLASSES and any(other.startswith(name) for other in known):
+        if one.is_word and group not in CLASSES and any(other.startswith(name) for other in known):
             continue
         raise ConfigError(
             "There is no such option.",
@@ -89,7 +89,7 @@ def check_names(given: Sequence[Given], known: Mapping[str, str]) -> None:
         )
 
 
-def _meant(name: str, known: Mapping[str, str]) -> list[str]:
+def _meant(name: str, known: Mapping[str, Parameter]) -> list[str]:
     """Options of this very name in another group, or spelt nearly so in its own."""
     group, _, tail = name.rpartition(".")
     if same := [other for other in (*known, *_of_ours()) if other.rpartition(".")[2] == tail]:
@@ -99,11 +99,11 @@ def _meant(name: str, known: Mapping[str, str]) -> list[str]:
 
 
 def _of_ours() -> list[str]:
-    classes = ((group, one) for group, names in _CLASSES.items() for one in names)
+    classes = ((group, one) for group, names in CLASSES.items() for one in names)
     return [f"{group}.{name}" for group, one in classes for name in parameters(_HOMES[one], one)]
 
 
-def _described(group: str, known: Mapping[str, str]) -> str:
+def _described(group: str, known: Mapping[str, Parameter]) -> str:
     names = [name.partition(".")[2] for name in known if name.startswith(f"{group}.")] if group else []
     return f"an option of {group}: {', '.join(names)}" if names else "an option that the command has"
 
@@ -115,7 +115,7 @@ def _check_class(group: str, given: Given) -> None:
     is_path = "/" in chosen or chosen.endswith((".yaml", ".yml", ".json"))
     if ours in _HOMES or is_path or "." in ours or chosen in ("", "null"):
         return
-    names = _CLASSES[group]
+    names = CLASSES[group]
     raise ConfigError(
         f"There is no such class for {group}.",
         got=f"{chosen} ({given.place})",

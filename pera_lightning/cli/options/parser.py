@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from pera_lightning.cli.options.checked import missing_options
 from pera_lightning.cli.options.given import Given, given_options
+from pera_lightning.cli.options.signatures import Parameter
 from pera_lightning.errors import ConfigError
 from pera_lightning.near_names import did_you_mean, near
 
@@ -124,14 +125,14 @@ def _known_classes() -> list[str]:
     return [name for module in modules for name in getattr(module, "__all__", ())]
 
 
-def with_flags(words: Sequence[str], known: Mapping[str, str]) -> list[str]:
+def with_flags(words: Sequence[str], known: Mapping[str, Parameter]) -> list[str]:
     """The words with "true" behind options that are yes or no and stand alone.
 
     Args:
         words: Of the command line.
-        known: Options with their annotations.
+        known: The options there are.
     """
-    flags = {f"--{name}" for name, annotation in known.items() if annotation in ("bool", "bool | None")}
+    flags = {f"--{name}" for name, parameter in known.items() if parameter.is_flag}
     found: list[str] = []
     for word, after in zip_longest(words, words[1:], fillvalue="--"):
         found.append(word)

@@ -10,6 +10,7 @@ import pytest
 from jsonargparse import auto_cli
 
 from pera_lightning.cli.options.parser import OptionParser, as_config_error, with_flags
+from pera_lightning.cli.options.signatures import Parameter
 from pera_lightning.errors import ConfigError
 
 
@@ -81,7 +82,8 @@ def test_unknown_messages_stay_whole() -> None:
 
 
 def test_flags_count_as_true() -> None:
-    known = {"check": "bool", "model.chunks": "bool", "pera.rank": "int | None", "deep": "bool | None"}
+    types = {"check": "bool", "model.chunks": "bool", "pera.rank": "int | None", "deep": "bool | None"}
+    known = {name: Parameter(annotation) for name, annotation in types.items()}
     given = ["fit", "--check", "--model.init_args.chunks", "--pera.rank", "--deep"]
     assert with_flags(given, known) == [
         "fit", "--check", "true", "--model.init_args.chunks", "true", "--pera.rank", "--deep", "true",

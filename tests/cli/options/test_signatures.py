@@ -49,7 +49,12 @@ def test_annotations_and_defaults_do_not_matter(tmp_path: Path, monkeypatch: pyt
     assert parameters("own_options", "run") == {}  # a module and no package
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "options.py").write_text("def run(a, /, b: int = 3, *, c: bool = False, **d): ...\n")
-    assert parameters("own.options", "run") == {"a": "", "b": "int", "c": "bool"}
+    found = parameters("own.options", "run")
+    assert {name: (one.annotation, one.default) for name, one in found.items()} == {
+        "a": ("", None),
+        "b": ("int", "3"),
+        "c": ("bool", "False"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -57,3 +62,17 @@ def test_annotations_and_defaults_do_not_matter(tmp_path: Path, monkeypatch: pyt
 )
 def test_what_is_not_there_has_none(place: tuple[str, str]) -> None:
     assert parameters(*place) == {}
+
+
+def test_defaults_types_and_help() -> None:
+    found = parameters("pera_lightning.models.causal_lm", "PeraCausalLM")
+    assert found["pretrained"].default is None
+    assert found["dtype"].annotation == "Literal['auto', 'native', 'float32', 'bfloat16', 'float16']"
+    assert "nf4-dq" in found["quantization"].annotation
+    assert found["generate_in_test"].is_flag
+    assert not found["max_new_tokens"].is_flag
+    assert "Peak learning rate" in found["learning_rate"].help
+    assert found["learning_rate"].default == "0.0002"
+    callback = parameters(pera_lightning._HOMES["PeraCallback"], "PeraCallback")
+    assert callback["target_modules"].default == "'all-linear'"
+    assert all(one.help for one in callback.values())
