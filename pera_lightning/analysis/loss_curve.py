@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import csv
+import itertools
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pera_lightning.storage.atomic import replacing
 from pera_lightning.storage.remote import Place
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FALLS_FAR = 10
+"""Where the largest mean is more than this many times the smallest one, the axis is logarithmic."""
 _SOFTWARE = "pera_lightning"
 
 
@@ -27,13 +36,16 @@ def plot_loss_curve(metrics: str, picture: Path) -> Path:
     axes = figure.add_subplot(xlabel="optimizer step", ylabel="loss", title="Loss while training")
     axes.locator_params(axis="x", integer=True)
     steps, losses = _column(metrics, "train_loss")
+    means = smoothed(losses)
     if steps:
-        axes.plot(steps, losses, color="tab:blue", alpha=0.3, label="training, single steps")
-        axes.plot(steps, _running_mean(losses), color="tab:blue", label="training, running mean")
-    steps, losses = _column(metrics, "val_loss")
+        # Of very few points a line shows nothing.
+        marker = "." if len(steps) < 20 else None
+        axes.plot(steps, losses, color="tab:blue", alpha=0.3, marker=marker, label="training, single steps")
+        axes.plot(steps, means, color="tab:blue", label="training, mean around a step")
+    steps, validated = _column(metrics, "val_loss")
     if steps:
-        axes.plot(steps, losses, color="tab:orange", marker="o", label="validation")
-    axes.set_ylim(bottom=0)
+        axes.plot(steps, validated, color="tab:orange", marker="o", label="validation")
+    _fit_axis(axes, losses, [*means, *validated])
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
@@ -49,17 +61,37 @@ def is_loss_curve(picture: Place) -> bool:
 
 
 def _column(metrics: str, name: str) -> tuple[list[int], list[float]]:
-    rows = [row for row in csv.DictReader(metrics.splitlines()) if row.get(name)]
-    return [int(row["step"]) for row in rows], [float(row[name]) for row in rows]
+    found = [(int(row["step"]), float(row[name])) for row in csv.DictReader(metrics.splitlines()) if row.get(name)]
+    finite = [(step, value) for step, value in found if math.isfinite(value)]
+    return [step for step, _ in finite], [value for _, value in finite]
 
 
-def _running_mean(values: list[float]) -> list[float]:
-    # Over about a tenth of the run, so that a short run is not smoothed into its past.
-    past = min(0.95, max(0.0, 1 - 10 / len(values)))
-    mean, weight, means = 0.0, 0.0, []
-    for value in values:
-        mean = past * mean + (1 - past) * value
-        # Without this division the mean would start near zero.
-        weight = past * weight + (1 - past)
-        means.append(mean / weight)
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Means over about a tenth of the run around each value; the first is the first value itself.
+
+    A mean over the past alone would lag: where the loss falls it would show the loss of some steps ago.
+    """
+    sums = [0.0, *itertools.accumulate(values)]
+    means = []
+    for place in range(len(values)):
+        # As many values before as after: at the start a mean of later ones would be below the first.
+        reach = min(place, len(values) // 20)
+        begin, end = place - reach, min(place + reach + 1, len(values))
+        means.append((sums[end] - sums[begin]) / (end - begin))
     return means
+
+
+def _fit_axis(axes: Axes, single: Sequence[float], curves: Sequence[float]) -> None:
+    """Show the curves whole and all but the rarest single steps, on a logarithmic axis where the loss falls far."""
+    if not curves:
+        return
+    ranked, rare = sorted(single), len(single) // 50
+    low, high = min([*curves, *ranked[rare : rare + 1]]), max([*curves, *ranked[len(ranked) - rare - 1 :][:1]])
+    if low > 0 and max(curves) > FALLS_FAR * min(curves):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        margin = (high / low) ** 0.05
+        axes.set_ylim(low / margin, high * margin)
+    elif high > low:
+        margin = 0.05 * (high - low)
+        axes.set_ylim(low - margin, high + margin)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pera_lightning.analysis.loss_curve import _running_mean, is_loss_curve, plot_loss_curve
+from pera_lightning.analysis.loss_curve import is_loss_curve, plot_loss_curve, smoothed
 
 
 def test_draws_a_picture(tmp_path: Path) -> None:
@@ -20,14 +22,40 @@ def test_draws_a_picture(tmp_path: Path) -> None:
     assert not is_loss_curve(tmp_path / "mine.png")
 
 
-def test_running_mean() -> None:
-    assert _running_mean([2.0] * 30) == pytest.approx([2.0] * 30)
-    falling = _running_mean([2.0] * 30 + [1.0] * 30)
-    assert falling[0] == 2.0
-    assert 1.0 < falling[30] < 2.0
-    assert falling[-1] == pytest.approx(1.0, abs=0.05)
+def test_means_do_not_lag() -> None:
+    assert smoothed([2.0] * 30) == pytest.approx([2.0] * 30)
+    straight = [3.0 - step / 100 for step in range(200)]
+    means = smoothed(straight)
+    assert means[0] == straight[0]
+    # Where the loss falls evenly its mean is the loss; at the end it is that of the last twentieth.
+    assert means[:190] == pytest.approx(straight[:190])
+    assert means[-1] == pytest.approx(sum(straight[-11:]) / 11)
     # Too short to smooth.
-    assert _running_mean([2.0, 1.0]) == [2.0, 1.0]
+    assert smoothed([2.0, 1.0]) == [2.0, 1.0]
+    assert smoothed([]) == []
+
+
+def drawn(losses: list[float], monkeypatch: pytest.MonkeyPatch, folder: Path) -> Axes:
+    """The axes of the picture of these losses."""
+    kept: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **options: (kept.append(self), Path(path).touch()))
+    lines = [f"0,{step},{loss},\n" for step, loss in enumerate(losses)]
+    plot_loss_curve("epoch,step,train_loss,val_loss\n" + "".join(lines), folder / "curve.png")
+    return kept[0].axes[0]
+
+
+def test_the_axis_fits_the_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # A rare spike does not press all others together.
+    axes = drawn([2.4 - step / 1000 for step in range(100)] + [40.0, math.nan] + [2.3] * 100, monkeypatch, tmp_path)
+    low, high = axes.get_ylim()
+    assert axes.get_yscale() == "linear"
+    assert 2.2 < low < 2.3
+    assert high < 7
+    axes = drawn([3 * 0.9**step for step in range(60)], monkeypatch, tmp_path)
+    assert axes.get_yscale() == "log"
+    assert axes.get_ylim()[1] > 3
+    assert axes.get_ylim()[0] < 3 * 0.9**58
+    assert len(axes.lines[0].get_xdata()) == 60
 
 
 def test_a_run_without_losses_draws_an_empty_picture(tmp_path: Path) -> None:
