@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
+from pera_lightning.cli.options.checked import check_fit_of
+from pera_lightning.cli.options.parser import ToolParser
 from pera_lightning.cli.screen import show, show_table
 from pera_lightning.errors import ConfigError
 from pera_lightning.storage.remote import local_path
@@ -33,11 +35,12 @@ def compare(words: Sequence[str]) -> None:
     Raises:
         ConfigError: An option, the config or an override is wrong, or `--out` holds another comparison or other files.
     """
+    arguments, rest = _parser().parse_known_args(words)
+    check_fit_of("compare", rest)
     from pera_lightning.analysis.method_comparison import summarise
     from pera_lightning.analysis.method_table import as_table
     from pera_lightning.cli.compare.runs import Plan, run_comparison
 
-    arguments, rest = _parser().parse_known_args(words)
     selection, report = _metrics(arguments.metric)
     plan = Plan(
         words=tuple(rest),
@@ -59,7 +62,7 @@ def compare(words: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         prog="pera_lightning compare",
         usage="%(prog)s --config CONFIG [--config CONFIG ...] [options] [any option of fit]",
         description="Train a fit with several methods, learning rates and seeds, and compare the methods, each at the "

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pera_lightning.analysis.memory import CONTEXT, GB, SLACK, Growth, HeldMemory, needed
+from pera_lightning.cli.options.checked import check_fit_of
+from pera_lightning.cli.options.parser import ToolParser
 from pera_lightning.cli.screen import show_table
 
 if TYPE_CHECKING:
@@ -28,13 +30,14 @@ def estimate(words: Sequence[str]) -> None:
     Raises:
         ConfigError: The config cannot be read, or holds no fit whose memory can be counted.
     """
+    arguments, rest = _parser().parse_known_args(words)
+    check_fit_of("estimate", rest)
     import rich
 
     from pera_lightning.cli.estimate.fit_on_meta import FitOnMeta
     from pera_lightning.cli.estimate.fit_options import FitOptions
     from pera_lightning.cli.estimate.parsed_fit import parse_fit
 
-    arguments, rest = _parser().parse_known_args(words)
     fit = FitOnMeta(FitOptions.of(parse_fit("estimate", rest)))
     console = rich.get_console()
     with console.status("Counting; about a minute ..."):
@@ -54,7 +57,7 @@ class _Growths:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         prog="pera_lightning estimate",
         usage="%(prog)s --config CONFIG [--config CONFIG ...] [--cards GB ...] [any option of fit]",
         description="GPU memory of a fit, and the largest batch and length for some cards, without loading weights "

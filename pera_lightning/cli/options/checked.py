@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pera_lightning import _HOMES
-from pera_lightning.cli.options.given import Given, given_options, has_unread_config
+from pera_lightning.cli.options.given import CONFIG_OPTIONS, Given, given_options, has_unread_config, option_words
 from pera_lightning.cli.options.known import DATA_MODULES, MODELS, trainer_options
 from pera_lightning.cli.options.signatures import Parameter, parameters
 from pera_lightning.errors import ConfigError
 from pera_lightning.near_names import did_you_mean, near
+from pera_lightning.storage.remote import local_path
 
 CLASSES = {"model": MODELS, "data": DATA_MODULES}
 _ASKING = ("help", "print_config")
@@ -32,6 +33,29 @@ def check_trainer_options(command: str, words: Sequence[str]) -> None:
     missing = [f"--{group}" for group in CLASSES if not any(one.key.partition(".")[0] == group for one in given)]
     if missing and not asks and not has_unread_config(words):
         raise missing_options(missing, f"`pera_lightning {command} --help` says what it takes")
+
+
+def check_fit_of(tool: str, words: Sequence[str]) -> None:
+    """The same of a fit that a tool is told of; it is described by a file.
+
+    Args:
+        tool: Its name.
+        words: `--config` and overrides as `fit` takes them.
+
+    Raises:
+        ConfigError: As `check_trainer_options`; or no config is named, or one is a URL.
+    """
+    configs = [value for option, value in option_words(words) if option in CONFIG_OPTIONS and value]
+    if not configs:
+        raise ConfigError(
+            f"{tool} needs to know which fit.",
+            got="no --config",
+            expected="a YAML file as `fit` takes it",
+            fix=f"pera_lightning {tool} --config configs/quickstart.yaml",
+        )
+    for config in configs:
+        local_path(config, "--config")
+    check_trainer_options("fit", words)
 
 
 def missing_options(names: Sequence[str], asked: str) -> ConfigError:

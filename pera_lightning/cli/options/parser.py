@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence, Set
@@ -19,7 +20,8 @@ from pera_lightning.near_names import did_you_mean, near
 
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _VALUE = re.compile(r"(?:Got value|Given value): (.+)")
-_NESTED = re.compile(r"NestedArg\(key='[^']*', val=(.*)\)$")
+_NESTED = re.compile(r"NestedArg\(key='([^']*)', val=(.*)\)$")
+_UNKNOWN = re.compile(r"Option '([^']+)' is not accepted")
 _EXPECTED = re.compile(r"Expected a(?:n)? (.+?)(?:\. Got value.*)?$", re.MULTILINE)
 _UNIMPORTABLE = re.compile(r"(No module named '[^']+'|module '[^']+' has no attribute '[^']+')")
 _TYPES = {
@@ -41,8 +43,18 @@ class OptionParser(ArgumentParser):
         if not self.exit_on_error:
             super().error(message, ex)
         of_command = getattr(ex, "subcommand_parser", None) or self
-        asked = f"`{of_command.prog.replace(' [options]', '')} --help` says what it takes"
+        # "pera_lightning compare [options] fit": what is wrong belongs to the fit.
+        tool, _, command = of_command.prog.partition(" [options] ")
+        asked = f"`{f'pera_lightning {command}' if command else tool} --help` says what it takes"
         raise as_config_error(message, sys.argv[1:], set(of_command._option_string_actions), asked) from ex
+
+
+class ToolParser(argparse.ArgumentParser):
+    """argparse's, of tools that take several values behind an option; with the same errors."""
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        raise as_config_error(message, sys.argv[1:], set(), f"`{self.prog} --help` says what it takes")
 
 
 def as_config_error(message: str, words: Sequence[str], options: Set[str], asked: str) -> ConfigError:
@@ -58,6 +70,8 @@ def as_config_error(message: str, words: Sequence[str], options: Set[str], asked
         return missing_options([_as_typed(name.strip(), options) for name in missing.split(",")], asked)
     if found := re.search(r"argument (--[^:\s]+):? expected one argument", message):
         return ConfigError("An option has no value.", got=found[1], expected=f"{found[1]} VALUE", fix=asked)
+    if found := re.match(r"argument (-\S+): (.*)", message):
+        return ConfigError(f"{found[1]} cannot have this value.", got=found[2], expected="another one", fix=asked)
     if unknown := message.partition("unrecognized arguments: ")[2]:
         return ConfigError(
             "There is no such option.", got=unknown, expected="options, and a value behind each", fix=asked
@@ -70,6 +84,8 @@ def as_config_error(message: str, words: Sequence[str], options: Set[str], asked
 
 
 def _as_typed(name: str, options: Set[str]) -> str:
+    if name.startswith("-"):
+        return name
     # Of a command, "fit.model".
     option = f"--{name.rpartition('.')[2]}"
     return option if option in options or "." in name else name.upper()
@@ -79,7 +95,13 @@ def _wrong_value(keys: list[str], message: str, given: Sequence[Given], asked: s
     key = ".".join(keys)
     places = [one.place for one in given if one.key in (key, f"{key}.class_path")]
     value = (_VALUE.findall(message) or ["?"])[0]
-    value = _shortened(nested[1] if (nested := _NESTED.match(value)) else value)
+    if nested := _NESTED.match(value):
+        key, value = key if len(keys) > 1 else f"{key}.{nested[1]}", nested[2]
+    if unknown := _UNKNOWN.search(message):
+        return ConfigError(
+            "There is no such option.", got=f"{keys[0]}.{unknown[1]}", expected=f"an option of {keys[0]}", fix=asked
+        )
+    value = _shortened(value)
     what = f"{key} = {value}" + (f" ({places[-1]})" if places and not places[-1].startswith("--") else "")
     if reason := _UNIMPORTABLE.search(message):
         return ConfigError(

@@ -117,7 +117,7 @@ def test_goes_on_with_the_runs_that_are_missing(project: Path, compared: str) ->
         ((*RATES, "--out", "new", "--trainer.devices", 2), "made by one process"),
         ((*RATES, "--out", "new", "--pera.rank", 0), "rank"),
         ((*RATES, "--out", "new", "--workers", 0), "a number of 1 or more"),
-        ((*RATES, "--out", "new", "--learning_rate_option", "model.lr"), "key='lr'"),
+        ((*RATES, "--out", "new", "--learning_rate_option", "model.lr"), "got:      model.lr"),
         ((*RATES, "--out", "new", "--pera.rnk", 2), "rnk"),
     ],
 )

@@ -91,3 +91,27 @@ def test_flags_count_as_true() -> None:
     for words in (["--check", "false"], ["--check=false"], ["--name", "--check"], []):
         assert with_flags(words, known)[: len(words)] == words
     assert with_flags(["--check", "-c", "x"], known) == ["--check", "true", "-c", "x"]
+
+
+@pytest.mark.parametrize(
+    ("message", "parts"),
+    [
+        ("the following arguments are required: --learning_rates", ("no --learning_rates",)),
+        ("argument --seeds: invalid int value: 'x'", ("--seeds cannot", "invalid int value: 'x'")),
+        ("the following arguments are required: fit.data, fit.model", ("no --data and no --model",)),
+        (
+            "Parser key \"model\":\n    - Problem with given class_path 'a.B':\n        Option 'lr' is not accepted\n"
+            "  Given value: NestedArg(key='lr', val='3')",
+            ("There is no such option.", "model.lr"),
+        ),
+        (
+            "Parser key \"model\":\n  Errors:\n    - Problem with given class_path 'a.B':\n        "
+            "Parser key \"rate\":\n          Expected a <class 'float'>. Got value: x\n    - Expected a <class 'NoneType'>",
+            ("model.rate = x", "expected: a number\n"),
+        ),
+        ("Parser key \"data\":\n Errors:\n - No module named 'a'\n Given value: a.B", ("cannot be imported", "a.B")),
+    ],
+)
+def test_other_messages(message: str, parts: tuple[str, ...]) -> None:
+    text = str(as_config_error(message, ["fit"], set(), "help"))
+    assert all(part in text for part in parts), text
