@@ -14,6 +14,9 @@ from pera_lightning.functional.precision import without_autocast
 from pera_lightning.injection import adapted_layers
 from pera_lightning.layers import PeraLinear
 
+NO_EFFECT = 1e-6
+"""Share of the energy (squared norm) of dW below which a part of it has no practical effect: a thousandth of its norm,
+less than rounding dW to 16 bits changes."""
 AT_ONCE = 1 << 24
 """Entries of expanded factors that exist at one time: 64 MB."""
 

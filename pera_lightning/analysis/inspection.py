@@ -130,6 +130,11 @@ class AdapterInspection:
         return statistics.fmean(row.polynomial_energy for row in self.layers)
 
     @property
+    def polynomial_share(self) -> float:
+        """The energy of all parts but the linear one over the sum of those of all, all layers together."""
+        return sum(self.share(part) for part in self.parts if part != "linear")
+
+    @property
     def beyond_rank(self) -> float:
         """Share of the energy of all layers after the r largest singular values of each."""
         energy = self.norm**2

@@ -3,56 +3,76 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from rich import box
 
-from pera_lightning.analysis.inspection import AdapterInspection
+from pera_lightning.analysis.energy import NO_EFFECT
+from pera_lightning.analysis.inspection import AdapterInspection, LayerInspection
 from pera_lightning.plain_table import PlainTable
 from pera_lightning.storage.atomic import replacing
 
 
 def as_table(found: AdapterInspection, width: int) -> PlainTable:
-    """One row per layer and one for all layers together; what the columns mean stands in `LayerInspection`.
+    """The layers with most energy and one row for all together; what the columns mean stands in `LayerInspection`.
 
     Args:
         found: The layers.
-        width: Characters of the screen. Where the columns leave too little for the layers' names, the columns about the
-            shape and the rank are left out.
+        width: Characters of the screen. Columns are left out where a layer's name would not fit beside them.
     """
-    columns = _columns(found)
-    narrow = {heading: cells for heading, cells in columns.items() if heading not in _LEFT_OUT_FIRST}
-    # A cell and the blanks beside it.
-    taken = sum(2 + max(map(len, (heading, *cells))) for heading, cells in columns.items())
-    is_narrow = width - taken < min(_NAME, max(len(row.layer) for row in found.layers))
-    caption = _CAPTION + " More columns are in layers.csv." if is_narrow else _CAPTION
-    table = PlainTable(title="Weight change dW per layer", caption=caption, caption_justify="left")
-    table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
-    shown = narrow if is_narrow else columns
-    table.add_column("layer", overflow="fold")
-    for heading in shown:
+    ranked = sorted(found.layers, key=lambda row: row.norm, reverse=True)[:MOST_LAYERS]
+    columns = _columns(found, ranked)
+    # A cell and the blanks beside it; the table has one more before its first column.
+    widths = {heading: 2 + max(map(len, (heading, *cells))) for heading, cells in columns.items()}
+    total = f"all {len(found.layers)} layers"
+    name = 3 + max(map(len, (*(row.layer for row in ranked), total)))
+    for heading in _LEFT_OUT_FIRST:
+        if name + sum(map(widths.__getitem__, columns)) > width:
+            columns.pop(heading, None)
+    is_short = len(ranked) < len(found.layers) or len(columns) < len(widths)
+    table = PlainTable(title=_title(found, len(ranked)), caption=_caption(found, columns, is_short=is_short))
+    table.caption_justify, table.box, table.padding = "left", box.SIMPLE_HEAD, (0, 1, 0, 0)
+    needed = name + sum(map(widths.__getitem__, columns))
+    # A screen that is narrower than a name wraps the line itself: a name in two cells could not be copied.
+    table.width = needed if needed > width else None
+    table.add_column("layer", no_wrap=True)
+    for heading in columns:
         table.add_column(heading, justify="right", no_wrap=True)
-    *rows, total = zip(*shown.values(), strict=True)
-    for row, cells in zip(found.layers, rows, strict=True):
+    *rows, totals = zip(*columns.values(), strict=True)
+    for row, cells in zip(ranked, rows, strict=True):
         table.add_row(row.layer, *cells)
     table.add_section()
-    table.add_row("all layers", *total)
+    table.add_row(total, *totals)
     return table
 
 
-_CAPTION = (
-    "linear, square, ...: energies of the parts over their sum. beyond r: energy after the r largest singular values, "
-    "which no LoRA of rank r could hold. rank: singular values above 1e-6 of the largest. effective: exp of their "
-    "entropy. stable: |dW|^2 over the largest squared."
-)
-_LEFT_OUT_FIRST = "shape", "r", "K", "rank"
-_NAME = 24
-"""Characters of a line in which a folded name can still be read."""
+MOST_LAYERS = 10
+"""Rows on the screen; layers.csv has all."""
+_MEANINGS = {
+    "linear": "linear, square, ...: energies of the parts over their sum",
+    "beyond r": "beyond r: energy after the r largest singular values, which no LoRA of rank r could hold",
+    "rank": "rank: singular values above 1e-6 of the largest",
+    "effective": "effective: exp of their entropy",
+    "stable": "stable: |dW|^2 over the largest squared",
+}
+_LEFT_OUT_FIRST = "shape", "rank", "r", "K", "stable", "effective", "beyond r"
 
 
-def _columns(found: AdapterInspection) -> dict[str, list[str]]:
-    """Heading -> a cell for each layer and one for all layers together."""
-    rows = found.layers
+def _title(found: AdapterInspection, shown: int) -> str:
+    total = len(found.layers)
+    return f"Weight change dW, the {shown} of {total} layers with most energy" if shown < total else "Weight change dW"
+
+
+def _caption(found: AdapterInspection, columns: Collection[str], *, is_short: bool) -> str:
+    words = ". ".join(meaning for heading, meaning in _MEANINGS.items() if heading in columns) + "."
+    if len(found.parts) > 1 and found.polynomial_share < NO_EFFECT:
+        words += f" All but the linear part: {found.polynomial_share:.1g} of the energy, no practical effect."
+    return f"{words} All layers and columns are in layers.csv." if is_short else words
+
+
+def _columns(found: AdapterInspection, rows: Sequence[LayerInspection]) -> dict[str, list[str]]:
+    """Heading -> a cell for each row and one for all layers together."""
     return {
         "shape": [*(f"{row.shape[0]} x {row.shape[1]}" for row in rows), ""],
         "r": [*(str(row.rank) for row in rows), ""],

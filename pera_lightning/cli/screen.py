@@ -33,10 +33,10 @@ def ask() -> str:
 
 
 def show_table(table: PlainTable) -> None:
-    """Print a table as wide as the screen."""
+    """Print a table as wide as the screen, or as wide as it says itself."""
     from rich import get_console
 
-    get_console().print(table)
+    get_console().print(table, crop=False)
 
 
 def accept_all_characters() -> None:

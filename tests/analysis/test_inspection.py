@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from torch import nn
 
 from pera_lightning import PeraConfig, inject_adapter, save_adapter
-from pera_lightning.analysis import LayerInspection, inspect_adapter, mean_energy
+from pera_lightning.analysis import AdapterInspection, LayerInspection, inspect_adapter, mean_energy
 from pera_lightning.analysis.inspection_table import as_table, write_table
+from pera_lightning.analysis.plots import plot_inspection, plot_interactions, plot_spectrum
 from pera_lightning.errors import AdapterFileError, InjectionError, TrainingError
 from pera_lightning.functional import monomials
 from pera_lightning.injection import adapted_layers
@@ -118,7 +120,7 @@ def test_the_table_on_the_screen_and_in_a_file(tmp_path: Path) -> None:
     console = Console(width=140, record=True, file=io.StringIO())
     console.print(as_table(found, console.width))
     text = console.export_text()
-    for word in ("layer", "square", "cross", "degree 3", "all layers", "14 x 9"):
+    for word in ("layer", "square", "cross", "degree 3", "all 3 layers", "14 x 9"):
         assert word in text
     write_table(found, tmp_path / "layers.csv")
     with (tmp_path / "layers.csv").open(newline="") as file:
@@ -129,22 +131,84 @@ def test_the_table_on_the_screen_and_in_a_file(tmp_path: Path) -> None:
     assert int(rows[2]["expanded_rank"]) == found.layers[2].expanded_rank
 
 
+def printed(found: AdapterInspection, width: int) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(as_table(found, width), crop=False)
+    return console.export_text()
+
+
 def test_a_narrow_screen_shows_whole_numbers_and_names() -> None:
     model = tiny_llama()
     inject_adapter(model, PeraConfig(4))
     randomise_adapter(model)
     found = inspect_adapter(model)
-    console = Console(width=80, record=True, file=io.StringIO())
-    console.print(as_table(found, 80))
-    text = console.export_text()
-    assert "\u2026" not in text  # what rich shortens ends so
-    assert "effective" in text
-    assert "32 x 32" not in text
-    assert "More columns" in text
-    # Names are folded, not cut.
-    headings = next(line for line in text.splitlines() if "|dW|" in line)
-    names = [line[: headings.index("|dW|") - 2].strip() for line in text.splitlines()]
-    assert "model.layers.1.mlp.down_proj" in "".join(names)
+    for width in (140, 80, 60, 24):
+        text = printed(found, width)
+        assert "\u2026" not in text  # what rich shortens ends so
+        assert ("effective" in text, "32 x 32" in text, "|dW|" in text) == (width > 80, width > 80, True)
+        rows = [line.split() for line in text.splitlines() if "model.layers." in line]
+        names = {row.layer: row for row in found.layers}
+        # Each name in one cell, and its number beside it.
+        assert len(rows) == 10
+        assert all(float(row[1 + 5 * (width > 80)]) == pytest.approx(names[row[0]].norm, rel=1e-2) for row in rows)
+    assert "square" in printed(found, 80)
+
+
+def test_the_screen_shows_the_layers_with_most_energy_and_totals(tmp_path: Path) -> None:
+    model = tiny_llama(num_hidden_layers=3)
+    inject_adapter(model, PeraConfig(2))
+    randomise_adapter(model)
+    found = inspect_adapter(model)
+    text = printed(found, 100)
+    ranked = sorted(found.layers, key=lambda row: -row.norm)
+    assert [line.split()[0] for line in text.splitlines() if "model.layers." in line] == [r.layer for r in ranked[:10]]
+    assert "the 10 of 21 layers with most energy" in text
+    assert "all 21 layers" in text
+    assert "All layers and columns are in layers.csv" in " ".join(text.split())
+    write_table(found, tmp_path / "layers.csv")
+    assert len((tmp_path / "layers.csv").read_text().splitlines()) == 22
+
+
+def test_a_polynomial_part_without_effect_is_called_so() -> None:
+    model = adapted()
+    found = inspect_adapter(model)
+    assert found.polynomial_share == pytest.approx(1 - found.share("linear"))
+    figures = plot_inspection(found) | {"interactions": plot_interactions({"0": torch.full((3, 3), 0.1)})}
+    assert not [name for name, figure in figures.items() if "no practical effect" in title_of(figure)]
+    assert "no practical effect" not in printed(found, 140)
+    for _, layer in adapted_layers(model):
+        layer.pera_h.data *= 1e-7
+    found = inspect_adapter(model)
+    figures = plot_inspection(found) | {"interactions": plot_interactions({"0": torch.full((3, 3), 1e-4)})}
+    for name in ("spectrum", "parts", "coefficients", "interactions"):
+        assert "no practical effect" in title_of(figures[name]), name
+    assert "no practical effect" in " ".join(printed(found, 140).split())
+    # A plain LoRA has no such part.
+    for figure in plot_inspection(inspect_adapter(adapted(1))).values():
+        assert "no practical effect" not in title_of(figure)
+
+
+def title_of(figure: Figure) -> str:
+    return figure.get_suptitle() + figure.axes[0].get_title()
+
+
+def test_spectra_of_kinds_are_told_apart() -> None:
+    model = tiny_llama(num_hidden_layers=3)
+    inject_adapter(model, PeraConfig(2))
+    randomise_adapter(model)
+    axes = plot_spectrum(inspect_adapter(model)).axes[0]
+    lines = [line for line in axes.lines if "median of 3" in str(line.get_label())]
+    assert len(lines) == 7
+    assert len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == 7
+
+
+def test_spectra_of_many_kinds() -> None:
+    model = nn.ModuleDict({name: nn.Linear(4, 4) for name in "abcdefghijklm"})
+    inject_adapter(model, PeraConfig(2))
+    randomise_adapter(model)
+    labels = [str(line.get_label()) for line in plot_spectrum(inspect_adapter(model)).axes[0].lines]
+    assert "3 kinds with less energy" in labels
+    assert len([label for label in labels if label in set("abcdefghijklm")]) == 10
 
 
 def test_a_model_of_many_layers_of_half_precision() -> None:

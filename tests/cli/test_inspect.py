@@ -35,7 +35,7 @@ def pictures(folder: Path) -> list[str]:
 
 def test_table_and_pictures(project: Path) -> None:
     printed = run("inspect", "--adapter", "adapter", "--prompts", '["hello", "2 + 2"]', folder=project)
-    assert "all layers" in printed
+    assert "all 14 layers" in printed
     assert "in no row: 1 modules or biases saved whole (lm_head)" in printed
     out = project / "adapter-inspect"
     assert pictures(out) == ["coefficients", "interactions", "parts", "spectrum"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from pera_lightning.analysis.energy import NO_EFFECT
 from pera_lightning.storage.atomic import replacing
 
 
@@ -16,6 +17,17 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def effect_title(title: str, what: str, share: float) -> str:
+    """A title, and a line below it where what the picture shows is too small to matter.
+
+    Args:
+        title: The title.
+        what: What the picture shows.
+        share: Its share of the energy of dW.
+    """
+    return title if share >= NO_EFFECT else f"{title}\n{what}: {share:.1g} of the energy of dW, no practical effect"
 
 
 def save_figure(figure: Figure, path: Path) -> None:

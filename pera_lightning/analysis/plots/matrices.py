@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pera_lightning.analysis.inspection import AdapterInspection, LayerInspection
 from pera_lightning.analysis.interactions import Interactions
-from pera_lightning.analysis.plots.figure import new_figure
+from pera_lightning.analysis.plots.figure import effect_title, new_figure
 from pera_lightning.analysis.plots.layer_names import places_of
 from pera_lightning.functional import monomials
 
@@ -40,6 +40,7 @@ def plot_coefficients(found: AdapterInspection, most: int = MOST_LAYERS) -> Figu
         f"Coefficients h{higher} ({_chosen(len(rows), len(found.layers))} the most polynomial energy); "
         f"one scale, largest |h| {largest:.2g}"
     )
+    title = effect_title(title, "products of components, all layers", found.polynomial_share)
     return _panels(matrices, Normalize(-largest, largest), "RdBu_r", title, "h of (i, j)")
 
 
@@ -62,6 +63,7 @@ def plot_interactions(strengths: Interactions, most: int = MOST_LAYERS) -> Figur
     bottom = min(matrix[matrix > 0].min().item() for matrix in chosen.values())
     scale = LogNorm(max(bottom, top * 10**-DECADES) * 0.999, top)
     title = f"Interaction strength of rank components ({_chosen(len(chosen), len(strengths))} the largest entries)"
+    title = effect_title(title, "the largest of them", top**2)
     label = "|second derivative| / |dW x|, means over tokens"
     return _panels(chosen, scale, "viridis", title, label)
 

@@ -11,7 +11,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from pera_lightning.analysis.inspection import AdapterInspection, LayerInspection
-from pera_lightning.analysis.plots.figure import new_figure
+from pera_lightning.analysis.plots.figure import effect_title, new_figure
 from pera_lightning.analysis.plots.layer_names import Place, places_of
 
 DECADES = 8
@@ -31,7 +31,8 @@ def plot_parts(found: AdapterInspection) -> Figure:
     height = max(1.3, min(9.0, 0.4 + 0.24 * len(kinds)))
     figure = new_figure(max(7.0, min(16.0, 3.2 + 0.3 * len(blocks))), 0.9 + (height + 0.55) * (1 + len(parts)))
     panels = figure.subplots(1 + len(parts), squeeze=False, sharex=True)[:, 0]
-    figure.suptitle("Weight change dW by layer, and energy of its parts")
+    title = "Weight change dW by layer, and energy of its parts"
+    figure.suptitle(effect_title(title, "all but the linear part", found.polynomial_share) if parts else title)
 
     def draw(axes: Axes, value: Callable[[LayerInspection], float], norm: LogNorm | None, title: str) -> None:
         cells = _cells(found, places, kinds, blocks, value, positive=norm is not None)

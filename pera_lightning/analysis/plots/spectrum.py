@@ -8,27 +8,38 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pera_lightning.analysis.inspection import AdapterInspection, LayerInspection
-from pera_lightning.analysis.plots.figure import new_figure
+from pera_lightning.analysis.plots.figure import effect_title, new_figure
 from pera_lightning.analysis.plots.layer_names import places_of
 
 FLOOR = 1e-10
 """Below it, singular values are rounding."""
-MOST_COLOURS = 10
+MOST_KINDS = 10
 
 
 def plot_spectrum(found: AdapterInspection) -> Figure:
-    """Singular values over the largest one, a line per layer, with the bounds of LoRA (r) and PERA (K, paper Eq. 7)."""
-    figure = new_figure(8, 4.8)
+    """Singular values over the largest one, with the bounds of LoRA (r) and PERA (K, paper Eq. 7).
+
+    A thick line for each kind of layer, the median of its blocks, among thin ones for the single layers.
+    """
+    figure = new_figure(9, 5)
+    title = f"Spectrum of the weight change, {len(found.layers)} layers"
     axes = figure.add_subplot(
         yscale="log",
         xlabel="number of the singular value",
         ylabel="singular value of dW / the largest of its layer",
-        title=f"Spectrum of the weight change, {len(found.layers)} layers",
+        title=effect_title(title, "what is beyond r", found.beyond_rank) if found.config.order > 1 else title,
     )
-    rows = [row for row in found.layers if row.singular_values[0] > 0]
-    if rows:
-        _lines(axes, rows)
-        _median(axes, rows)
+    kinds = _kinds([row for row in found.layers if row.singular_values[0] > 0])
+    named = sorted(kinds, key=lambda kind: sum(row.norm**2 for row in kinds[kind]), reverse=True)[:MOST_KINDS]
+    for kind, rows in kinds.items():
+        colour = f"C{named.index(kind)}" if kind in named else "grey"
+        for row in rows:
+            values = _relative(row)
+            axes.plot(range(1, len(values) + 1), values, color=colour, alpha=0.15, linewidth=0.7)
+    for kind, marker in zip(named, MARKERS, strict=False):
+        _median(axes, kind, kinds[kind], f"C{named.index(kind)}", marker)
+    if len(kinds) > len(named):
+        axes.plot([], [], color="grey", linewidth=0.7, label=f"{len(kinds) - len(named)} kinds with less energy")
     _bounds(axes, found)
     widest = max(row.expanded_rank for row in found.layers)
     axes.set_xlim(0.5, widest * 1.04 + 0.5)
@@ -39,40 +50,42 @@ def plot_spectrum(found: AdapterInspection) -> Figure:
     return figure
 
 
+MARKERS = "osD^v<>PX*"
+"""One for each named kind: colours alone do not tell lines apart for everybody, or in print."""
+
+
 def _relative(row: LayerInspection) -> list[float]:
     values = row.singular_values / row.singular_values[0]
     return values[values > FLOOR].tolist()
 
 
-def _lines(axes: Axes, rows: list[LayerInspection]) -> None:
-    kinds = [place.kind for place in places_of([row.layer for row in rows])]
-    colours = {kind: f"C{number}" for number, kind in enumerate(dict.fromkeys(kinds))}
-    coloured = len(colours) <= MOST_COLOURS
-    labelled = set()
-    for row, kind in zip(rows, kinds, strict=True):
-        values = _relative(row)
-        label = kind if coloured else "a layer"
-        axes.plot(
-            range(1, len(values) + 1),
-            values,
-            color=colours[kind] if coloured else "tab:blue",
-            alpha=0.45,
-            linewidth=0.8,
-            label="_" if label in labelled else label,
-        )
-        labelled.add(label)
+def _kinds(rows: list[LayerInspection]) -> dict[str, list[LayerInspection]]:
+    """The layers of each kind, in the order of the model."""
+    kinds: dict[str, list[LayerInspection]] = {}
+    for row, place in zip(rows, places_of([row.layer for row in rows]), strict=True):
+        kinds.setdefault(place.kind, []).append(row)
+    return kinds
 
 
-def _median(axes: Axes, rows: list[LayerInspection]) -> None:
-    if len(rows) < 3:
-        return
-    most = max(len(_relative(row)) for row in rows)
-    table = torch.zeros(len(rows), most)
+def _median(axes: Axes, kind: str, rows: list[LayerInspection], colour: str, marker: str) -> None:
+    table = torch.zeros(len(rows), max(len(_relative(row)) for row in rows))
     for line, row in zip(table, rows, strict=True):
         values = _relative(row)
         line[: len(values)] = torch.tensor(values)
-    median = table.median(dim=0).values
-    axes.plot(range(1, most + 1), median.clamp_min(FLOOR), color="black", linewidth=2, label="median")
+    median = table.quantile(0.5, dim=0)
+    label = kind if len(rows) == 1 else f"{kind}, median of {len(rows)}"
+    places = range(1, len(median) + 1)
+    step = max(1, len(median) // 15)
+    axes.plot(
+        places,
+        median.clamp_min(FLOOR),
+        color=colour,
+        linewidth=1.8,
+        marker=marker,
+        markersize=4,
+        markevery=step,
+        label=label,
+    )
 
 
 def _bounds(axes: Axes, found: AdapterInspection) -> None:
