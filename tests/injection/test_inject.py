@@ -254,6 +254,8 @@ def test_torch_attention_does_not_bypass_the_adapter() -> None:
         ({"target_modules": ["q_proj", "queri"]}, "queri"),
         ({"target_modules": ["*_proj"]}, "q_proj"),
         ({"target_modules": ".*nothing.*"}, "matches no module"),
+        ({"target_modules": "q_proj,v_proj"}, r"a list is written \[q_proj,v_proj\]"),
+        ({"exclude_modules": ["self_attn.q_proj, v_proj"]}, r"a list is written \[self_attn.q_proj, v_proj\]"),
         ({"target_modules": ["self_attn"]}, "LlamaAttention"),
         ({"target_modules": ["rotary_emb"]}, "LlamaRotaryEmbedding"),
         ({"exclude_modules": ["mpl"]}, "mlp"),

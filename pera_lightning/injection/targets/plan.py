@@ -180,7 +180,9 @@ def _raise_no_match(
         f"{field} holds a pattern that matches no module.",
         got=repr(pattern),
         expected="a name suffix by whole components, or (as one string) a regular expression for whole names",
-        fix=f"correct the name; near names in this model: {near_names(pattern, candidates or modules)}",
+        fix=f"name them one by one: a list is written [{pattern}] in YAML and on the command line"
+        if _is_list(pattern)
+        else f"correct the name; near names in this model: {near_names(pattern, candidates or modules)}",
     )
 
 
@@ -218,6 +220,11 @@ def _biases(modules: dict[str, nn.Module], bias: Bias, targets: list[str], left_
             fix="use bias='none'",
         )
     return [f"{name}.bias" for name in found if not within_any(name, left_out)]
+
+
+def _is_list(pattern: str) -> bool:
+    """Whether a text that is no regular expression to speak of holds names between commas."""
+    return "," in pattern and all(part.strip().replace(".", "_").isidentifier() for part in pattern.split(","))
 
 
 def _refuse_quantized(name: str, module: nn.Module) -> None:
