@@ -125,6 +125,8 @@ TOOLS = {
     "push": Command("upload an adapter or an export to the Hugging Face hub", _function("push")),
 }
 COMMANDS = TRAINING | TOOLS
+_ELSEWHERE = {"train": "fit", "finetune": "fit", "eval": "evaluate", "merge": "export", "upload": "push"}
+"""What other tools call these."""
 
 
 def overview() -> str:
@@ -145,7 +147,7 @@ def command_named(name: str) -> Command:
     """
     if name in COMMANDS:
         return COMMANDS[name]
-    meant = near(name, COMMANDS)
+    meant = list(dict.fromkeys(_ELSEWHERE.get(found, found) for found in near(name, [*COMMANDS, *_ELSEWHERE])))
     others = sorted(set(COMMANDS) - set(meant))
     raise ConfigError(
         "There is no such command.",

@@ -291,6 +291,13 @@ def test_a_mistyped_command_names_all_of_them() -> None:
     assert all(name in printed for name in ("chat", "export", "fit", "push", "did you mean consolidate?"))
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"), [("trian", "fit"), ("merge", "export"), ("Fit", "fit"), ("evalaute", "evaluate")]
+)
+def test_a_command_under_another_name(word: str, meant: str) -> None:
+    assert f"did you mean {meant}" in run(word, ok=False)
+
+
 @pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
 def test_the_commands_are_listed(words: tuple[str, ...]) -> None:
     printed = run(*words, ok=bool(words))
