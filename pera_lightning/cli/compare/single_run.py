@@ -16,7 +16,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import CSVLogger
 from typing_extensions import override
 
@@ -250,10 +249,6 @@ def _compared_fit(folder: Path, record: _Record) -> type[PeraCLI]:
     """The command line of a run whose files all go into `folder`, whatever its config says."""
 
     class ComparedFit(PeraCLI):
-        @override
-        def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-            self.config = parser.parse_args(args)
-
         @override
         def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
             options = self._get(self.config_init, "trainer")
