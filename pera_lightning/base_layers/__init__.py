@@ -4,11 +4,11 @@ May import the mathematics. Open `base.py` for the contract, `registry.py` for w
 """
 
 from pera_lightning.base_layers.base import Base
+from pera_lightning.base_layers.bitsandbytes_library import bitsandbytes, check_bitsandbytes
+from pera_lightning.base_layers.bitsandbytes_linear import check_layer, check_quantization, quantize_linear
+from pera_lightning.base_layers.bitsandbytes_storage import QUANTIZATIONS, Quantization
 from pera_lightning.base_layers.four_bit import set_compute_dtype
-from pera_lightning.base_layers.library import bitsandbytes, check_bitsandbytes
 from pera_lightning.base_layers.plain_call import adaptable_base, beyond_multiplying, replaced_forward
-from pera_lightning.base_layers.quantizations import QUANTIZATIONS, Quantization
-from pera_lightning.base_layers.quantize import check_layer, check_quantization, quantize_linear
 from pera_lightning.base_layers.registry import base_of, describe_supported, expect_base, is_linear_like
 
 __all__ = [

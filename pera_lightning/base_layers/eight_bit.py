@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pera_lightning.base_layers.base import Base
-from pera_lightning.base_layers.library import bitsandbytes, loaded_bitsandbytes
+from pera_lightning.base_layers.bitsandbytes_library import bitsandbytes, loaded_bitsandbytes
 
 LARGEST = 127.0
 """What the largest entry of a row is stored as."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pera_lightning.base_layers.base import Base
-from pera_lightning.base_layers.library import bitsandbytes, loaded_bitsandbytes
+from pera_lightning.base_layers.bitsandbytes_library import bitsandbytes, loaded_bitsandbytes
 from pera_lightning.base_layers.narrow_rows import unpacks_wrongly, warn_of_narrow_rows
 from pera_lightning.errors import InjectionError
 

@@ -8,7 +8,7 @@ import warnings
 
 import torch
 
-from pera_lightning.base_layers.library import bitsandbytes
+from pera_lightning.base_layers.bitsandbytes_library import bitsandbytes
 
 
 def warn_of_narrow_rows(in_features: int, blocksize: int) -> None:

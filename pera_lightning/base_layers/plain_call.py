@@ -23,7 +23,7 @@ from pera_lightning.base_layers.registry import base_of, describe_supported
 from pera_lightning.errors import TargetError
 from pera_lightning.functional.precision import without_autocast
 
-LIBRARIES = ("torch.", "transformers.", "bitsandbytes.")
+TRUSTED_FORWARDS = ("torch.", "transformers.", "bitsandbytes.")
 
 SMALL = (3, 5)
 """(out, in) of the layer that a class is tried with first."""
@@ -71,7 +71,7 @@ def beyond_multiplying(layer: nn.Module) -> str | None:
 
 def _is_librarys(forward: Any) -> bool:
     """Whether the forward of a kind is the one that its library came with."""
-    return getattr(forward, "__globals__", {}).get("__name__", "").startswith(LIBRARIES)
+    return getattr(forward, "__globals__", {}).get("__name__", "").startswith(TRUSTED_FORWARDS)
 
 
 def adaptable_base(layer: nn.Module, *, linear: bool) -> Base:

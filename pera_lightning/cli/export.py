@@ -12,7 +12,7 @@ from pera_lightning.cli.screen import show
 from pera_lightning.errors import ConfigError
 from pera_lightning.export.export_report import ExportReport
 from pera_lightning.export.gguf.gguf_adapter import GGUF_FILE
-from pera_lightning.export.gguf.gguf_merged import MERGED_GGUF_FILE
+from pera_lightning.export.gguf.gguf_writing import MERGED_GGUF_FILE
 from pera_lightning.export.lora.factors_format import FACTORS_FILE
 from pera_lightning.export.servers import max_lora_rank, refuse_losses
 from pera_lightning.storage.remote import local_path, place
@@ -75,7 +75,7 @@ def export(
 
     from pera_lightning.export import export_lora
     from pera_lightning.export.export_check import check_with_peft
-    from pera_lightning.export.gguf.merged_gguf import export_merged_gguf
+    from pera_lightning.export.gguf.export_merged_gguf import export_merged_gguf
     from pera_lightning.export.lora.peft_loading import has_peft
     from pera_lightning.export.merged.merged_model import export_merged
     from pera_lightning.export.place import check_place

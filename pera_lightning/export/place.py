@@ -11,7 +11,7 @@ from pera_lightning.checkpoint.adapter_kind import CARD_FILE, CONFIG_FILE, PEFT_
 from pera_lightning.errors import FolderError
 from pera_lightning.export.export_report import REPORT_FILE
 from pera_lightning.export.gguf.gguf_adapter import GGUF_FILE
-from pera_lightning.export.gguf.gguf_merged import MERGED_GGUF_FILE
+from pera_lightning.export.gguf.gguf_writing import MERGED_GGUF_FILE
 from pera_lightning.export.lora.factors_format import FACTORS_FILE
 from pera_lightning.storage.bounded_json import JsonError, read_json
 from pera_lightning.storage.folder_kind import FolderKind, check_ours, listed_files

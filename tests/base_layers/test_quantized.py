@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from pera_lightning import PeraConfig, inject_adapter
 from pera_lightning.base_layers import base_of, is_linear_like, quantize_linear
-from pera_lightning.base_layers.quantize import BLOCKSIZES
+from pera_lightning.base_layers.bitsandbytes_linear import BLOCKSIZES
 from pera_lightning.errors import ConfigError, InjectionError, TargetError
 from tests.support.quantized import QUANTIZATION_ERROR, int8_weight, nf4_weight
 

@@ -28,14 +28,14 @@ from pera_lightning import (
 )
 from pera_lightning.errors import ConfigError, ExportError
 from pera_lightning.export.certificate import Certificate, Reference
-from pera_lightning.export.gguf import gguf_merged
-from pera_lightning.export.gguf.merged_gguf import export_merged_gguf
+from pera_lightning.export.gguf import gguf_writing
+from pera_lightning.export.gguf.export_merged_gguf import export_merged_gguf
 from pera_lightning.export.lora.lora_factors import LoraFactors
 from pera_lightning.export.merged import merged_shards
 from pera_lightning.export.merged.merged_model import export_merged
 from pera_lightning.injection import adapted_layers
 from tests.cli.test_main import run
-from tests.export.gguf.test_merged_gguf import save_both
+from tests.export.gguf.test_export_merged_gguf import save_both
 from tests.support.earlier_adapters import forget_checksums
 from tests.support.exports import adapted, contents, logits
 from tests.support.mixtures import MIXTURES, mixture
@@ -189,9 +189,9 @@ def test_a_merged_model_that_computes_something_else(
 
 def test_a_merged_gguf_that_computes_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = save_both(tmp_path)
-    exact = gguf_merged._exact
+    exact = gguf_writing._exact
     wrong = lambda tensor, factors, base: exact(tensor, LoraFactors(factors.down, -factors.up), base)  # noqa: E731
-    monkeypatch.setattr(gguf_merged, "_exact", wrong)
+    monkeypatch.setattr(gguf_writing, "_exact", wrong)
     with pytest.raises(ExportError, match="does not compute what the adapter does"):
         export_merged_gguf(adapter, tmp_path / "out")
     assert not (tmp_path / "out").exists()

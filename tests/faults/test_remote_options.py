@@ -176,7 +176,7 @@ def test_a_path_of_the_user_becomes_a_path_in_one_place() -> None:
         ("loading/adapter_source.py", "base"),
         ("loading/adapter_source.py", "source.pretrained"),
         ("export/merged/merged_certificate.py", "source.pretrained"),
-        ("export/gguf/merged_gguf.py", "source.pretrained"),
+        ("export/gguf/export_merged_gguf.py", "source.pretrained"),
         ("export/merged/merged_model.py", "source.pretrained"),
         ("export/merged/merged_model.py", "self.source.pretrained"),
         (

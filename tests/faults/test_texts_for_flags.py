@@ -19,7 +19,7 @@ from pera_lightning.data.glue import GlueDataModule
 from pera_lightning.data.instruction import InstructionDataModule
 from pera_lightning.data.text import TextDataModule
 from pera_lightning.errors import ConfigError
-from pera_lightning.export.gguf.merged_gguf import export_merged_gguf
+from pera_lightning.export.gguf.export_merged_gguf import export_merged_gguf
 from pera_lightning.export.merged.merged_model import export_merged
 from pera_lightning.models.causal_lm import PeraCausalLM
 from pera_lightning.models.parallel.fsdp2 import FSDP2Strategy

@@ -18,8 +18,8 @@ import torch
 
 from pera_lightning import PeraConfig, inject_adapter
 from pera_lightning.errors import ConfigError, ExportError, PeraError
-from pera_lightning.export.gguf.gguf_merged import write_merged_gguf
 from pera_lightning.export.gguf.gguf_tensors import decoded
+from pera_lightning.export.gguf.gguf_writing import write_merged_gguf
 from pera_lightning.export.lora.plain_lora import PeraTensors, plain_lora
 from pera_lightning.loading.pretrained import PretrainedSource, load_causal_lm, load_config
 from pera_lightning.loading.pretrained_tokenizer import load_tokenizer

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pera_lightning import PeraConfig, inject_adapter
 from pera_lightning.export.gguf.gguf_adapter import write_gguf_adapter
-from pera_lightning.export.gguf.gguf_merged import write_merged_gguf
 from pera_lightning.export.gguf.gguf_names import PAIRED
+from pera_lightning.export.gguf.gguf_writing import write_merged_gguf
 from pera_lightning.export.lora.plain_lora import PeraTensors, plain_lora
 from tests.conftest import NO_LLAMA_CPP
 from tests.support.models import randomise_adapter, tiny_llama

@@ -195,7 +195,7 @@ def tokenize(case: Case) -> None:
 def merge(case: Case) -> None:
     """`export_merged_gguf` from an adapter of the good file."""
     from pera_lightning.errors import PeraError
-    from pera_lightning.export.gguf.merged_gguf import export_merged_gguf
+    from pera_lightning.export.gguf.export_merged_gguf import export_merged_gguf
     from tests.hostile.outcomes import Changed
 
     out = case.out / "merged"

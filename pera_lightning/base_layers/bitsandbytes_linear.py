@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pera_lightning.base_layers.library import bitsandbytes, check_bitsandbytes
-from pera_lightning.base_layers.quantizations import QUANTIZATIONS, Quantization
+from pera_lightning.base_layers.bitsandbytes_library import bitsandbytes, check_bitsandbytes
+from pera_lightning.base_layers.bitsandbytes_storage import QUANTIZATIONS, Quantization
 from pera_lightning.base_layers.registry import base_of, expect_base
 from pera_lightning.errors import ConfigError, TargetError
 

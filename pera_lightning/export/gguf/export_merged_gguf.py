@@ -14,7 +14,7 @@ from pera_lightning.checkpoint.manifest.manifest import read_manifest
 from pera_lightning.errors import ConfigError
 from pera_lightning.export.certificate import Certificate
 from pera_lightning.export.export_report import ExportReport
-from pera_lightning.export.gguf.gguf_merged import MERGED_GGUF_FILE, write_merged_gguf
+from pera_lightning.export.gguf.gguf_writing import MERGED_GGUF_FILE, write_merged_gguf
 from pera_lightning.export.lora.plain_lora import PeraTensors, plain_lora
 from pera_lightning.export.merged.merged_certificate import prompt_reference
 from pera_lightning.export.place import check_place, export_kind

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pera_lightning import PeraConfig, inject_adapter
 from pera_lightning.errors import ExportError
-from pera_lightning.export.gguf.gguf_merged import write_merged_gguf
+from pera_lightning.export.gguf.gguf_writing import write_merged_gguf
 from pera_lightning.export.lora.plain_lora import PeraTensors, PlainLora, plain_lora
 from tests.support.models import randomise_adapter, tiny_llama, token_ids
 from tests.support.tiny_gguf import tiny_qwen2, write_base_gguf

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pera_lightning import PeraConfig, load_adapter, quantize_model
 from pera_lightning.errors import ConfigError, ExportError
-from pera_lightning.export.gguf import merged_gguf
-from pera_lightning.export.gguf.merged_gguf import export_merged_gguf
+from pera_lightning.export.gguf import export_merged_gguf as exporting
+from pera_lightning.export.gguf.export_merged_gguf import export_merged_gguf
 from pera_lightning.loading.pretrained import PretrainedSource, load_causal_lm
 from tests.cli.test_main import run
 from tests.support.base_folders import adapt_and_save
@@ -118,7 +118,7 @@ def test_another_base_of_the_same_shapes(tmp_path: Path) -> None:
 
 def test_a_crash_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = save_both(tmp_path)
-    monkeypatch.setattr(merged_gguf, "_certify", lambda *_: 1 / 0)
+    monkeypatch.setattr(exporting, "_certify", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_merged_gguf(adapter, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
