@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pera_lightning.callback.resume.exact_resume import ExactResume
     from pera_lightning.checkpoint import AdapterSet, adapter_state_dict, inject_lora, load_adapter, save_adapter
     from pera_lightning.config import PeraConfig
+    from pera_lightning.data.classification import ClassificationDataModule
     from pera_lightning.data.commonsense import CommonsenseDataModule
     from pera_lightning.data.glue import GlueDataModule
     from pera_lightning.data.instruction import InstructionDataModule
@@ -42,6 +43,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdapterPictures",
     "AdapterSet",
+    "ClassificationDataModule",
     "CommonsenseDataModule",
     "ExactResume",
     "FSDP2Strategy",
@@ -75,6 +77,7 @@ __all__ = [
 _HOMES = {
     "AdapterPictures": "pera_lightning.callback.adapter_pictures",
     "AdapterSet": "pera_lightning.checkpoint",
+    "ClassificationDataModule": "pera_lightning.data.classification",
     "CommonsenseDataModule": "pera_lightning.data.commonsense",
     "ExactResume": "pera_lightning.callback.resume.exact_resume",
     "FSDP2Strategy": "pera_lightning.models.parallel.fsdp2",

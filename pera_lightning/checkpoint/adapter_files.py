@@ -22,10 +22,11 @@ from pera_lightning.checkpoint.adapter_state import adapter_state_dict, copy_int
 from pera_lightning.checkpoint.adapter_tensors import check_tensors
 from pera_lightning.checkpoint.checksums import with_checksums
 from pera_lightning.checkpoint.finite_values import describe_infinite, not_finite
+from pera_lightning.checkpoint.manifest.class_names import are_named, name_classes
 from pera_lightning.checkpoint.manifest.manifest import Manifest, manifest_of
 from pera_lightning.checkpoint.model_card import model_card
 from pera_lightning.concurrency import changing, reading
-from pera_lightning.errors import AdapterFileError, ConfigError, InjectionError, TargetError, one_line
+from pera_lightning.errors import AdapterFileError, ConfigError, InjectionError, TargetError, one_line, shown
 from pera_lightning.functional.distributed import is_distributed, whole
 from pera_lightning.injection import InjectionReport, init_loftq, inject_plan, is_adapted, remove_adapter
 from pera_lightning.injection.inject import OWN_MODEL
@@ -168,6 +169,7 @@ def load_adapter(
             refuse_merged(model, InjectionError)
             present = manifest_of(model)
             _check_same_form(manifest, present, folder)
+            _check_labels(manifest, present, folder)
             check_fit(tensors, model, folder)
             check_base(present)
         else:
@@ -182,6 +184,8 @@ def load_adapter(
             except BaseException:
                 remove_adapter(model)
                 raise
+            if are_named(manifest.labels):
+                name_classes(model, manifest.labels)
         copy_into(model, tensors)
         return report
 
@@ -224,6 +228,17 @@ def _check_same_form(stored: Manifest, present: Manifest, folder: Place) -> None
             got=f"{folder}: {difference}",
             expected="the same options",
             fix="remove_adapter(model) first, then load (of an AdapterSet: remove(name))",
+        )
+
+
+def _check_labels(stored: Manifest, present: Manifest, folder: Place) -> None:
+    both_named = are_named(stored.labels) and are_named(present.labels)
+    if both_named and stored.labels != present.labels:
+        raise AdapterFileError(
+            "The adapter is of a classifier of other classes, or in another order.",
+            got=f"{folder}: {shown(list(stored.labels))}",
+            expected=shown(list(present.labels)),
+            fix="set the data's labels to those of the adapter, or load it into the plain model",
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pera_lightning.checkpoint.manifest.class_names import are_named
 from pera_lightning.checkpoint.manifest.manifest import Manifest
 from pera_lightning.storage.card_text import in_header, in_markdown
 
@@ -30,12 +31,13 @@ def model_card(manifest: Manifest, parameters: int, run: Mapping[str, str]) -> s
         "adapted layers": len(manifest.layers),
         "trained token rows": ", ".join(f"{len(plan.ids)} of {name}" for name, plan in tokens.items()) or "none",
         "modules saved whole": ", ".join(manifest.saved) or "none",
+        **({"classes": ", ".join(manifest.labels)} if are_named(manifest.labels) else {}),
         "parameters": f"{parameters:,}",
         **run,
         "written with": ", ".join(f"{name} {number}" for name, number in manifest.versions.items()),
     }
     table = ["| | |", "|---|---|", *(f"| {in_markdown(name)} | {in_markdown(value)} |" for name, value in rows.items())]
-    usage = _usage_of_classifier(base) if _is_classifier(manifest) else _usage()
+    usage = _usage_of_classifier(base, len(manifest.labels)) if _is_classifier(manifest) else _usage()
     title = "# PERA adapter"
     text = "An adapter by Polynomial Expansion Rank Adaptation (arXiv 2604.11841): low-rank factors with products."
     return "\n".join([*header, "", title, "", text, "", *table, "", *usage, ""])
@@ -62,15 +64,17 @@ def _usage() -> list[str]:
     ]
 
 
-def _usage_of_classifier(base: str) -> list[str]:
+def _usage_of_classifier(base: str, labels: int) -> list[str]:
+    # Adapters of earlier versions do not say how many.
+    unknown = [] if labels else ["# As many labels as in training: 1 where scores were learned, not classes."]
     return [
         "```python",
         "from pera_lightning import load_adapter",
         "from transformers import AutoModelForSequenceClassification",
         "",
-        "# As many labels as in training: 1 where scores were learned, not classes.",
-        f"model = AutoModelForSequenceClassification.from_pretrained({base!r}, num_labels=2)",
-        "load_adapter(model, 'this folder')  # also fills the head",
+        *unknown,
+        f"model = AutoModelForSequenceClassification.from_pretrained({base!r}, num_labels={labels or 2})",
+        "load_adapter(model, 'this folder')  # also fills the head and names the classes",
         "```",
         "",
         "PEFT loads it as the plain LoRA that it is:",

@@ -5,34 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from torch.utils.data import DataLoader
-
-from pera_lightning.data.data_module import Batch, Collate, TokenisedDataModule
-from pera_lightning.data.options import check_at_least_one
-from pera_lightning.data.reading.glue_files import GlueRow
+from pera_lightning.data.labelled_texts import LabelledTextModule, LabelledTexts
 from pera_lightning.data.reading.glue_sources import GlueSources, labels_of
 from pera_lightning.data.reading.row_sources import Split
-from pera_lightning.errors import ConfigError
-from pera_lightning.loading.tokenizer_trial import while_tokenising
-from pera_lightning.run_log.messages import rank_zero_info
 from pera_lightning.storage.remote import local_path
 
 GlueTaskName = Literal["sst2", "mrpc", "cola", "qnli", "rte", "stsb", "mnli", "qqp"]
 
 
-class _Examples(list[dict[str, Any]]):
-    """What the tokenizer makes of every row, with its label."""
-
-    @property
-    def lengths(self) -> list[int]:
-        return [len(example["input_ids"]) for example in self]
-
-    @property
-    def largest_id(self) -> int:
-        return max(max(example["input_ids"], default=-1) for example in self)
-
-
-class GlueDataModule(TokenisedDataModule):
+class GlueDataModule(LabelledTextModule):
     """A task of GLUE as batches for a sequence classifier.
 
     The labels of GLUE's test sets are not public, so that the validation set serves twice: a random half of it, which
@@ -86,6 +67,7 @@ class GlueDataModule(TokenisedDataModule):
         )
         super().__init__(
             sources,
+            max_length=max_length,
             tokenizer=tokenizer,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
@@ -94,51 +76,14 @@ class GlueDataModule(TokenisedDataModule):
             num_workers=num_workers,
         )
         self.task = task
-        self.max_length = max_length
-        check_at_least_one("max_length", max_length)
 
     @property
     def num_labels(self) -> int:
         """Number of classes of the task; 1 for a regression."""
         return labels_of(self.task)
 
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        """The same batches as in a test."""
-        return self.test_dataloader()
-
-    def _tokenised(self, splits: Sequence[Split]) -> dict[Split, _Examples]:
-        return {split: self._tokenise(split, rows) for split, rows in self.sources.read(splits)}
-
-    def _tokenise(self, split: Split, rows: list[GlueRow]) -> _Examples:
-        length = self._length(len(rows[0].texts))
-        texts = list(map(list, zip(*(row.texts for row in rows), strict=True)))
-        with while_tokenising(f"The {split} split"):
-            encoded = self._tokenizer(*texts, truncation=True, max_length=length)
-        as_label = float if self.num_labels == 1 else int
-        examples = _Examples(
-            {**{name: values[index] for name, values in encoded.items()}, "labels": as_label(row.label)}
-            for index, row in enumerate(rows)
-        )
-        tokens = examples.lengths
-        # What is cut fills it; of what fills it some may just fit.
-        full = tokens.count(length)
-        rank_zero_info(f"{split}: {len(rows):,} rows, {sum(tokens):,} tokens, {full:,} rows of {length} or cut to it")
-        return examples
-
-    def _length(self, texts: int) -> int:
-        """Tokens to which rows are cut: no more than the model takes."""
-        needed = self._tokenizer.num_special_tokens_to_add(pair=texts == 2) + texts
-        if self.max_length < needed:
-            # Of a length that leaves no token of a text, tokenizers cut nothing and say nothing.
-            raise ConfigError(
-                "max_length leaves nothing of the texts.",
-                got=str(self.max_length),
-                expected=f"{needed} or more: a token of each text beside those that the tokenizer adds",
-                fix="raise max_length",
-            )
-        return min(self.max_length, self._tokenizer.model_max_length)
-
-    def _collate(self, split: Split) -> Collate:
-        from transformers import DataCollatorWithPadding
-
-        return DataCollatorWithPadding(self._tokenizer)
+    def _tokenised(self, splits: Sequence[Split]) -> dict[Split, LabelledTexts]:
+        return {
+            split: self._tokenise(split, [row.texts for row in rows], [row.label for row in rows])
+            for split, rows in self.sources.read(splits)
+        }

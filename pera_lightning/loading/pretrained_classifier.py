@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from pera_lightning.checkpoint.manifest.class_names import name_classes
 from pera_lightning.errors import ConfigError
 from pera_lightning.loading.base_config import check_base_size
 from pera_lightning.loading.pretrained import PretrainedSource, load_config, native_dtype, while_loading
@@ -17,13 +18,19 @@ if TYPE_CHECKING:
 
 
 def load_classifier(
-    source: PretrainedSource, *, num_labels: int, dtype: str = "auto", attn_implementation: str | None = None
+    source: PretrainedSource,
+    *,
+    num_labels: int,
+    names: Sequence[int | str] | None = None,
+    dtype: str = "auto",
+    attn_implementation: str | None = None,
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """Load a sequence classifier, in eval mode as transformers returns it.
 
     Args:
         source: Where the model comes from.
         num_labels: Outputs of the head. A stored head of another size is replaced by a fresh one.
+        names: Of the classes in the order of their numbers, for the model's config; None leaves them as they are.
         dtype: Name of a floating torch dtype; "native": what `native_dtype` says; or "auto": the one the weights were
             saved in.
         attn_implementation: "eager", "sdpa", ...; None leaves the choice to transformers.
@@ -53,6 +60,8 @@ def load_classifier(
         )
     model, loading = loaded
     fresh = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+    if names:
+        name_classes(model, names)
     body = [name for name, part in model.named_children() if part is model.base_model]
     _refuse_incomplete(source, model, [key for key in fresh if key.partition(".")[0] in body])
     return model, (*_head(model, body), *_poolers(fresh, body))

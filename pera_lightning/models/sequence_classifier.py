@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from pera_lightning.errors import ConfigError, DataError
 from pera_lightning.loading.pretrained_classifier import load_classifier
+from pera_lightning.models.agreed_labels import agreed_labels, refuse_other_classes
 from pera_lightning.models.class_metrics import ClassMetrics
 from pera_lightning.models.pretrained_module import PretrainedModule
 from pera_lightning.option_checks import count
@@ -34,7 +35,9 @@ class PeraSequenceClassifier(PretrainedModule):
         pretrained: Hub id or local folder of a model, with or without a classification head.
         learning_rate: Peak learning rate of AdamW, for the factors A and the head.
         num_labels: Number of classes; 1 for a regression (with the mean squared error as its loss); null takes what
-            the data module says, such as `GlueDataModule`.
+            the data module says, such as `ClassificationDataModule`.
+        labels: Names or numbers of the classes in the order of their numbers; null takes what the data module says, or
+            leaves them without names.
         **options: What every `PretrainedModule` has: revision, dtype, attn_implementation, trust_remote_code,
             gradient_checkpointing, activation_offloading, optimizer, b_lr_factor, h_lr_factor, weight_decay,
             warmup_ratio, schedule.
@@ -49,10 +52,14 @@ class PeraSequenceClassifier(PretrainedModule):
         *,
         learning_rate: float = 1e-3,
         num_labels: int | None = None,
+        labels: list[int | str] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(pretrained, learning_rate=learning_rate, **options)
         self.num_labels = None if num_labels is None else count("num_labels", num_labels, least=1)
+        self.labels = None if labels is None else list(labels)
+        if labels is not None and self.num_labels is None:
+            self.num_labels = len(labels)
         self.modules_to_save: tuple[str, ...] = ()
         """What `PeraCallback` trains whole without being told: the head; known when the model is built."""
 
@@ -71,13 +78,17 @@ class PeraSequenceClassifier(PretrainedModule):
                 expected="a strategy under which every process holds the whole model",
                 fix="use strategy: ddp",
             )
-        self.num_labels = number = self._agreed_labels()
+        self.num_labels, self.labels = number, names = agreed_labels(self._datamodule, self.num_labels, self.labels)
         # For load_from_checkpoint, which has no data module to ask.
-        self.hparams["num_labels"] = number
+        self.hparams.update(num_labels=number, labels=names)
         if self.model is not None:
             return
         self.model, self.modules_to_save = load_classifier(
-            self.source, num_labels=number, dtype=self.dtype_name, attn_implementation=self.attn_implementation
+            self.source,
+            num_labels=number,
+            names=names,
+            dtype=self.dtype_name,
+            attn_implementation=self.attn_implementation,
         )
         # Decoders find the last token, whose state is classified, by it.
         self.model.config.pad_token_id = self.tokenizer.pad_token_id
@@ -85,25 +96,19 @@ class PeraSequenceClassifier(PretrainedModule):
         self.val_metrics = ClassMetrics(number)
         self.test_metrics = ClassMetrics(number)
 
-    def _agreed_labels(self) -> int:
-        data = None if self._trainer is None else getattr(self._trainer, "datamodule", None)
-        offered = getattr(data, "num_labels", None)
-        number = offered if self.num_labels is None else self.num_labels
-        if number is None:
-            raise ConfigError(
-                "The number of labels is not known.",
-                got="num_labels=None and data that does not say it either",
-                expected="a number of classes, or 1 for a regression",
-                fix="set num_labels",
-            )
-        if offered not in (None, number):
-            raise ConfigError(
-                "The data has another number of labels than the model.",
-                got=f"num_labels={number}, and {type(data).__name__} with {offered}",
-                expected="the same number",
-                fix="leave num_labels out, or change the data",
-            )
-        return number
+    @property
+    def _datamodule(self) -> Any:
+        return None if self._trainer is None else getattr(self._trainer, "datamodule", None)
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of a classifier of other classes, or in another order.
+
+        Raises:
+            CheckpointError: It is.
+        """
+        super().on_load_checkpoint(checkpoint)
+        refuse_other_classes(checkpoint.get("hyper_parameters", {}).get("labels"), self.labels)
 
     @override
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:

@@ -12,6 +12,7 @@ from pera_lightning.checkpoint.adapter_kind import PEFT_TYPE
 from pera_lightning.checkpoint.checksums import Checksums
 from pera_lightning.checkpoint.manifest.base_record import base_record
 from pera_lightning.checkpoint.manifest.base_sample import base_sample
+from pera_lightning.checkpoint.manifest.class_names import class_names
 from pera_lightning.checkpoint.manifest.layer_traits import layer_traits
 from pera_lightning.checkpoint.manifest.manifest_schema import FORMAT_VERSION, checked_manifest
 from pera_lightning.checkpoint.manifest.missing_adapter import missing_adapter
@@ -54,6 +55,8 @@ class Manifest:
         base_record: More of it, by layer name, see `LayerRecord.encode`.
         traits: Name of a layer or saved module -> what sets it apart from a plain one, for exports (`layer_traits`).
         architecture: Class of the model that the names belong to, e.g. "LlamaForCausalLM".
+        labels: Names of a classifier's outputs in their order, "LABEL_0", ... where nobody named them; one of a
+            regression, none of other models.
         checksums: What the folder that it was read from says of itself; not part of `to_dict`.
     """
 
@@ -68,6 +71,7 @@ class Manifest:
     base_record: dict[str, str] = field(default_factory=dict)
     traits: dict[str, tuple[str, ...]] = field(default_factory=dict)
     architecture: str | None = None
+    labels: tuple[str, ...] = ()
     checksums: Checksums | None = field(default=None, compare=False)
 
     @property
@@ -92,6 +96,7 @@ class Manifest:
             "base_record": self.base_record,
             "layer_traits": {name: list(traits) for name, traits in self.traits.items()},
             "architecture": self.architecture,
+            "labels": list(self.labels),
             "versions": self.versions,
         }
 
@@ -126,6 +131,7 @@ class Manifest:
             base_record=found.get("base_record", {}),
             traits=found.get("layer_traits", {}),
             architecture=found.get("architecture"),
+            labels=found.get("labels", ()),
         )
 
 
@@ -179,6 +185,7 @@ def manifest_of(model: nn.Module, base_model: str | None = None) -> Manifest:
             base_record=base_record(model, gguf=(base_model or "").endswith(".gguf")),
             traits=layer_traits(model),
             architecture=type(model).__name__,
+            labels=class_names(model),
         )
 
 

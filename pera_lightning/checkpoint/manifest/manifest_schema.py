@@ -28,6 +28,7 @@ from pera_lightning.storage.schema import (
 FORMAT_VERSION = 1
 MOST_LAYERS = 200_000
 MOST_IDS = 1_000_000
+MOST_LABELS = 100_000
 _FLOAT32 = 3.5e38
 
 
@@ -102,6 +103,7 @@ _MANIFEST = fields(
         "base_record": mapping_of(_record, MOST_LAYERS),
         "layer_traits": mapping_of(list_of(text(), 16), MOST_LAYERS),
         "architecture": or_none(text()),
+        "labels": list_of(text(), MOST_LABELS),
         "versions": mapping_of(text(), 100, name=text()),
     },
 )

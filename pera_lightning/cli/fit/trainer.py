@@ -35,6 +35,7 @@ from pera_lightning.cli.options.given import given_options
 from pera_lightning.cli.options.known import OF_COMMAND_LINE, trainer_options
 from pera_lightning.cli.options.parser import OptionParser, with_flags
 from pera_lightning.cli.screen import show, show_table
+from pera_lightning.data.classification import ClassificationDataModule  # noqa: F401
 from pera_lightning.data.commonsense import CommonsenseDataModule  # noqa: F401
 from pera_lightning.data.glue import GlueDataModule  # noqa: F401
 from pera_lightning.data.instruction import InstructionDataModule  # noqa: F401

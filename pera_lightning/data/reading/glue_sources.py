@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pera_lightning.data.options import check_at_least_one
 from pera_lightning.data.reading.glue_files import GLUE_TASKS, GlueRow, check_task, read_glue_file, split_in_halves
+from pera_lightning.data.reading.held_out import drawn
 from pera_lightning.data.reading.row_sources import Split
 from pera_lightning.data.reading.rows import load_hub_dataset
 from pera_lightning.errors import DataError
@@ -82,11 +81,7 @@ class GlueSources:
         return read_glue_file(self.folder / f"{split.replace('validation', 'dev')}.tsv", self.task)
 
     def _drawn(self, rows: list[GlueRow]) -> list[GlueRow]:
-        if self.max_train_rows is None or self.max_train_rows >= len(rows):
-            return rows
-        # Not the first ones: the files of some tasks are sorted by source.
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))
-        return [rows[index] for index in sorted(order[: self.max_train_rows].tolist())]
+        return [rows[index] for index in drawn(len(rows), self.max_train_rows, self.seed)]
 
 
 def _hub_rows(task: str, split: str) -> list[GlueRow]:

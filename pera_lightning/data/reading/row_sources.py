@@ -22,9 +22,9 @@ from pera_lightning.data.reading.rows import (
 from pera_lightning.errors import ConfigError
 from pera_lightning.storage.remote import local_name, local_path
 
-Split = Literal["train", "val", "test"]
+Split = Literal["train", "val", "test", "predict"]
 
-_HUB_SPLITS: dict[Split, str] = {"train": "train", "val": "validation", "test": "test"}
+_HUB_SPLITS: dict[Split, str] = {"train": "train", "val": "validation", "test": "test", "predict": "predict"}
 
 
 def as_paths(files: str | list[str] | None) -> list[Path]:
@@ -113,6 +113,11 @@ class RowSources:
         if self.dataset is not None:
             name = f"{self.dataset} ({_HUB_SPLITS[split]})"
             yield name, dataset_rows(name, self._hub_dataset[_HUB_SPLITS[split]])
+
+    def hub_classes(self, split: Split, column: str) -> list[str]:
+        """Names of the classes whose numbers a column of the hub's data set holds; none where it tells none."""
+        rows = None if self.dataset is None else self._hub_dataset.get(_HUB_SPLITS[split])
+        return list(getattr(getattr(rows, "features", {}).get(column), "names", ()))
 
     @property
     def hub_splits(self) -> list[str] | None:

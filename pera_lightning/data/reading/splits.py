@@ -6,8 +6,6 @@ import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from pera_lightning.data.chat.conversations import (
     BadRows,
     Conversation,
@@ -15,8 +13,9 @@ from pera_lightning.data.chat.conversations import (
     read_conversations,
 )
 from pera_lightning.data.options import check_at_least_one, check_choice, contradiction
+from pera_lightning.data.reading.held_out import check_val_split, hold_out, share_of
 from pera_lightning.data.reading.row_sources import RowSources, Split, no_data
-from pera_lightning.errors import ConfigError, DataError
+from pera_lightning.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -59,13 +58,7 @@ class SplitSources(RowSources):
         check_choice("format", self.row_format, RowFormat)
         for split, limit in self.limits.items():
             check_at_least_one(f"max_{split}_rows", limit)
-        if not 0 <= self.val_split < 1:
-            raise ConfigError(
-                "val_split must be a share of the train rows.",
-                got=self.val_split,
-                expected="a number from 0 up to, but not including, 1",
-                fix="val_split: 0.05 holds out one row in twenty",
-            )
+        check_val_split(self.val_split)
         if self.val_rows < 0:
             raise ConfigError("val_rows is too small.", got=self.val_rows, expected="at least 0", fix="raise val_rows")
         if not 0 < self.fraction <= 1:
@@ -123,18 +116,10 @@ class SplitSources(RowSources):
         """Reads the train rows and parts them; both parts keep the order of the file."""
         every = self._read("train", limit=None)
         rows = every.conversations
-        val_rows = (self.val_rows or max(1, round(self.val_split * len(rows)))) if self._holds_out else 0
-        if val_rows >= len(rows):
-            raise DataError(
-                "There are too few train rows to hold some out for validation.",
-                got=f"{len(rows)} rows, {val_rows} to hold out",
-                expected="at least one row on either side",
-                fix="give more rows, or hold out fewer",
-            )
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed)).tolist()
-        val = [rows[index] for index in sorted(order[:val_rows])]
-        last = val_rows + max(1, round(self.fraction * (len(rows) - val_rows)))
-        train = [rows[index] for index in sorted(order[val_rows:last])]
+        val_rows = (self.val_rows or share_of(self.val_split, len(rows))) if self._holds_out else 0
+        held_out, kept = hold_out(len(rows), val_rows, self.seed)
+        val = [rows[index] for index in sorted(held_out)]
+        train = [rows[index] for index in sorted(kept[: share_of(self.fraction, len(kept))])]
         parts: dict[Split, SplitRows] = {"train": SplitRows(train[: self.limits["train"]], every.bad_rows)}
         if self._holds_out:
             parts["val"] = SplitRows(val[: self.limits["val"]], BadRows(self.on_bad_row))

@@ -1,0 +1,30 @@
+"""What the outputs of a classifier are called, in its config and in an adapter folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+_UNNAMED = re.compile(r"LABEL_\d+")
+"""What transformers calls a class that has no name."""
+
+
+def class_names(model: Any) -> tuple[str, ...]:
+    """Names of the outputs of a model that classifies texts, in their order; of any other model none."""
+    names = getattr(getattr(model, "config", None), "id2label", None)
+    if "ForSequenceClassification" not in type(model).__name__ or not isinstance(names, dict):
+        return ()
+    return tuple(str(names[number]) for number in sorted(names))
+
+
+def are_named(names: Sequence[str]) -> bool:
+    """Whether somebody has named the classes."""
+    return any(not _UNNAMED.fullmatch(name) for name in names)
+
+
+def name_classes(model: Any, names: Sequence[int | str]) -> None:
+    """Put the names of its classes into the config of a classifier that has so many; others stay as they are."""
+    if len(class_names(model)) == len(names):
+        model.config.id2label = {number: str(name) for number, name in enumerate(names)}
+        model.config.label2id = {str(name): number for number, name in enumerate(names)}
