@@ -13,6 +13,7 @@ import pytest
 
 import pera_lightning
 from pera_lightning import (
+    ClassificationDataModule,
     CommonsenseDataModule,
     GlueDataModule,
     InstructionDataModule,
@@ -43,7 +44,7 @@ REFUSED: dict[str, Callable[[], object]] = {
     "GlueDataModule.folder": lambda: GlueDataModule(task="cola", folder=URL),
     **{
         f"{kind.__name__}.{name}": lambda kind=kind, name=name: kind(**{name: URL})
-        for kind in (InstructionDataModule, TextDataModule)
+        for kind in (ClassificationDataModule, InstructionDataModule, TextDataModule)
         for name in ("train_files", "val_files", "test_files", "dataset")
     },
     "PeraCausalLM.pretrained": lambda: pera_lightning.PeraCausalLM(URL),

@@ -14,6 +14,7 @@ from pera_lightning import load_adapter
 from pera_lightning.callback.callback import PeraCallback
 from pera_lightning.cli.push import push
 from pera_lightning.config import PeraConfig
+from pera_lightning.data.classification import ClassificationDataModule
 from pera_lightning.data.commonsense import CommonsenseDataModule
 from pera_lightning.data.glue import GlueDataModule
 from pera_lightning.data.instruction import InstructionDataModule
@@ -34,6 +35,7 @@ CALLS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     (InstructionDataModule, {"train_files": "rows.jsonl"}),
     (CommonsenseDataModule, {"train_file": "rows.json"}),
     (GlueDataModule, {"task": "cola"}),
+    (ClassificationDataModule, {"train_files": "rows.csv"}),
     (TextDataModule, {"train_files": "text.txt"}),
     (FSDP2Strategy, {}),
     (load_adapter, {"model": nn.Linear(1, 1), "directory": "nowhere"}),

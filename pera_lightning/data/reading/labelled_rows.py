@@ -115,21 +115,22 @@ class _Reading:
     def rows_of(self, split: Split) -> list[LabelledRow]:
         """The rows of a split, with their labels as they are there."""
         self._sources.check(split)
-        bad_rows, rows, index = BadRows(self._sources.on_bad_row), [], 0
-        self._bad_rows[split] = bad_rows
+        bad_rows = self._bad_rows[split] = BadRows(self._sources.on_bad_row)
+        rows: list[LabelledRow] = []
+        index = -1
         for _, source in self._sources.rows_of(split):
-            label: str | None = None
-            first = True
+            label, first = None, True
             for row in source:
+                index += 1
+                if isinstance(row, DataError):
+                    bad_rows.handle(row)
+                    continue
+                if first:
+                    label, first = self._find_fields(split, row), False
                 try:
-                    if isinstance(row, DataError):
-                        raise row
-                    if first:
-                        label, first = self._find_fields(split, row), False
                     rows.append(_labelled(index, row, self._texts, label, self._classes(split, label)))
                 except DataError as error:
                     bad_rows.handle(error)
-                index += 1
         return rows
 
     def with_targets(self, split: Split, rows: list[LabelledRow], labels: Labels) -> list[LabelledRow]:
