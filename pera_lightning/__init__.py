@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pera_lightning.models.parallel.fsdp2 import FSDP2Strategy
     from pera_lightning.models.sequence_classifier import PeraSequenceClassifier
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"  # pyproject.toml reads it here
 
 __all__ = [
     "AdapterPictures",

@@ -44,7 +44,7 @@ DECLARED = [
     for requirement in map(Requirement, group)
     if requirement.name != "pera-lightning"
 ]
-TOOLS = {"mkdocs", "mkdocs-material", "mkdocstrings-python", "mypy", "ruff"}
+TOOLS = {"build", "mkdocs", "mkdocs-material", "mkdocstrings-python", "mypy", "ruff"}
 """Of developers, and not what the tests of the package run against."""
 OPTIONAL = ("accelerate", "bitsandbytes", "gguf", "lm_eval", "peft", "tensorboard", "torchdata")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from pera_lightning import __version__
 from pera_lightning.checkpoint.adapter_kind import PEFT_TYPE
 from pera_lightning.checkpoint.checksums import Checksums
 from pera_lightning.checkpoint.manifest.base_record import base_record
@@ -229,8 +230,8 @@ def base_name(model: nn.Module) -> str | None:
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that have to do with an adapter."""
-    found = {}
-    for package in ("pera-lightning", "torch", "lightning", "transformers"):
+    found = {"pera-lightning": __version__}
+    for package in ("torch", "lightning", "transformers"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
