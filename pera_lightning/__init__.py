@@ -8,6 +8,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from pera_lightning.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from pera_lightning.callback.adapter_pictures import AdapterPictures
     from pera_lightning.callback.callback import PeraCallback
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
     from pera_lightning.models.causal_lm import PeraCausalLM
     from pera_lightning.models.parallel.fsdp2 import FSDP2Strategy
     from pera_lightning.models.sequence_classifier import PeraSequenceClassifier
-
-__version__ = "0.2.0"  # pyproject.toml reads it here
 
 __all__ = [
     "AdapterPictures",

@@ -16,13 +16,13 @@ def test_the_version_is_written_in_one_place_and_told_alike() -> None:
     assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)[1] == __version__
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == __version__
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert 'attr = "pera_lightning.__version__"' in project
+    assert 'attr = "pera_lightning.version.__version__"' in project
     assert __version__ not in project
 
 
 def test_setuptools_reads_the_version_without_importing_anything() -> None:
     """setuptools evaluates a literal, and imports the module where it finds none."""
-    found = re.findall(r'^__version__ = "([\d.]+)"', (ROOT / "pera_lightning/__init__.py").read_text(), re.MULTILINE)
+    found = re.findall(r'^__version__ = "([\d.]+)"', (ROOT / "pera_lightning/version.py").read_text(), re.MULTILINE)
     assert found == [__version__]
 
 

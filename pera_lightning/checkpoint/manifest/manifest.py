@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from pera_lightning import __version__
 from pera_lightning.checkpoint.adapter_kind import PEFT_TYPE
 from pera_lightning.checkpoint.checksums import Checksums
 from pera_lightning.checkpoint.manifest.base_record import base_record
@@ -34,6 +33,7 @@ from pera_lightning.layers import PeraLinear
 from pera_lightning.storage.bounded_json import JsonError, read_json
 from pera_lightning.storage.remote import Place
 from pera_lightning.storage.schema import SchemaError
+from pera_lightning.version import __version__
 
 FLOATING = "none"
 """The quantisation of a base that is not quantised."""
