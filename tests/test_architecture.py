@@ -20,7 +20,7 @@ PACKAGE = ROOT / "pera_lightning"
 MOST_FILES = 16
 """In a folder, beside its `__init__.py`."""
 ROWS = [
-    {"errors", "near_names", "visible_text"},
+    {"errors", "near_names", "version", "visible_text"},
     {"config", "families", "form_bounds", "option_checks", "patterns", "requirements", "token_ids"},
     {"concurrency", "functional", "plain_table", "storage"},
     {"base_layers"},
@@ -207,6 +207,7 @@ def test_public_names() -> None:
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("pera_lightning")
         for alias in node.names
     }
+    assert homes.pop("__version__") == "pera_lightning.version"  # at once, not on first use
     assert homes == pera_lightning._HOMES
     assert sorted(homes) == sorted(pera_lightning.__all__)
     assert set(pera_lightning.__all__) <= set(dir(pera_lightning))
