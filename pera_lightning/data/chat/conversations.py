@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -18,16 +18,11 @@ from pera_lightning.visible_text import visible_logger
 log = visible_logger(__name__)
 
 RowFormat = Literal["auto", "prompt_completion", "alpaca", "messages"]
+"""What users call them; a literal, so that `--help` can list them. All but "auto" have an entry in `FORMATS`."""
 OnBadRow = Literal["error", "skip"]
 Message = dict[str, Any]
 
 ROLES = ("system", "user", "assistant")
-_REQUIRED_FIELDS: dict[RowFormat, tuple[str, ...]] = {
-    "messages": ("messages",),
-    "prompt_completion": ("prompt", "completion"),
-    "alpaca": ("instruction", "output"),
-}
-_OPTIONAL_FIELDS: dict[RowFormat, tuple[str, ...]] = {"alpaca": ("input",)}
 TEMPLATE_FIELDS = ("tools", "documents")
 """Fields of a row, beside those of its format, that chat templates write."""
 _OPTIONS_FIELD = "chat_template_kwargs"
@@ -111,8 +106,8 @@ def read_conversations(
     if row_format == "auto":
         row_format = _detect_format(source, first)
         rank_zero_info(f"{source}: rows are read as {row_format}")
-    known = {*_REQUIRED_FIELDS[row_format], *_OPTIONAL_FIELDS.get(row_format, ()), *TEMPLATE_FIELDS, _OPTIONS_FIELD}
-    known |= set(ignore_fields)
+    found = FORMATS[row_format]
+    known = {*found.required, *found.optional, *TEMPLATE_FIELDS, _OPTIONS_FIELD, *ignore_fields}
     for row in itertools.chain(first, rows):
         try:
             if isinstance(row, DataError):
@@ -132,7 +127,7 @@ def to_messages(row: Row, row_format: RowFormat, ignore_fields: Collection[str] 
     Raises:
         DataError: If a field is missing, of the wrong type or empty.
     """
-    return _CONVERTERS[row_format](row, ignore_fields)
+    return FORMATS[row_format].convert(row, ignore_fields)
 
 
 def _name_unused(source: str, row: Row, known: set[str]) -> None:
@@ -174,12 +169,12 @@ def _listed(row: Row, name: str) -> list[Any]:
 
 def _detect_format(source: str, rows: Sequence[ParsedRow]) -> RowFormat:
     usable = [row for row in rows if isinstance(row, Row)]
-    for row, (row_format, required) in itertools.product(usable, _REQUIRED_FIELDS.items()):
-        if all(name in row.fields for name in required):
-            return row_format
+    for row, (name, row_format) in itertools.product(usable, FORMATS.items()):
+        if all(field in row.fields for field in row_format.required):
+            return name
     if not usable:
         raise next(row for row in rows if isinstance(row, DataError))
-    known = "; ".join(f"{' and '.join(names)} ({name})" for name, names in _REQUIRED_FIELDS.items())
+    known = "; ".join(f"{' and '.join(row_format.required)} ({name})" for name, row_format in FORMATS.items())
     raise DataError(
         f"{usable[0].where}: the format of the rows is not recognised.",
         got=f"the fields {', '.join(map(str, usable[0].fields)) or '(none)'}",
@@ -265,8 +260,22 @@ def _bad_field(where: str, owner: Mapping[str, Any], name: str, expected: str) -
     return DataError(f"{where}, field {name!r}: cannot be used.", got=got, expected=expected, fix=FIX_ROW)
 
 
-_CONVERTERS: dict[str, Callable[[Row, Collection[str]], list[Message]]] = {
-    "prompt_completion": _from_prompt_completion,
-    "alpaca": _from_alpaca,
-    "messages": _from_messages,
+class Format(NamedTuple):
+    """A format of rows: everything that tells one from another."""
+
+    required: tuple[str, ...]
+    """The fields that a row of it has, by which it is recognised."""
+    convert: Callable[[Row, Collection[str]], list[Message]]
+    """From a row and the fields to ignore to checked messages."""
+    optional: tuple[str, ...] = ()
+    """Fields that it makes use of where they are there."""
+    never_ignored: tuple[str, ...] = ()
+    """Fields that a conversation is made of, which `ignore_fields` must not name."""
+
+
+FORMATS: dict[RowFormat, Format] = {
+    "messages": Format(("messages",), _from_messages, never_ignored=("messages", "role", "content")),
+    "prompt_completion": Format(("prompt", "completion"), _from_prompt_completion),
+    "alpaca": Format(("instruction", "output"), _from_alpaca, optional=("input",)),
 }
+"""Name -> format, in the order in which rows are tried and messages list them."""

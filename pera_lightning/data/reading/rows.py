@@ -1,28 +1,31 @@
-"""Rows of data files (JSON, JSON Lines, CSV, parquet, text) and hub data sets, each with the place it came from.
-
-CSV is parsed here rather than by `datasets`, because an error message should name the line.
-"""
+"""Rows of data files, by the ending of their names, and of hub data sets, each with the place it came from."""
 
 from __future__ import annotations
 
-import csv
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pera_lightning.data.reading.csv_rows import read_csv
 from pera_lightning.data.reading.json_rows import read_json, read_jsonl
 from pera_lightning.data.reading.parquet_rows import read_parquet
 from pera_lightning.data.reading.parsed_row import ParsedRow, Row, shorten
-from pera_lightning.data.reading.text_lines import decoded_lines, whole_text
+from pera_lightning.data.reading.text_lines import read_text
 from pera_lightning.errors import DataError
 from pera_lightning.storage.regular_file import check_regular
 
-ROW_ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
-TEXT_ENDINGS = (".txt", *ROW_ENDINGS)
-
-_CSV_LIMIT = 2**31 - 1
-"""Most characters of a field: what the C code of `csv` can count everywhere. Its default is 131,072."""
+_ROW_READERS: dict[str, Callable[[Path], Iterator[ParsedRow]]] = {
+    ".jsonl": read_jsonl,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".parquet": read_parquet,
+}
+"""Ending of a file with a row for each example -> what reads it; all there is to say of a format."""
+_READERS = {".txt": read_text, **_ROW_READERS}
+ROW_ENDINGS = tuple(_ROW_READERS)
+TEXT_ENDINGS = tuple(_READERS)
+"""Of what may hold plain text: also a file that is one text."""
 
 
 def check_file(path: Path, endings: Sequence[str]) -> None:
@@ -132,61 +135,6 @@ def dataset_rows(name: str, dataset: Iterable[Mapping[str, Any]]) -> Iterator[Ro
         ) from error
 
 
-def _read_csv(path: Path) -> Iterator[ParsedRow]:
-    reader = csv.reader((line for _, line in decoded_lines(path)), strict=True)
-    header: list[str] | None = None
-    while True:
-        where = f"{path}, line {reader.line_num + 1}"
-        try:
-            values = _next_record(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise DataError(
-                f"{where}: this is not CSV ({error}).",
-                got="a record that cannot be read",
-                expected='fields separated by commas, quoted by ", with "" for a quotation mark inside',
-                fix="correct the quoting at this place, or convert the file to JSON Lines",
-            ) from error
-        if not values:
-            continue
-        if header is None:
-            header = _csv_header(path, values)
-        elif len(values) == len(header):
-            yield Row(where, dict(zip(header, values, strict=True)))
-        else:
-            yield DataError(
-                f"{where}: this row does not fit the header.",
-                got=f"{len(values)} fields",
-                expected=f"{len(header)} fields: {', '.join(header)}",
-                fix="correct the row (quote fields that hold commas), or set on_bad_row: skip",
-            )
-
-
-def _next_record(reader: Iterator[list[str]]) -> list[str]:
-    # The limit is one for the whole process, so that it is given back.
-    limit = csv.field_size_limit(_CSV_LIMIT)
-    try:
-        return next(reader)
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _csv_header(path: Path, names: list[str]) -> list[str]:
-    if len(set(names)) != len(names):
-        raise DataError(
-            f"{path}, line 1: the header names a field twice.",
-            got=", ".join(names),
-            expected="different names",
-            fix="rename or remove one of the columns",
-        )
-    return names
-
-
-def _read_txt(path: Path) -> Iterator[ParsedRow]:
-    yield Row(str(path), {"text": whole_text(path)})
-
-
 def _near_names(path: Path, endings: Sequence[str]) -> str:
     if not path.parent.is_dir():
         return f"the folder {path.parent} does not exist either: correct the path"
@@ -195,12 +143,3 @@ def _near_names(path: Path, endings: Sequence[str]) -> str:
     if not near:
         return f"correct the path ({path.parent} holds no data file)"
     return f"did you mean {' or '.join(near)} in {path.parent}?"
-
-
-_READERS: dict[str, Callable[[Path], Iterator[ParsedRow]]] = {
-    ".jsonl": read_jsonl,
-    ".json": read_json,
-    ".csv": _read_csv,
-    ".parquet": read_parquet,
-    ".txt": _read_txt,
-}

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from pera_lightning.data.chat.conversations import (
+    FORMATS,
     BadRows,
     Conversation,
     RowFormat,
@@ -73,8 +74,8 @@ class SplitSources(RowSources):
             raise contradiction("val_files and val_split", "one of the two")
 
     def _check_ignored(self) -> None:
-        needed = {"messages", "conversations", "role", "content", "from", "value"} & set(self.ignore_fields)
-        if isinstance(self.ignore_fields, str) or needed:
+        needed = {name for row_format in FORMATS.values() for name in row_format.never_ignored}
+        if isinstance(self.ignore_fields, str) or not needed.isdisjoint(self.ignore_fields):
             raise ConfigError(
                 "ignore_fields cannot have this value.",
                 got=repr(self.ignore_fields),

@@ -1,11 +1,17 @@
-"""Text files as lines of UTF-8, each with its number."""
+"""Text files as lines of UTF-8, each with its number, or as one row."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
+from pera_lightning.data.reading.parsed_row import ParsedRow, Row
 from pera_lightning.errors import DataError
+
+
+def read_text(path: Path) -> Iterator[ParsedRow]:
+    """Yields the whole text as one row, with the field `text`."""
+    yield Row(str(path), {"text": whole_text(path)})
 
 
 def whole_text(path: Path) -> str:

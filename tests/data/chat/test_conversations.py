@@ -1,11 +1,19 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from pera_lightning.data.chat.conversations import BadRows, read_conversations, to_messages
+from pera_lightning.data.chat.conversations import (
+    FORMATS,
+    BadRows,
+    Format,
+    RowFormat,
+    read_conversations,
+    to_messages,
+)
+from pera_lightning.data.instruction import InstructionDataModule
 from pera_lightning.data.reading.parsed_row import Row
 from pera_lightning.errors import DataError
 
@@ -111,3 +119,23 @@ def test_a_row_that_cannot_be_parsed_stops_unless_skipped() -> None:
         list(read_conversations("file", [unparsed], "alpaca", BadRows("error")))
     with pytest.raises(DataError, match="line 9: broken"):
         list(read_conversations("file", [unparsed], "auto", BadRows("skip")))
+
+
+def test_a_format_is_one_entry(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def asked(row: Row, ignored: object) -> list[dict[str, Any]]:
+        return [{**QUESTION, "content": row.fields["question"]}, {**ANSWER, "content": row.fields["reply"]}]
+
+    monkeypatch.setitem(FORMATS, "asked", Format(("question", "reply"), asked, ("topic",), ("reply",)))
+    row = {"question": "q", "reply": "a", "topic": "t"}
+    with caplog.at_level(logging.INFO):
+        assert read(row) == read(row, row_format="asked") == [[QUESTION, ANSWER]]
+    assert "rows are read as asked" in caplog.text
+    assert "no use" not in caplog.text
+    with pytest.raises(DataError, match=r"question and reply \(asked\)"):
+        read({"x": 1})
+
+
+def test_every_format_can_be_chosen_and_is_described() -> None:
+    assert {*FORMATS, "auto"} == set(get_args(RowFormat))
+    for name in FORMATS:
+        assert f"{name} (" in str(InstructionDataModule.__doc__)

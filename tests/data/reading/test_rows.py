@@ -2,12 +2,22 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pera_lightning.data.instruction import InstructionDataModule
+from pera_lightning.data.reading import rows as rows_module
 from pera_lightning.data.reading.parsed_row import Row
-from pera_lightning.data.reading.rows import dataset_rows, load_hub_dataset, read_rows
+from pera_lightning.data.reading.rows import (
+    ROW_ENDINGS,
+    TEXT_ENDINGS,
+    dataset_rows,
+    load_hub_dataset,
+    read_rows,
+)
+from pera_lightning.data.text import TextDataModule
 from pera_lightning.errors import DataError
 
 
@@ -164,3 +174,21 @@ def test_a_folder_loads_as_a_data_set(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_data_set_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be loaded"):
         load_hub_dataset(str(tmp_path / "nothing"), None)
+
+
+def test_a_format_of_files_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_tsv(path: Path) -> Iterator[Row]:
+        header, *lines = path.read_text().splitlines()
+        for number, line in enumerate(lines, start=2):
+            yield Row(f"{path}, line {number}", dict(zip(header.split("\t"), line.split("\t"), strict=True)))
+
+    monkeypatch.setitem(rows_module._READERS, ".tsv", read_tsv)
+    path = write(tmp_path / "a.TSV", "x\ty\n1\t2\n")
+    assert list(read_rows(path, (*ROW_ENDINGS, ".tsv"))) == [Row(f"{path}, line 2", {"x": "1", "y": "2"})]
+
+
+def test_every_ending_is_read_and_described() -> None:
+    assert {*ROW_ENDINGS, ".txt"} == set(TEXT_ENDINGS) == set(rows_module._READERS)
+    for module, endings in ((InstructionDataModule, ROW_ENDINGS), (TextDataModule, TEXT_ENDINGS)):
+        named = str(module.__doc__).lower().replace("json lines", "jsonl")
+        assert [ending for ending in endings if ending.removeprefix(".") not in named] == []
