@@ -10,13 +10,14 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, Literal
 
 from pera_lightning.errors import ConfigError, shown
-from pera_lightning.families import FAMILIES, Terms
+from pera_lightning.families import Terms
 from pera_lightning.form_bounds import (
     MAX_NAME,
     check_alpha,
     check_coefficient_scale,
     check_dropout,
     check_order,
+    check_products,
     check_rank,
     check_terms,
 )
@@ -117,14 +118,7 @@ class PeraConfig:
         object.__setattr__(self, "trainable_tokens", normalised(self.trainable_tokens))
         self._check_patterns()
         ranks = [self.rank, *(self.rank_pattern or {}).values()]
-        least = FAMILIES[self.terms].least_rank
-        if self.order > 1 and min(ranks) < least:
-            raise ConfigError(
-                f"There are no {self.terms} terms at rank {min(ranks)}.",
-                got=f"a rank of {min(ranks)} with terms={self.terms!r}",
-                expected=f"rank >= {least} for these terms",
-                fix="raise the rank, or use terms='square'",
-            )
+        check_products(min(ranks), self.order, self.terms)
 
     def _check_init(self) -> None:
         if self.init not in INITS:

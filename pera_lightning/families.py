@@ -1,7 +1,8 @@
 """The families of monomials that an expansion can be made of: everything that tells one from another.
 
 A new family is a class here, an entry in `FAMILIES` and a name in `Terms`. Nothing else compares names of families: the
-rest of the package asks the entry.
+rest of the package asks the entry. `indices` and `count` are all that it has to say; the two class variables let
+some computations do without a table of indices.
 """
 
 from __future__ import annotations
@@ -17,14 +18,12 @@ Terms = Literal["full", "square", "cross"]
 
 
 class Family(ABC):
-    """Which products of rank components take part, of each degree from 2 on."""
+    """Which products of rank components take part, of each degree from 2 on; of some degrees there may be none."""
 
-    powers_alone: ClassVar[bool] = False
-    """Whether every product has one component only, so that powers are all there is to compute."""
+    every_power_alone: ClassVar[bool] = False
+    """Whether the products of each degree are the powers of all components, in their order, and nothing else."""
     first_partner: ClassVar[int | None] = None
     """Where the pairs of degree 2 are all (i, j) with j >= i + n, in this order: that n. None: they are looked up."""
-    least_rank: ClassVar[int] = 1
-    """The smallest rank at which there is a product."""
 
     @abstractmethod
     def indices(self, rank: int, degree: int) -> Iterable[tuple[int, ...]]:
@@ -52,7 +51,7 @@ class Full(Family):
 class Square(Family):
     """Powers of single components (paper Eq. 10)."""
 
-    powers_alone = True
+    every_power_alone = True
 
     def indices(self, rank: int, degree: int) -> Iterable[tuple[int, ...]]:
         """See `Family`."""
@@ -67,7 +66,6 @@ class Cross(Family):
     """Products of components that are not all the same (paper Eq. 11)."""
 
     first_partner = 1
-    least_rank = 2
 
     def indices(self, rank: int, degree: int) -> Iterable[tuple[int, ...]]:
         """See `Family`."""

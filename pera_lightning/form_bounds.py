@@ -111,6 +111,27 @@ def column_count(rank: int, order: int, terms: Terms) -> int:
     return rank + sum(count_of_degree(rank, degree, terms) for degree in range(2, order + 1))
 
 
+def check_products(rank: int, order: int, terms: Terms) -> None:
+    """Raise ConfigError if an order above 1 brings no product, which would be a plain LoRA."""
+    if order == 1 or column_count(rank, order, terms) > rank:
+        return
+    # No product has more components than its degree.
+    least = next((more for more in range(rank, order + 1) if column_count(more, order, terms) > more), None)
+    if least is None:
+        raise ConfigError(
+            f"There are no {terms} terms up to order {order}.",
+            got=f"order={order} with terms={terms!r}",
+            expected="a higher order for these terms",
+            fix="raise the order, or use terms='square'",
+        )
+    raise ConfigError(
+        f"There are no {terms} terms at rank {rank}.",
+        got=f"a rank of {rank} with terms={terms!r}",
+        expected=f"rank >= {least} for these terms",
+        fix="raise the rank, or use terms='square'",
+    )
+
+
 def most_columns(in_features: int, out_features: int) -> int:
     """The largest K of a layer."""
     return max(COLUMNS, COLUMNS_PER_FEATURE * min(in_features, out_features))

@@ -10,6 +10,9 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from pera_lightning.families import FAMILIES
+from pera_lightning.functional import expanded_rank
+
 # Ways to ask for what the model does not have.
 WRONG = (
     {"target_modules": ["nothing_like_it"]},
@@ -40,7 +43,9 @@ def random_options(rng: random.Random, model: nn.Module) -> tuple[dict[str, Any]
         "coefficient_scale": rng.choice([1.0, 2.5, "auto"]),
         "bias": rng.choice(["none", "none", "adapted", "all"]) if _has_bias(linear, modules) else "none",
     }
-    options["terms"] = rng.choice(["full", "square"] + ["cross"] * (options["rank"] > 1))
+    options["terms"] = rng.choice(
+        [name for name in FAMILIES if expanded_rank(options["rank"], 2, name) > options["rank"]]
+    )
     targets = _targets(rng, options, linear, tables)
     saved = _saved(rng, modules)
     excluded = set(computed) if options["target_modules"] == "all-linear" else set()
@@ -80,7 +85,7 @@ def _targets(rng: random.Random, options: dict[str, Any], linear: list[str], tab
 
 
 def _patterns(rng: random.Random, options: dict[str, Any], adapted: list[str]) -> None:
-    lowest = 2 if options["terms"] == "cross" else 1
+    lowest = next(rank for rank in (1, 2) if expanded_rank(rank, 2, options["terms"]) > rank)
     if adapted and rng.random() < 0.25:
         options["rank_pattern"] = {re.escape(name): rng.randint(lowest, 5) for name in _some(rng, adapted, 2)}
         if rng.random() < 0.5:

@@ -36,7 +36,7 @@ def expand(factor: Tensor, rank_dim: int, order: int = 2, terms: Terms = "full")
 
 def products(factor: Tensor, rank_dim: int, degree: int, terms: Terms) -> Tensor:
     """The element-by-element products of one degree, stacked along `rank_dim`."""
-    if FAMILIES[terms].powers_alone:
+    if FAMILIES[terms].every_power_alone:
         return factor**degree
     rank = factor.shape[rank_dim]
     if count_of_degree(rank, degree, terms) == 0:

@@ -48,7 +48,7 @@ class Expansion:
         self._plain, self._weights = plain, weights
         if order == 1:
             return
-        if self._family.powers_alone:
+        if self._family.every_power_alone:
             self.products = rows * rows if order == 2 else torch.cat([rows**d for d in range(2, order + 1)])
         elif self._is_large():
             self._write_pairs()
@@ -120,7 +120,7 @@ class Expansion:
             folded = self._fold_pairs(folded.clone(), products_grad)
         if transposed:
             folded = folded.t()
-        fold = self._fold_powers if self._family.powers_alone else self._fold_products
+        fold = self._fold_powers if self._family.every_power_alone else self._fold_products
         return in_dtype(fold(folded, products_grad, transposed), dtype)
 
     def _fold_products(self, folded: Tensor, products_grad: Tensor, transposed: bool) -> Tensor:

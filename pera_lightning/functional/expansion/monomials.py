@@ -109,7 +109,7 @@ def _make_products(
     found = []
     for degree in range(2, order + 1):
         count = count_of_degree(rank, degree, terms)
-        if count and not FAMILIES[terms].powers_alone:
+        if count and not FAMILIES[terms].every_power_alone:
             places = _cached_indices(rank, degree, terms, device)
             left_out = torch.cat([components == place for place in reversed(places)], 1).to(dtype)
             found.append(Products(degree, count, torch.cat(places), left_out))

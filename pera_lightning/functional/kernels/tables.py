@@ -39,11 +39,12 @@ class Tables(NamedTuple):
     """(rows,): constant factors of the products of B, scaling included; the coefficients h come on top."""
     entries: Tensor
     """int32 (components, per component, order + 1): of each component, the products it is part of: which one, its
-    exponent there, and the components that are left when it is taken out once; -1 where there are fewer."""
+    exponent there, and the components that are left when it is taken out once; -1 where there are fewer. A component
+    that is part of fewer products than another has entries of exponent 0 in their place."""
 
     @property
     def per_component(self) -> int:
-        """How many products a component is part of; all of them in equally many."""
+        """How many products a component is part of, at most."""
         return self.entries.shape[1]
 
 
@@ -85,7 +86,11 @@ def _entries(every: list[tuple[int, ...]], rank: int, order: int) -> Tensor:
             others = list(product)
             others.remove(component)
             found[component].append([k, product.count(component), *_padded(others, order - 1)])
-    table = torch.zeros(-(-rank // ROW_STEP) * ROW_STEP, len(found[0]), order + 1, dtype=torch.int32, device="cpu")
+    most = max(map(len, found))
+    for component, entries in enumerate(found):
+        # Its own row, times 0.
+        entries += [[component, 0, *_padded([], order - 1)]] * (most - len(entries))
+    table = torch.zeros(-(-rank // ROW_STEP) * ROW_STEP, most, order + 1, dtype=torch.int32, device="cpu")
     table[:rank] = torch.tensor(found, dtype=torch.int32, device="cpu")
     return table
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
+from pera_lightning.families import FAMILIES
 from pera_lightning.functional import expand, expanded_rank
 from pera_lightning.functional.expansion.monomials import monomials
 from pera_lightning.functional.form import Form
 from pera_lightning.functional.kernels.adapter import AdapterKernels
+from tests.support.more_families import MORE_FAMILIES
 
 CPU = torch.device("cpu")
 # One rounding to the dtype that is written, relative to the entry. Triton's interpreter cuts bfloat16 off, where a GPU
@@ -40,14 +42,14 @@ class Case(NamedTuple):
         return self.A.detach().abs().amax().float()
 
 
-def cases(draw: int) -> Iterator[Case]:
+def cases(draw: int, families: Sequence[Any] = ("full", "square", "cross")) -> Iterator[Case]:
     """Eight shapes."""
     chance = random.Random(draw)
     torch.manual_seed(draw)
     for _ in range(8):
         order = chance.choice([1, 2, 2, 3])
         rank = chance.choice([1, 2, 3, 4, 7, 8, 16] if order < 3 else [1, 2, 3, 5])
-        terms: Any = chance.choice(["full", "square", "cross"])
+        terms = chance.choice(families)
         n, m = chance.choice([1, 3, 31, 128, 129, 200]), chance.choice([1, 2, 17, 64, 129, 260])
         dtype = chance.choice(list(ROUNDING))
         factor_dtype = chance.choice([dtype, torch.promote_types(dtype, torch.float32)])
@@ -78,7 +80,11 @@ def exact_factors(case: Case) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("draw", range(40))
 def test_expand(draw: int) -> None:
-    for case in cases(draw):
+    check_expand(cases(draw))
+
+
+def check_expand(drawn: Iterator[Case]) -> None:
+    for case in drawn:
         found = case.kernels().expand(case.A, case.B, case.h, case.largest)
         right, left = exact_factors(case)
         columns = right.shape[0]
@@ -94,7 +100,19 @@ def test_expand(draw: int) -> None:
 
 @pytest.mark.parametrize("draw", range(40))
 def test_fold(draw: int) -> None:
-    for case in cases(draw + 1000):
+    check_fold(cases(draw + 1000))
+
+
+@pytest.mark.parametrize("draw", range(4))
+def test_families_of_other_kinds(draw: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, family in MORE_FAMILIES.items():
+        monkeypatch.setitem(FAMILIES, name, family)
+    check_expand(cases(draw, list(MORE_FAMILIES)))
+    check_fold(cases(draw + 1000, list(MORE_FAMILIES)))
+
+
+def check_fold(drawn: Iterator[Case]) -> None:
+    for case in drawn:
         kernels = case.kernels()
         width = kernels.expand(case.A, case.B, case.h, case.largest)[0].shape[0]
         right_grad = torch.randn(width, case.A.shape[1]).to(case.dtype)
