@@ -159,6 +159,6 @@ def test_code_says_which_language_it_is(block: Fence) -> None:
 
 
 def test_no_other_language_is_left_out() -> None:
-    known = {"", "bash", "bibtex", "python", "yaml"}
+    known = {"", "bash", "bibtex", "python", "text", "yaml"}
     starts = [line for page in PAGES for line in re.findall(r"^\s*```(\w*)", page.read_text("utf-8"), re.MULTILINE)]
     assert set(starts) <= known
