@@ -106,7 +106,8 @@ def test_flags_count_as_true() -> None:
         ),
         (
             "Parser key \"model\":\n  Errors:\n    - Problem with given class_path 'a.B':\n        "
-            "Parser key \"rate\":\n          Expected a <class 'float'>. Got value: x\n    - Expected a <class 'NoneType'>",
+            "Parser key \"rate\":\n          Expected a <class 'float'>. Got value: x\n"
+            "    - Expected a <class 'NoneType'>",
             ("model.rate = x", "expected: a number\n"),
         ),
         ("Parser key \"data\":\n Errors:\n - No module named 'a'\n Given value: a.B", ("cannot be imported", "a.B")),
