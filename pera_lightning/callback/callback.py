@@ -178,7 +178,7 @@ class PeraCallback(pl.Callback):
         self.returned.load_into(pl_module)
         self._trained_adapter.on_setup(trainer, new=not layers)
         average_the_adapter_alone(trainer, pl_module)
-        self._strategy.check_before_loading(pl_module, self._describe(pl_module))
+        self._strategy.check_before_loading(pl_module, self._describe(pl_module), self.state_key)
 
     def _inject_after_workers(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # They were set up, this process was not.

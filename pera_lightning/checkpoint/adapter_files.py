@@ -31,6 +31,7 @@ from pera_lightning.functional.distributed import is_distributed, whole
 from pera_lightning.injection import InjectionReport, init_loftq, inject_plan, is_adapted, remove_adapter
 from pera_lightning.injection.inject import OWN_MODEL
 from pera_lightning.injection.saved_modules import kept_infinities
+from pera_lightning.injection.targets.names import fitting_place
 from pera_lightning.option_checks import check_flags
 from pera_lightning.storage.remote import Place, place
 from pera_lightning.storage.whole_folder import whole_folder
@@ -194,12 +195,14 @@ def _inject(model: nn.Module, manifest: Manifest, folder: Place) -> InjectionRep
     try:
         return inject_plan(model, manifest.plan)
     except (TargetError, ConfigError) as error:
-        own = f"load it into {manifest.base_model or 'its own base model'}, into the module it was saved from"
+        # Another object of the same model is the likeliest mistake: a LightningModule around it, or a part of it.
+        fitting = fitting_place((*manifest.layers, *manifest.tokens), dict(model.named_modules()))
+        own = fitting or f"load it into {manifest.base_model or 'its own base model'}, into the module it was saved from"
         raise AdapterFileError(
             "The adapter was made for another model.",
             got=f"{folder}: {one_line(error)}",
             expected="a model with the layers that the adapter lists",
-            fix=own if error.cure == OWN_MODEL else f"{own}; if it is: {error.cure}",
+            fix=own if error.cure in (OWN_MODEL, fitting) else f"{own}; if it is: {error.cure}",
         ) from error
 
 

@@ -48,7 +48,8 @@ def mismatch_cure(given: Shapes, wanted: Shapes) -> str:
         )
     if any(_differs_in_size(key, given[key], wanted[key]) for key in _differing(given, wanted)):
         return "load the model of the run that wrote it: the layers of this one have other sizes"
-    return "use the options of the run that wrote it (adapter_config.json beside the adapter lists them)"
+    options = "use the options of the run that wrote it (adapter_config.json beside the adapter lists them)"
+    return options if _layers(given) & _layers(wanted) else f"{options}, or its model: no layer is adapted in both"
 
 
 def is_of_plain_model(given: Shapes, wanted: Shapes) -> bool:

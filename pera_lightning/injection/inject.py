@@ -143,9 +143,9 @@ def no_such_module(name: str, modules: Mapping[str, nn.Module], every: Collectio
     place = fitting_place(every, modules)
     return TargetError(
         "The model has no module of this name.",
-        got=f"{name!r}; {place or f'near names in this model: {near_names(name, modules)}'}",
+        got=f"{name!r}" if place else f"{name!r}; near names in this model: {near_names(name, modules)}",
         expected="the names of the model that the adapter was made for",
-        fix=OWN_MODEL,
+        fix=place or OWN_MODEL,
     )
 
 

@@ -85,6 +85,7 @@ def test_layers_that_differ_are_not_taken_for_a_plain_model() -> None:
         make_model().load_state_dict(other.state_dict())
     assert "plain model" not in str(caught.value)
     assert "use the options of the run that wrote it" in str(caught.value)
+    assert "or its model: no layer is adapted in both" in str(caught.value)
 
 
 def test_a_model_of_other_sizes_is_not_cured_by_options() -> None:

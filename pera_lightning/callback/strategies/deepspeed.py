@@ -21,6 +21,7 @@ class DeepSpeedRun(RunStrategy):
     """See `RunStrategy`."""
 
     writes_to_urls = False
+    takes_adapter_folders = False
 
     @override
     def refuse(self, pl_module: pl.LightningModule, polynomial_start_step: int) -> None:

@@ -45,6 +45,7 @@ class Fsdp1Run(RunStrategy):
 
     keeps_modules_whole = False
     writes_to_urls = False
+    takes_adapter_folders = False
 
     @override
     def refuse(self, pl_module: pl.LightningModule, polynomial_start_step: int) -> None:
@@ -79,9 +80,9 @@ class Fsdp1Run(RunStrategy):
         return not is_flattened(pl_module)
 
     @override
-    def check_before_loading(self, pl_module: pl.LightningModule, present: Manifest) -> None:
+    def check_before_loading(self, pl_module: pl.LightningModule, present: Manifest, state_key: str) -> None:
         """Have FSDP1 shard the base alone, and checkpoints hold the adapter alone. Collective."""
-        super().check_before_loading(pl_module, present)
+        super().check_before_loading(pl_module, present, state_key)
         strategy = self.strategy
         options = strategy.__dict__.setdefault(_OPTIONS, strategy.kwargs)
         if ROOT in vars(pl_module):

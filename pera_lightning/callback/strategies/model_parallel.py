@@ -25,6 +25,7 @@ class ModelParallelRun(RunStrategy):
 
     keeps_modules_whole = False
     writes_to_urls = False
+    takes_adapter_folders = False
 
     @override
     def shard(self, pl_module: pl.LightningModule) -> None:

@@ -10,6 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from pera_lightning.callback.guards import refuse_unknown_origin
+from pera_lightning.callback.strategies.adapter_checkpoint import adapter_checkpoint, is_adapter_folder
 from pera_lightning.callback.strategies.checkpoint_contents import keep_base_out
 from pera_lightning.callback.strategies.checkpoint_objects import plain_values_alone
 from pera_lightning.callback.strategies.flattened import is_flattened
@@ -35,6 +36,8 @@ class RunStrategy:
     """Whether each process holds every parameter, so that a callback can copy and average them."""
     writes_to_urls = True
     """Whether checkpoints can be written to other file systems than the local one."""
+    takes_adapter_folders = True
+    """Whether the Trainer puts into the module what the strategy has read, and not the strategy itself."""
 
     def __init__(self, trainer: pl.Trainer) -> None:
         self.trainer = trainer
@@ -87,14 +90,15 @@ class RunStrategy:
         install_state_hooks(pl_module)
         keep_base_out(self.strategy)
 
-    def check_before_loading(self, pl_module: pl.LightningModule, present: Manifest) -> None:
-        """Have the next checkpoint looked at before it is loaded.
+    def check_before_loading(self, pl_module: pl.LightningModule, present: Manifest, state_key: str) -> None:
+        """Have the next checkpoint looked at before it is loaded; an adapter folder does for one, but to go on.
 
         Its path is known only to the strategy, so a function is put in the way of its `load_checkpoint`, for one call.
 
         Args:
             pl_module: The module with its adapters, before the strategy wraps it.
             present: Of its adapter.
+            state_key: What the Trainer knows the state of PeraCallback by.
 
         Raises:
             InjectionError: The module is sharded, and the strategy is none that runs it so.
@@ -103,8 +107,11 @@ class RunStrategy:
 
         def load_checkpoint(checkpoint_path: str | Path, **options: Any) -> dict[str, Any]:
             self.stop_checking()
+            fits = self.trainer.state.fn == TrainerFn.FITTING
+            if self.takes_adapter_folders and not fits and is_adapter_folder(place(checkpoint_path)):
+                return adapter_checkpoint(place(checkpoint_path), pl_module, state_key)
             loaded = self.load_checkpoint(pl_module, present, checkpoint_path, options)
-            if self.trainer.state.fn == TrainerFn.FITTING:
+            if fits:
                 refuse_unknown_origin(loaded, checkpoint_path)
             return loaded
 

@@ -284,7 +284,10 @@ class AdapterSet:
                 "The model's adapters were changed past the set.",
                 got=f"{len(present)} adapted layers that are not those of {self._active!r}",
                 expected="what the last switch put in place",
-                fix="make a new AdapterSet; use switch(None) in place of remove_adapter, and merge a copy of the model",
+                fix="remove_adapter(model) takes them out again; to have them in the set, save_adapter(model, folder) before "
+                "and load(name, folder) afterwards"
+                if self._active is None
+                else "make a new AdapterSet; use switch(None) in place of remove_adapter, and merge a copy of the model",
             )
         refuse_unsettled(expected)
 

@@ -22,7 +22,10 @@ LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """What `torch.save` began files with before torch 1.6, and does so still when asked."""
 _AGAIN = "copy it again, or take an earlier checkpoint"
 PATH = "correct the path"
-_ADAPTER = "it is an adapter already: load_adapter(model, folder), or --adapter of generate, chat, evaluate and export"
+_ADAPTER = (
+    "it is an adapter already: load_adapter(model, folder), --adapter of generate, chat, evaluate and export, or the "
+    "ckpt_path of validate, test and predict where no strategy shards"
+)
 _LORA = "begin from it: inject_lora(model, folder), or PeraCallback(init_from=folder) (--pera.init_from)"
 
 
@@ -155,10 +158,17 @@ def _adapter(folder: Place) -> FoundInstead | None:
         return None
     kind = values.get("peft_type") if isinstance(values, dict) else None
     if kind == PEFT_TYPE:
-        return FoundInstead("a PERA adapter's folder", _ADAPTER)
+        return FoundInstead("a PERA adapter's folder", _go_on(folder) + _ADAPTER)
     if kind == "LORA":
         return FoundInstead("a LoRA of PEFT", _LORA)
     return FoundInstead("an adapter of PEFT that is no LoRA", PATH) if isinstance(kind, str) else None
+
+
+def _go_on(folder: Place) -> str:
+    """How to go on with the fit that wrote an adapter: from the checkpoint that lies beside its folder."""
+    beside = folder.parent / "checkpoints"
+    found = sorted(beside.glob("*.ckpt")) if isinstance(beside, Path) else []
+    return f"to go on with its fit, name {found[-1]}; else " if found else ""
 
 
 def _parts(names: set[str]) -> FoundInstead | None:

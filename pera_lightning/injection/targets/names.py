@@ -107,20 +107,21 @@ def near_names(wanted: str, names: Iterable[str], limit: int = 5) -> str:
 
 
 def fitting_place(wanted: Iterable[str], names: Iterable[str]) -> str | None:
-    """Where modules would be found, in words: in a module of the model, or in one that the model is a part of.
+    """What to load an adapter into whose modules a model lacks: a part of the model, or what the model is a part of.
 
     Args:
         wanted: Names that the model lacks, all or some.
         names: Those of its modules.
+
+    Returns:
+        It as the `fix` of an error; None where the names fit nowhere.
     """
     wanted, present = list(wanted), set(names)
     first = wanted[0]
     for above in parents(first):
         start = f"{above}."
         if all(name.startswith(start) and name.removeprefix(start) in present for name in wanted):
-            return f"they fit the module that has this one as its {above!r}: load the adapter into that"
-    for name in sorted(present):
-        below = name.removesuffix(f".{first}")
-        if below != name and all(f"{below}.{other}" in present for other in wanted):
-            return f"they fit its {below!r}: load the adapter into model.{below}"
-    return None
+            return f"load the adapter into the module that has this one as its {above!r}, which has these names"
+    parts = [name.removesuffix(f".{first}") for name in sorted(present) if name.endswith(f".{first}")]
+    fitting = [f"model.{part}" for part in parts if all(f"{part}.{other}" in present for other in wanted)]
+    return f"load the adapter into {' or '.join(fitting)}, where its names fit" if fitting else None

@@ -28,14 +28,20 @@ def saved(model: nn.Module, folder: Path) -> Path:
 
 def test_an_adapter_of_the_module_above(module: Mine, tmp_path: Path) -> None:
     folder = saved(Mine(), tmp_path)
-    with pytest.raises(AdapterFileError, match=r"'net.0'; they fit the module that has this one as") as caught:
+    with pytest.raises(AdapterFileError, match="fix: +load the adapter into the module that has this one as its 'net'") as caught:
         load_adapter(module.net, folder)
     assert "near names" not in str(caught.value)
 
 
 def test_an_adapter_of_a_module_below(module: Mine, tmp_path: Path) -> None:
-    with pytest.raises(AdapterFileError, match=r"'0'; they fit its 'net': load the adapter into model.net"):
+    with pytest.raises(AdapterFileError, match=r"fix: +load the adapter into model\.net, where"):
         load_adapter(module, saved(Mine().net, tmp_path))
+
+
+def test_all_parts_that_fit_are_named(tmp_path: Path) -> None:
+    several = nn.ModuleDict({"teacher": Mine().net, "other": nn.Linear(4, 4), "student": Mine().net})
+    with pytest.raises(AdapterFileError, match=r"load the adapter into model\.student or model\.teacher, where"):
+        load_adapter(several, saved(Mine().net, tmp_path))
 
 
 def test_another_model_has_near_names(module: Mine, tmp_path: Path) -> None:
