@@ -197,7 +197,8 @@ def _inject(model: nn.Module, manifest: Manifest, folder: Place) -> InjectionRep
     except (TargetError, ConfigError) as error:
         # Another object of the same model is the likeliest mistake: a LightningModule around it, or a part of it.
         fitting = fitting_place((*manifest.layers, *manifest.tokens), dict(model.named_modules()))
-        own = fitting or f"load it into {manifest.base_model or 'its own base model'}, into the module it was saved from"
+        base = manifest.base_model or "its own base model"
+        own = fitting or f"load it into {base}, into the module it was saved from"
         raise AdapterFileError(
             "The adapter was made for another model.",
             got=f"{folder}: {one_line(error)}",

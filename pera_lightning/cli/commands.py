@@ -10,6 +10,7 @@ from importlib import import_module
 from pera_lightning.cli.options.checked import check_names, check_trainer_options
 from pera_lightning.cli.options.given import given_options
 from pera_lightning.cli.options.help_pages import tool_help, trainer_help
+from pera_lightning.cli.options.places import check_adapter, check_places
 from pera_lightning.cli.options.signatures import Parameter, parameters
 from pera_lightning.cli.screen import show
 from pera_lightning.errors import ConfigError
@@ -57,7 +58,9 @@ def _function(name: str, *, positional: bool = False, listing: str | None = None
         if (page := tool_help(f"pera_lightning.cli.{name}", name, words, positional)) is not None:
             show(page)
             return
-        check_names(given_options(words), known | {"config": Parameter()})
+        options = given_options(words)
+        check_names(options, known | {"config": Parameter()})
+        check_adapter(options)
         from jsonargparse import auto_cli
 
         from pera_lightning.cli.options.parser import OptionParser, with_flags
@@ -88,6 +91,7 @@ def _trainer(command: str) -> Callable[[list[str]], None]:
             show(page)
             return
         check_trainer_options(command, words)
+        check_places(command, words)
         run_lightning_cli()
 
     return run

@@ -16,6 +16,7 @@ from pera_lightning.errors import ConfigError, PeraError, one_line
 from pera_lightning.injection import quantize_model
 from pera_lightning.loading.base_config import check_base_config, check_base_size
 from pera_lightning.loading.gguf_weights import check_finite, dense_gguf
+from pera_lightning.loading.model_place import check_model_place
 from pera_lightning.loading.narrow_weights import widen_activations
 from pera_lightning.loading.stored_weights import StoredWeights, weights_in
 from pera_lightning.requirements import READS_GGUF, require
@@ -66,13 +67,8 @@ class PretrainedSource:
                 expected="a hub id or a folder",
                 fix=f"use pretrained: {folder.parent}, and for a GGUF file gguf_file: {folder.name}",
             )
-        elif _is_path(self.pretrained):
-            raise ConfigError(
-                "The folder of the pretrained model does not exist.",
-                got=f"{self.pretrained} (from {Path.cwd()})",
-                expected="an existing folder, or a hub id of the form org/model",
-                fix="correct the path",
-            )
+        else:
+            check_model_place(self.pretrained)
         if self.gguf_file is not None:
             # accelerate is no dependency of the gguf package, but transformers loads no GGUF file without it.
             require("Loading GGUF files", "gguf", "accelerate", extra="gguf")
@@ -249,11 +245,6 @@ def _check_folder(folder: Path, gguf_file: str | None) -> None:
             expected=f"one of {', '.join(near)}" if near else "a folder that holds GGUF files (this one has none)",
             fix="correct gguf_file" if near else "correct pretrained and gguf_file",
         )
-
-
-def _is_path(name: str) -> bool:
-    """Whether a name that is no folder was meant as one: hub ids have at most one slash and no leading one."""
-    return name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 
 from pera_lightning import load_adapter
-from pera_lightning.cli.fit.trainer import _check_checkpoint
+from pera_lightning.cli.options.places import check_checkpoint
 from pera_lightning.errors import AdapterFileError, PeraError
 from pera_lightning.storage.remote import RemotePath
 
@@ -41,7 +41,7 @@ def refusal(url: str) -> PeraError:
     with pytest.raises(AdapterFileError) as caught:
         load_adapter(nn.Linear(1, 1), url)
     with pytest.raises(PeraError) as of_a_checkpoint:
-        _check_checkpoint(f"{url}/best.ckpt")
+        check_checkpoint("test", f"{url}/best.ckpt")
     assert ("no such checkpoint" in str(of_a_checkpoint.value)) == ("missing" in str(caught.value))
     return caught.value
 

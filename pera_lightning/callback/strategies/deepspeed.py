@@ -10,8 +10,9 @@ from torch.serialization import safe_globals
 from typing_extensions import override
 
 from pera_lightning.callback.strategies.quantized import SHARD_INSTEAD, refuse_quantized
-from pera_lightning.callback.strategies.strategy import RunStrategy, refuse_other_folders
+from pera_lightning.callback.strategies.strategy import RunStrategy
 from pera_lightning.checkpoint import Manifest, install_state_hooks
+from pera_lightning.checkpoint.training.checkpoint_archive import refuse_other_folders
 from pera_lightning.errors import ConfigError
 from pera_lightning.requirements import EXCLUDES_FROZEN, require
 from pera_lightning.storage.remote import place

@@ -15,7 +15,7 @@ from pera_lightning.callback.strategies.checkpoint_contents import keep_base_out
 from pera_lightning.callback.strategies.checkpoint_objects import plain_values_alone
 from pera_lightning.callback.strategies.flattened import is_flattened
 from pera_lightning.checkpoint import Manifest, adapter_state_dict, install_state_hooks
-from pera_lightning.checkpoint.training.found_instead import found_instead
+from pera_lightning.checkpoint.training.checkpoint_archive import refuse_other_folders
 from pera_lightning.checkpoint.training.plain_tensors import check_plain
 from pera_lightning.errors import CheckpointError, InjectionError
 from pera_lightning.functional.distributed import is_distributed
@@ -185,16 +185,4 @@ def refuse_folder(path: Place) -> None:
             expected="a .ckpt file",
             fix="go on with ModelParallelStrategy (devices=1 will do), or make an adapter of it: python -m "
             f"pera_lightning consolidate --checkpoint {path} --out FOLDER",
-        )
-
-
-def refuse_other_folders(path: Place) -> None:
-    """Raise CheckpointError for a folder that is no checkpoint, such as an adapter's."""
-    found = found_instead(path) if isinstance(path, Path) and path.is_dir() else None
-    if found is not None:
-        raise CheckpointError(
-            "The folder is no checkpoint of a Trainer.",
-            got=f"{path}, which is {found.what}",
-            expected="a .ckpt file, or the folder that several processes wrote together",
-            fix=found.cure,
         )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 from pera_lightning.checkpoint.training.found_instead import PATH, found_instead
 from pera_lightning.errors import AdapterFileError
+from pera_lightning.near_names import did_you_mean, near_paths
 from pera_lightning.storage.remote import Place
 
 _DEFAULT = "check the path, or save the adapter again"
@@ -32,7 +34,8 @@ def missing_adapter(path: Place) -> AdapterFileError:
             "or predict as ckpt_path",
         )
     if found.what == "nothing":
-        return _error(f"no file {path}", _DEFAULT)
+        meant = near_paths(folder) if isinstance(folder, Path) else []
+        return _error(f"no file {path}", did_you_mean(meant, _DEFAULT))
     return _error(f"{folder}, which is {found.what}", _DEFAULT if found.cure == PATH else found.cure)
 
 

@@ -21,6 +21,12 @@ from pera_lightning.injection.detached import DetachedAdapter, attach_adapter, d
 from pera_lightning.injection.targets.names import near_names
 from pera_lightning.layers import scaled_factors
 
+_CHANGED = "make a new AdapterSet; use switch(None) in place of remove_adapter, and merge a copy of the model"
+_PUT_IN = (
+    "remove_adapter(model) takes them out again; to have them in the set, save_adapter(model, folder) before and "
+    "load(name, folder) afterwards"
+)
+
 
 class AdapterSet:
     """Several adapters of one model, one of them or none in place.
@@ -284,10 +290,7 @@ class AdapterSet:
                 "The model's adapters were changed past the set.",
                 got=f"{len(present)} adapted layers that are not those of {self._active!r}",
                 expected="what the last switch put in place",
-                fix="remove_adapter(model) takes them out again; to have them in the set, save_adapter(model, folder) before "
-                "and load(name, folder) afterwards"
-                if self._active is None
-                else "make a new AdapterSet; use switch(None) in place of remove_adapter, and merge a copy of the model",
+                fix=_CHANGED if self._active else _PUT_IN,
             )
         refuse_unsettled(expected)
 

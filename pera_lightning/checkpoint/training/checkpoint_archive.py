@@ -100,6 +100,18 @@ def refuse_other_files(path: Place) -> None:
         ) from error
 
 
+def refuse_other_folders(path: Place) -> None:
+    """Raise CheckpointError for a folder that is no checkpoint, such as an adapter's."""
+    found = found_instead(path) if isinstance(path, Path) and path.is_dir() else None
+    if found is not None:
+        raise CheckpointError(
+            "The folder is no checkpoint of a Trainer.",
+            got=f"{path}, which is {found.what}",
+            expected="a .ckpt file, or the folder that several processes wrote together",
+            fix=found.cure,
+        )
+
+
 def _check(file: IO[bytes], path: Place) -> None:
     start = file.read(max(len(START), len(LEGACY)))
     if start.startswith(LEGACY):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -19,6 +21,9 @@ from pera_lightning.storage.remote import Place, RemotePath, place, uploaded
 NAMES = ("metrics.csv", "config.yaml", "hparams.yaml")
 """What Lightning deletes or replaces when a run is set up, before model, data and checkpoint have been looked at."""
 
+_OF_START = ("config.yaml", "hparams.yaml", "events.out.tfevents.*")
+"""What a run writes before its first step."""
+
 
 @contextmanager
 def earlier_files_kept(trainer: pl.Trainer) -> Iterator[None]:
@@ -29,9 +34,13 @@ def earlier_files_kept(trainer: pl.Trainer) -> Iterator[None]:
     """
     work, callbacks = _Work(), cast(Any, trainer).callbacks
     callbacks.insert(0, work)
-    earlier = _earlier(trainer)
+    earlier, new = _earlier(trainer), [folder for folder in _folders(trainer) if not folder.exists()]
     try:
         yield
+    except BaseException:
+        if not work.begun:
+            _remove_unused(new)
+        raise
     finally:
         callbacks.remove(work)
         # Here, after Lightning's own end of a failed run: its loggers write once more then.
@@ -63,12 +72,25 @@ class _Work(pl.Callback):
 
 def _earlier(trainer: pl.Trainer) -> dict[Place, bytes]:
     """The files of earlier runs in the folders that this run logs to."""
-    if not trainer.is_global_zero:
-        return {}
-    named = [trainer.log_dir, *(logger.log_dir for logger in trainer.loggers if isinstance(logger, CSVLogger))]
-    folders = dict.fromkeys(place(folder) for folder in named if folder is not None) if trainer.loggers else ()
-    paths = [folder / name for folder in folders for name in NAMES]
+    paths = [folder / name for folder in _folders(trainer) for name in NAMES]
     return {path: path.read_bytes() for path in paths if path.is_file()}
+
+
+def _folders(trainer: pl.Trainer) -> list[Place]:
+    """Where the first process logs to."""
+    if not trainer.is_global_zero or not trainer.loggers:
+        return []
+    named = [trainer.log_dir, *(logger.log_dir for logger in trainer.loggers if isinstance(logger, CSVLogger))]
+    return list(dict.fromkeys(place(folder) for folder in named if folder is not None))
+
+
+def _remove_unused(folders: list[Place]) -> None:
+    """Remove folders that a run has made and written nothing into but what every run begins with."""
+    for folder in folders:
+        if isinstance(folder, Path) and folder.is_dir():
+            held = list(folder.iterdir())
+            if all(path.is_file() and any(path.match(name) for name in _OF_START) for path in held):
+                shutil.rmtree(folder)
 
 
 def _put_back(earlier: dict[Place, bytes]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from ast import literal_eval
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -34,20 +33,21 @@ from pera_lightning.cli.options.checked import chosen_classes
 from pera_lightning.cli.options.given import given_options
 from pera_lightning.cli.options.known import OF_COMMAND_LINE, trainer_options
 from pera_lightning.cli.options.parser import OptionParser, with_flags
+from pera_lightning.cli.options.places import check_checkpoint
 from pera_lightning.cli.screen import show, show_table
 from pera_lightning.data.classification import ClassificationDataModule  # noqa: F401
 from pera_lightning.data.commonsense import CommonsenseDataModule  # noqa: F401
 from pera_lightning.data.glue import GlueDataModule  # noqa: F401
 from pera_lightning.data.instruction import InstructionDataModule  # noqa: F401
 from pera_lightning.data.text import TextDataModule  # noqa: F401
-from pera_lightning.errors import CheckpointError, ConfigError, FolderError, PeraError, one_line
+from pera_lightning.errors import ConfigError, FolderError, PeraError, one_line
 from pera_lightning.injection import adapter_disabled
 from pera_lightning.models.causal_lm import PeraCausalLM  # noqa: F401
 from pera_lightning.models.parallel.fsdp2 import FSDP2Strategy  # noqa: F401
 from pera_lightning.models.sequence_classifier import PeraSequenceClassifier  # noqa: F401
 from pera_lightning.near_names import did_you_mean, near
 from pera_lightning.run_log.messages import rank_zero_info
-from pera_lightning.storage.remote import Place, RemotePath, place, written
+from pera_lightning.storage.remote import Place, place, written
 
 DESCRIPTION = "Fine-tune with PERA adapters on PyTorch Lightning."
 EPILOG = (
@@ -101,7 +101,7 @@ class PeraCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         torch.set_float32_matmul_precision(self._get(self.config, "float32_matmul_precision"))
-        _check_checkpoint(self._get(self.config, "ckpt_path"))
+        check_checkpoint(self.subcommand, self._get(self.config, "ckpt_path"))
         if self.subcommand is not None:
             refuse_without_checkpoint(self.subcommand, self.config[self.subcommand])
         if self.subcommand not in (None, "fit"):
@@ -218,32 +218,6 @@ def chosen_callbacks(options: Mapping[str, Any]) -> list[pl.Callback]:
     """The callbacks among the Trainer's options, where one may stand by itself."""
     chosen = options.get("callbacks") or []
     return chosen if isinstance(chosen, list) else [chosen]
-
-
-def _check_checkpoint(path: str | Path | None) -> None:
-    """Look for the checkpoint before the model and the data are loaded."""
-    if str(path) == "best":
-        raise CheckpointError(
-            "Which checkpoint is the best one only the process of the fit knows.",
-            got="--ckpt_path best in a process of its own",
-            expected="the path of a checkpoint",
-            fix="name the file; the fit's log and the card of its adapter folder say which it is",
-        )
-    names = ("last", "hpc", "registry")
-    if path is None or str(path) in names or str(path).lower().startswith("registry:"):
-        return
-    found = place(path)
-    # An empty path would be the working directory.
-    if str(path) and found.exists():
-        return
-    if isinstance(found, RemotePath):
-        found.check_reached()
-    raise CheckpointError(
-        "There is no such checkpoint.",
-        got=f"{path or 'an empty path'} (from {Path.cwd()})",
-        expected="a checkpoint that a fit has written",
-        fix="correct ckpt_path; a fit that ended before its first validation has no best checkpoint",
-    )
 
 
 def _keep_metrics(loggers: Any, subcommand: str) -> None:

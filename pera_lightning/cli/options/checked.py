@@ -29,9 +29,8 @@ def check_trainer_options(command: str, words: Sequence[str]) -> None:
         if (group := _group_of_class(one)) is not None:
             _check_class(group, one)
     check_names(given, trainer_options(command, chosen_classes(given)))
-    asks = "-h" in words or any(one.key.endswith(_ASKING) for one in given)
     missing = [f"--{group}" for group in CLASSES if not any(one.key.partition(".")[0] == group for one in given)]
-    if missing and not asks and not has_unread_config(words):
+    if missing and not asks_for_help(words, given) and not has_unread_config(words):
         raise missing_options(missing, f"`pera_lightning {command} --help` says what it takes")
 
 
@@ -56,6 +55,11 @@ def check_fit_of(tool: str, words: Sequence[str]) -> None:
     for config in configs:
         local_path(config, "--config")
     check_trainer_options("fit", words)
+
+
+def asks_for_help(words: Sequence[str], given: Sequence[Given]) -> bool:
+    """Whether a command is to tell of its options and to do nothing."""
+    return "-h" in words or any(one.key.endswith(_ASKING) for one in given)
 
 
 def missing_options(names: Sequence[str], asked: str) -> ConfigError:

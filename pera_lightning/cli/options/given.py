@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -21,7 +22,7 @@ class Given:
 
     Args:
         key: Its name with dots between the parts, without `init_args`: "model.learning_rate".
-        value: What it was set to, as text; None where it was given none, or one of several parts.
+        value: What it was set to, as text, a list in YAML; None where it was given none, or one of several parts.
         place: Where it stands, for messages.
         is_word: Whether on the command line.
     """
@@ -112,7 +113,12 @@ def _of_node(node: yaml.Node, prefix: str, path: str, depth: int) -> Iterator[Gi
         return
     for name, value in node.value:
         key = _key(f"{prefix}{name.value}")
-        scalar = value.value if isinstance(value, yaml.ScalarNode) else None
         if key and key != prefix.rstrip("."):
-            yield Given(key, scalar, f"{path}, line {name.start_mark.line + 1}", is_word=False)
+            yield Given(key, _text(value), f"{path}, line {name.start_mark.line + 1}", is_word=False)
         yield from _of_node(value, f"{key}." if key else "", path, depth + 1)
+
+
+def _text(node: yaml.Node) -> str | None:
+    if isinstance(node, yaml.SequenceNode) and all(isinstance(part, yaml.ScalarNode) for part in node.value):
+        return json.dumps([part.value for part in node.value])
+    return node.value if isinstance(node, yaml.ScalarNode) else None

@@ -130,7 +130,7 @@ def test_a_model_changed_past_the_set(adapters: AdapterSet, end: Callable[[nn.Mo
 def test_an_adapter_injected_past_the_set_can_be_taken_out(adapters: AdapterSet) -> None:
     adapters.switch(None)
     inject_adapter(adapters.model, PeraConfig(2))
-    with pytest.raises(InjectionError, match=r"fix: +remove_adapter\(model\) takes them out again.*load\(name, folder\)"):
+    with pytest.raises(InjectionError, match=r"fix: +remove_adapter\(model\) takes them out again"):
         adapters.switch("music")
     remove_adapter(adapters.model)
     adapters.switch("music")

@@ -106,3 +106,17 @@ def test_a_run_that_has_begun_replaces_them(tmp_path: Path, command: str, at: st
 def test_processes_that_the_trainer_starts_tell_that_they_have_begun(tmp_path: Path) -> None:
     run(tmp_path, "test", failing("nowhere"), strategy="ddp_fork", devices=1)
     assert kept(tmp_path)["config.yaml"] == "new"
+
+
+@pytest.mark.parametrize(("at", "is_left"), [("setup", False), ("sanity", False), ("step 1", True)])
+def test_a_failed_start_leaves_no_folder(tmp_path: Path, at: str, is_left: bool) -> None:
+    logger = CSVLogger(tmp_path, name="runs")
+    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(accelerator="cpu", logger=logger, max_epochs=1, log_every_n_steps=1, **quiet)
+    folder = Path(logger.log_dir)
+    loaders: Any = [DataLoader(torch.ones(4, 2), batch_size=2)] * 2
+    module = Module(failing(at))
+    module.setup = lambda stage: (folder.mkdir(parents=True), module.fails("setup"))  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match=at), earlier_files_kept(trainer):
+        trainer.fit(module, *loaders)
+    assert folder.is_dir() == is_left
