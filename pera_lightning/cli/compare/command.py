@@ -9,6 +9,7 @@ from typing import Literal
 
 from pera_lightning.cli.options.checked import check_fit_of
 from pera_lightning.cli.options.parser import ToolParser
+from pera_lightning.cli.options.places import check_places
 from pera_lightning.cli.screen import show, show_table
 from pera_lightning.errors import ConfigError
 from pera_lightning.storage.remote import local_path
@@ -37,6 +38,7 @@ def compare(words: Sequence[str]) -> None:
     """
     arguments, rest = _parser().parse_known_args(words)
     check_fit_of("compare", rest)
+    check_places("fit", rest)
     from pera_lightning.analysis.method_comparison import summarise
     from pera_lightning.analysis.method_table import as_table
     from pera_lightning.cli.compare.runs import Plan, run_comparison

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pera_lightning.analysis.memory import CONTEXT, GB, SLACK, Growth, HeldMemory, needed
 from pera_lightning.cli.options.checked import check_fit_of
 from pera_lightning.cli.options.parser import ToolParser
+from pera_lightning.cli.options.places import check_places
 from pera_lightning.cli.screen import show_table
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def estimate(words: Sequence[str]) -> None:
     """
     arguments, rest = _parser().parse_known_args(words)
     check_fit_of("estimate", rest)
+    check_places("fit", rest)
     import rich
 
     from pera_lightning.cli.estimate.fit_on_meta import FitOnMeta

@@ -116,7 +116,7 @@ def test_a_failed_start_leaves_no_folder(tmp_path: Path, at: str, is_left: bool)
     folder = Path(logger.log_dir)
     loaders: Any = [DataLoader(torch.ones(4, 2), batch_size=2)] * 2
     module = Module(failing(at))
-    module.setup = lambda stage: (folder.mkdir(parents=True), module.fails("setup"))  # type: ignore[method-assign]
+    module.setup = lambda stage: (folder.mkdir(parents=True, exist_ok=True), module.fails("setup"))  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match=at), earlier_files_kept(trainer):
         trainer.fit(module, *loaders)
     assert folder.is_dir() == is_left
