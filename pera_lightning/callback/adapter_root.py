@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
+import lightning.pytorch as pl
 from torch import nn
 
 from pera_lightning.config import PeraConfig
@@ -28,6 +31,12 @@ def adapter_root(module: nn.Module) -> nn.Module:
         if is_pretrained and wanted == _adapter_modules(part):
             return part
     return module
+
+
+def chat_options(module: pl.LightningModule) -> Mapping[str, Any]:
+    """How the data module of a run makes text of conversations, as it says in an attribute `chat_options`."""
+    trainer = module._trainer
+    return getattr(getattr(trainer, "datamodule", None), "chat_options", None) or {}
 
 
 def with_own_modules(config: PeraConfig, module: nn.Module) -> PeraConfig:

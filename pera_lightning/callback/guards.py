@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from pera_lightning.callback.adapter_root import adapter_root, prefix_of
+from pera_lightning.callback.adapter_root import adapter_root, chat_options, prefix_of
 from pera_lightning.checkpoint import Manifest, manifest_of
 from pera_lightning.checkpoint.adapter_mismatch import base_difference, form_difference, quantization_difference
 from pera_lightning.config import PeraConfig
@@ -36,7 +36,7 @@ class CheckpointOrigin:
         if self._present is None or has_shapes:
             root = adapter_root(pl_module)
             self._prefix = clean_name(prefix_of(pl_module, root))
-            self._present = manifest_of(root, getattr(pl_module, "base_model_name", None))
+            self._present = manifest_of(root, getattr(pl_module, "base_model_name", None), chat=chat_options(pl_module))
         return self._present
 
     def state_dict(self) -> dict[str, Any]:

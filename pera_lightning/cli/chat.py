@@ -12,7 +12,7 @@ def chat(
     base: str | None = None,
     gguf_file: str | None = None,
     system_prompt: str | None = None,
-    use_chat_template: bool = True,
+    use_chat_template: bool | None = None,
     max_new_tokens: int = 256,
     without_adapter: bool = False,
     merged: bool = False,
@@ -24,8 +24,8 @@ def chat(
         adapter: Folder of the adapter, as the fit wrote it.
         base: Hub id or folder of the base model; by default the one that the adapter names.
         gguf_file: Name of a GGUF file in `base`.
-        system_prompt: The system message that the adapter was trained with, if it was trained with one.
-        use_chat_template: Whether the adapter was trained with the tokenizer's chat template.
+        system_prompt: Another system message than that of the training; "" is the chat template's own.
+        use_chat_template: Whether to use the tokenizer's chat template; by default as in training.
         max_new_tokens: Longest answer, in tokens.
         without_adapter: Talk to the base model.
         merged: Merge the adapter into the base first: answers then cost what the base's cost. A base in 4 bits becomes

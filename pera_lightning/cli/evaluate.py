@@ -17,7 +17,8 @@ def evaluate(
     base: str | None = None,
     gguf_file: str | None = None,
     how: Literal["generate", "rank"] = "generate",
-    template: Literal["alpaca", "chat"] = "alpaca",
+    template: Literal["alpaca", "chat"] | None = None,
+    system_prompt: str | None = None,
     limit: int | None = None,
     batch_size: int = 16,
     num_beams: int = 1,
@@ -37,7 +38,8 @@ def evaluate(
         gguf_file: Name of a GGUF file in `base`.
         how: "generate" an answer and take the first option it names (the papers' way), or "rank" the options by their
             log-likelihood.
-        template: The prompt of the training (`data.init_args.template`).
+        template: How a question becomes a prompt; by default as in the adapter's training, without one "alpaca".
+        system_prompt: Another system message than that of the training; "" is the chat template's own.
         limit: Most questions of a task, from the beginning of its file.
         batch_size: Questions generated for, or options ranked, at a time.
         num_beams: Beams of generation (the papers: 4); 1 is greedy decoding.
@@ -51,11 +53,13 @@ def evaluate(
     """
     import torch
 
+    from pera_lightning.checkpoint.adapter_kind import CONFIG_FILE
+    from pera_lightning.checkpoint.manifest.manifest import read_manifest
     from pera_lightning.evaluation import evaluate_commonsense
     from pera_lightning.evaluation.results import RESULTS
     from pera_lightning.storage.folder_kind import check_ours
     from pera_lightning.storage.out_folder import check_out_folder
-    from pera_lightning.storage.remote import local_path
+    from pera_lightning.storage.remote import local_path, place
 
     questions = local_path(tasks, "--tasks")
     if out is not None:
@@ -63,6 +67,10 @@ def evaluate(
         names = [f"{path.parent.name}.jsonl" for path in questions.glob("*/test.json")]
         check_out_folder(folder, names=names)
         check_ours(folder, RESULTS, overwrite=overwrite, names=names)
+    trained = {} if adapter is None else read_manifest(place(adapter) / CONFIG_FILE).chat
+    # Trained on other conversations it knows its chat template.
+    template = template or trained.get("template", "chat" if trained else "alpaca")
+    system_prompt = trained.get("system_prompt") if system_prompt is None else system_prompt
     model, tokenizer = _load(adapter, base, gguf_file, merged, dtype)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     evaluation = evaluate_commonsense(
@@ -71,6 +79,7 @@ def evaluate(
         questions,
         how=how,
         template=template,
+        system_prompt=system_prompt or None,
         limit=limit,
         batch_size=batch_size,
         num_beams=num_beams,
@@ -79,7 +88,13 @@ def evaluate(
     )
     show_table(evaluation.table())
     if out is not None:
-        options = {"template": template, "limit": limit, "num_beams": num_beams, "merged": merged}
+        options = {
+            "template": template,
+            "system_prompt": system_prompt,
+            "limit": limit,
+            "num_beams": num_beams,
+            "merged": merged,
+        }
         evaluation.write(out, {"adapter": adapter, "base": base, **options}, overwrite=overwrite)
 
 

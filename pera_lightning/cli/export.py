@@ -36,7 +36,7 @@ def export(
     rows: str | None = None,
     positions: int = 2000,
     system_prompt: str | None = None,
-    use_chat_template: bool = True,
+    use_chat_template: bool | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a PERA adapter in a form that others load, load that back and compare it with the adapter.
@@ -66,8 +66,8 @@ def export(
         base_dtype: Dtype of the base's weights in the comparison.
         rows: File of rows in the format of the training, to compare on; some sentences by default.
         positions: How many tokens of the rows are compared.
-        system_prompt: The system message that the adapter was trained with, if it was trained with one.
-        use_chat_template: Whether the adapter was trained with the tokenizer's chat template.
+        system_prompt: Another system message than that of the training; "" is the chat template's own.
+        use_chat_template: Whether to use the tokenizer's chat template; by default as in training.
         overwrite: Write into a folder with other files too, and replace those of the same names. The folder then
             holds an export of ours: later calls replace that without this option.
     """
@@ -105,7 +105,11 @@ def export(
         if to in ("peft", "vllm") and has_peft():
             options["check"] = check_with_peft
         source, tokenizer = load_adapted_model(adapter, base=base, gguf_file=gguf_file, dtype=base_dtype)
-        as_trained = {"use_chat_template": use_chat_template, "system_prompt": system_prompt}
+        as_trained = {
+            "trained": manifest.chat,
+            "use_chat_template": use_chat_template,
+            "system_prompt": system_prompt,
+        }
         options["inputs"] = _inputs(source, tokenizer, examples, positions, as_trained)
     elif to == "llamacpp":
         options["model_config"] = load_config(adapter_source(place(adapter), manifest, base, gguf_file))
@@ -118,12 +122,12 @@ def _inputs(
     model: Any, tokenizer: PreTrainedTokenizerBase, examples: Path | None, positions: int, as_trained: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """What the export is compared on: rows of a file, encoded as in training, or some sentences."""
-    from pera_lightning.data.chat.prompts import ChatEncoder
+    from pera_lightning.data.chat.as_trained import encoder_as_trained
     from pera_lightning.export.export_check import row_inputs, sentence_inputs
 
     if examples is None:
         return sentence_inputs(tokenizer)
-    return row_inputs(examples, ChatEncoder(tokenizer, max_length=4096, **as_trained), positions, model)
+    return row_inputs(examples, encoder_as_trained(tokenizer, max_length=4096, **as_trained), positions, model)
 
 
 def _refuse_idle(

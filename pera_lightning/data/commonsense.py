@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from typing_extensions import override
+
 from pera_lightning.data.chat.conversations import OnBadRow
 from pera_lightning.data.chat.prompts import ALPACA_TEMPLATE, ChatEncoder
 from pera_lightning.data.instruction import InstructionDataModule
@@ -95,20 +97,29 @@ class CommonsenseDataModule(InstructionDataModule):
         self.template = template
         self.sources = dataclasses.replace(self.sources, val_rows=val_rows, fraction=fraction, limits_each=True)
 
+    @property
+    @override
+    def chat_options(self) -> dict[str, Any]:
+        return {"template": self.template}
+
+    @override
     def _make_encoder(self, tokenizer: Any) -> ChatEncoder:
         return commonsense_encoder(tokenizer, template=self.template, max_length=self.max_length)
 
 
-def commonsense_encoder(tokenizer: Any, *, template: Template, max_length: int) -> ChatEncoder:
+def commonsense_encoder(
+    tokenizer: Any, *, template: Template, max_length: int, system_prompt: str | None = None
+) -> ChatEncoder:
     """Makes the encoder that training and evaluation share.
 
     Args:
         tokenizer: A tokenizer of transformers.
         template: See `CommonsenseDataModule`.
         max_length: Most tokens of an example.
+        system_prompt: System message, for the chat template.
     """
     fixed = ALPACA_TEMPLATE if template == "alpaca" else None
-    return ChatEncoder(tokenizer, max_length=max_length, template=fixed)
+    return ChatEncoder(tokenizer, max_length=max_length, template=fixed, system_prompt=system_prompt)
 
 
 def task_files(folder: str | Path) -> dict[str, Path]:

@@ -130,6 +130,11 @@ class InstructionDataModule(TokenisedDataModule):
         self._packs: PackedDataset | None = None
         self._check_options()
 
+    @property
+    def chat_options(self) -> dict[str, Any]:
+        """How conversations become text, for the folder of the adapter that is trained on them."""
+        return {"use_chat_template": self.use_chat_template, "system_prompt": self.system_prompt or None}
+
     def predict_dataloader(self) -> DataLoader[Batch]:
         """The same batches as in a test."""
         return self.test_dataloader()

@@ -8,13 +8,17 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from pera_lightning.data.chat.prompts import ChatEncoder, Message
+from pera_lightning.checkpoint.adapter_kind import CONFIG_FILE
+from pera_lightning.checkpoint.manifest.manifest import read_manifest
+from pera_lightning.data.chat.as_trained import encoder_as_trained
+from pera_lightning.data.chat.conversations import Message
 from pera_lightning.errors import ConfigError
 from pera_lightning.export import merge_adapter
 from pera_lightning.injection import adapter_disabled
 from pera_lightning.loading.adapted_model import load_adapted_model
 from pera_lightning.models.generation import generate_answers
 from pera_lightning.option_checks import count
+from pera_lightning.storage.remote import place
 from pera_lightning.visible_text import visible_text
 
 
@@ -25,8 +29,8 @@ class Answerer:
         adapter: Folder of the adapter.
         base: Hub id or folder of the base model; None is the one that the adapter names.
         gguf_file: Name of a GGUF file in `base`.
-        system_prompt: As in training.
-        use_chat_template: As in training.
+        system_prompt: Another system message than that of the training; "" is the chat template's own.
+        use_chat_template: Whether to use the tokenizer's chat template; None: as in training.
         max_new_tokens: Longest answer, in tokens.
         without_adapter: Load the base alone.
         merged: Merge the adapter into the base, which makes an answer cost what the base's costs.
@@ -44,7 +48,7 @@ class Answerer:
         base: str | None,
         gguf_file: str | None,
         system_prompt: str | None,
-        use_chat_template: bool,
+        use_chat_template: bool | None,
         max_new_tokens: int,
         without_adapter: bool,
         merged: bool,
@@ -63,8 +67,12 @@ class Answerer:
         )
         model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
         self.model: Any = merge_adapter(model) if merged else model
-        self._encoder = ChatEncoder(
-            self.tokenizer, max_length=1_000_000, use_chat_template=use_chat_template, system_prompt=system_prompt
+        self._encoder = encoder_as_trained(
+            self.tokenizer,
+            read_manifest(place(adapter) / CONFIG_FILE).chat,
+            max_length=1_000_000,
+            system_prompt=system_prompt,
+            use_chat_template=use_chat_template,
         )
 
     def answer(self, messages: Sequence[Message], *, stream: bool = False) -> str:

@@ -41,6 +41,7 @@ def evaluate_commonsense(
     *,
     how: How = "generate",
     template: Template = "alpaca",
+    system_prompt: str | None = None,
     limit: int | None = None,
     batch_size: int = 16,
     num_beams: int = 1,
@@ -60,6 +61,7 @@ def evaluate_commonsense(
         tasks: Folder with `<task>/test.json` for one or more of the eight tasks.
         how: "generate" or "rank".
         template: How a question becomes a prompt, as in training: "alpaca" or "chat".
+        system_prompt: System message of the training, for the chat template.
         limit: Most questions of a task, from the beginning of its file.
         batch_size: Questions generated for, or options ranked, at a time.
         num_beams: Beams of generation (the papers: 4); 1 is greedy decoding.
@@ -76,7 +78,7 @@ def evaluate_commonsense(
         check_at_least_one(name, value)
     check_at_least_one("max_new_tokens", max_new_tokens)
     questions = read_tasks(tasks, limit)
-    encoder = commonsense_encoder(tokenizer, template=template, max_length=_NO_LIMIT)
+    encoder = commonsense_encoder(tokenizer, template=template, max_length=_NO_LIMIT, system_prompt=system_prompt)
 
     def answer(rows: Sequence[Question], advance: Advance) -> list[Prediction]:
         if how == "rank":

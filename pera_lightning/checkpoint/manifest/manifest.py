@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -58,6 +59,8 @@ class Manifest:
         architecture: Class of the model that the names belong to, e.g. "LlamaForCausalLM".
         labels: Names of a classifier's outputs in their order, "LABEL_0", ... where nobody named them; one of a
             regression, none of other models.
+        chat: How conversations became text in training: `system_prompt`, `use_chat_template`, `template`; empty where
+            none did, or it is not known.
         checksums: What the folder that it was read from says of itself; not part of `to_dict`.
     """
 
@@ -73,6 +76,7 @@ class Manifest:
     traits: dict[str, tuple[str, ...]] = field(default_factory=dict)
     architecture: str | None = None
     labels: tuple[str, ...] = ()
+    chat: dict[str, Any] = field(default_factory=dict)
     checksums: Checksums | None = field(default=None, compare=False)
 
     @property
@@ -99,6 +103,7 @@ class Manifest:
             "architecture": self.architecture,
             "labels": list(self.labels),
             "versions": self.versions,
+            **({"chat": self.chat} if self.chat else {}),
         }
 
     @classmethod
@@ -133,6 +138,7 @@ class Manifest:
             traits=found.get("layer_traits", {}),
             architecture=found.get("architecture"),
             labels=found.get("labels", ()),
+            chat=found.get("chat", {}),
         )
 
 
@@ -158,8 +164,13 @@ def _check_format(values: object) -> None:
         )
 
 
-def manifest_of(model: nn.Module, base_model: str | None = None) -> Manifest:
+def manifest_of(model: nn.Module, base_model: str | None = None, *, chat: Mapping[str, Any] | None = None) -> Manifest:
     """Describe the adapter of a model.
+
+    Args:
+        model: The model.
+        base_model: Name or path of its base; by default what the model's own config says.
+        chat: How conversations become text in its training, if they do.
 
     Raises:
         InjectionError: The model holds no adapter.
@@ -187,6 +198,7 @@ def manifest_of(model: nn.Module, base_model: str | None = None) -> Manifest:
             traits=layer_traits(model),
             architecture=type(model).__name__,
             labels=class_names(model),
+            chat=dict(chat or {}),
         )
 
 

@@ -16,6 +16,7 @@ from pera_lightning.storage.bounded_json import check_plain
 from pera_lightning.storage.schema import (
     SchemaError,
     fields,
+    flag,
     list_of,
     mapping_of,
     module_name,
@@ -30,6 +31,7 @@ MOST_LAYERS = 200_000
 MOST_IDS = 1_000_000
 MOST_LABELS = 100_000
 _FLOAT32 = 3.5e38
+_LONGEST_PROMPT = 1_000_000
 
 
 def checked_manifest(values: Any) -> dict[str, Any]:
@@ -88,6 +90,7 @@ def _record(value: Any, where: str) -> str:
 
 _LAYER = fields({"rank": whole(1, MAX_RANK), "alpha": or_none(number(LEAST_SCALE, MOST_SCALE))})
 _ROWS = fields({"ids": _rising, "tied": list_of(_clean, MOST_LAYERS)})
+_CHAT = fields({}, {"system_prompt": or_none(text(_LONGEST_PROMPT)), "use_chat_template": flag, "template": text()})
 _MANIFEST = fields(
     {
         "format_version": whole(1, FORMAT_VERSION),
@@ -105,6 +108,7 @@ _MANIFEST = fields(
         "architecture": or_none(text()),
         "labels": list_of(text(), MOST_LABELS),
         "versions": mapping_of(text(), 100, name=text()),
+        "chat": _CHAT,
     },
 )
 

@@ -29,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_model_folder() -> None:
     check_places("fit", [*BOTH, "--model.pretrained", "./model"])
-    with pytest.raises(ConfigError, match="did you mean model?"):
+    with pytest.raises(ConfigError, match=r"did you mean model\?"):
         check_places("fit", [*BOTH, "--model.pretrained", "./modle"])
 
 
@@ -73,7 +73,7 @@ def test_fit_cannot_go_on_from_an_adapter() -> None:
 def test_the_adapter_of_a_tool() -> None:
     check_adapter(given_options(["--adapter", "run/adapter"]))
     check_adapter(given_options(["--adapter", "s3://bucket/adapter"]))
-    with pytest.raises(AdapterFileError, match="did you mean run/adapter?"):
+    with pytest.raises(AdapterFileError, match=r"did you mean run/adapter\?"):
         check_adapter(given_options(["--adapter", "run/adaptor"]))
     with pytest.raises(AdapterFileError, match=r"consolidate --checkpoint run/checkpoints/best\.ckpt"):
         check_adapter(given_options(["--adapter", "run/checkpoints/best.ckpt"]))
