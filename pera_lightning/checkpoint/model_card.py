@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pera_lightning.checkpoint.base_code import BaseCode, base_code
 from pera_lightning.checkpoint.manifest.class_names import are_named
 from pera_lightning.checkpoint.manifest.manifest import Manifest
 from pera_lightning.storage.card_text import in_header, in_markdown
@@ -37,50 +38,30 @@ def model_card(manifest: Manifest, parameters: int, run: Mapping[str, str]) -> s
         "written with": ", ".join(f"{name} {number}" for name, number in manifest.versions.items()),
     }
     table = ["| | |", "|---|---|", *(f"| {in_markdown(name)} | {in_markdown(value)} |" for name, value in rows.items())]
-    usage = _usage_of_classifier(base, len(manifest.labels)) if _is_classifier(manifest) else _usage()
+    is_classifier = "ForSequenceClassification" in (manifest.architecture or "")
+    usage = _usage(base_code(manifest), is_classifier=is_classifier)
     title = "# PERA adapter"
     text = "An adapter by Polynomial Expansion Rank Adaptation (arXiv 2604.11841): low-rank factors with products."
     return "\n".join([*header, "", title, "", text, "", *table, "", *usage, ""])
 
 
-def _is_classifier(manifest: Manifest) -> bool:
-    return "ForSequenceClassification" in (manifest.architecture or "")
-
-
-def _usage() -> list[str]:
+def _usage(code: BaseCode | None, *, is_classifier: bool) -> list[str]:
+    served = "--check false" if is_classifier else "--to peft"
     return [
         "```python",
+        *(code.imports if code else ()),
         "from pera_lightning import load_adapter",
         "",
-        "load_adapter(model, 'this folder')  # model: the base model, already loaded",
+        f"model = {code.call}" if code else "# model: the base model, already loaded",
+        "load_adapter(model, 'this folder')"
+        + ("  # also fills the head and names the classes" if is_classifier else ""),
         "```",
         "",
         "To serve it, export it as the plain LoRA that it is (PEFT, vLLM, SGLang; `--to llamacpp`) or merge it:",
         "",
         "```",
-        "python -m pera_lightning export --adapter THIS_FOLDER --out lora",
+        f"python -m pera_lightning export --adapter THIS_FOLDER --out lora {served}",
         "python -m pera_lightning export --adapter THIS_FOLDER --out merged --to merged",
-        "```",
-    ]
-
-
-def _usage_of_classifier(base: str, labels: int) -> list[str]:
-    # Adapters of earlier versions do not say how many.
-    unknown = [] if labels else ["# As many labels as in training: 1 where scores were learned, not classes."]
-    return [
-        "```python",
-        "from pera_lightning import load_adapter",
-        "from transformers import AutoModelForSequenceClassification",
-        "",
-        *unknown,
-        f"model = AutoModelForSequenceClassification.from_pretrained({base!r}, num_labels={labels or 2})",
-        "load_adapter(model, 'this folder')  # also fills the head and names the classes",
-        "```",
-        "",
-        "PEFT loads it as the plain LoRA that it is:",
-        "",
-        "```",
-        "python -m pera_lightning export --adapter THIS_FOLDER --out lora --check false",
         "```",
     ]
 

@@ -7,6 +7,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal
 
 from pera_lightning.checkpoint.adapter_kind import CONFIG_FILE
+from pera_lightning.checkpoint.base_code import auto_class
 from pera_lightning.checkpoint.manifest.manifest import read_manifest
 from pera_lightning.cli.screen import show
 from pera_lightning.errors import ConfigError
@@ -90,7 +91,7 @@ def export(
     merging: dict[str, Any] = {"base": base, "gguf_file": gguf_file, "compare": check, "overwrite": overwrite}
     if to == "merged":
         show(export_merged(adapter, out, dtype=dtype, into=into, **merging))
-        show(f"AutoModelForCausalLM.from_pretrained({str(folder)!r})")
+        show(f"{auto_class(manifest.architecture) or manifest.architecture}.from_pretrained({str(folder)!r})")
         return
     if to == "gguf":
         show(export_merged_gguf(adapter, out, dtype=dtype or "float16", **merging))

@@ -9,8 +9,11 @@ from pera_lightning.checkpoint.adapter_kind import ADAPTER
 from pera_lightning.checkpoint.finite_values import describe_infinite, not_finite
 from pera_lightning.cli.screen import show
 from pera_lightning.errors import AdapterFileError, ConfigError, one_line
+from pera_lightning.export.export_report import REPORT_FILE
+from pera_lightning.export.place import export_kind
 from pera_lightning.option_checks import check_flags
-from pera_lightning.storage.folder_kind import is_ours
+from pera_lightning.storage.bounded_json import read_json
+from pera_lightning.storage.folder_kind import is_ours, listed_files
 from pera_lightning.storage.remote import local_path
 
 FILES = (
@@ -25,7 +28,7 @@ FILES = (
 
 
 def push(folder: str, repo: str, private: bool = True, dry_run: bool = False, message: str = "PERA adapter") -> None:
-    """Upload an adapter folder, or an export of it, to the Hugging Face hub, with its model card.
+    """Upload an adapter folder, or an export of it (merged ones too), to the Hugging Face hub, with its model card.
 
     Only the files of the adapter are uploaded, whatever else lies in the folder. The hub's token is that of
     `hf auth login` or the variable HF_TOKEN.
@@ -80,14 +83,22 @@ def _check_name(repo: str) -> None:
         )
 
 
+def _of_merged(folder: Path) -> list[str]:
+    """What a merged export has written, as its report lists it; empty for another folder."""
+    if not is_ours(folder, export_kind("merged")):
+        return []
+    return listed_files(read_json(folder / REPORT_FILE))
+
+
 def _files(folder: Path) -> list[Path]:
-    found = [folder / name for name in FILES if (folder / name).is_file()]
+    names = _of_merged(folder) or FILES
+    found = [folder / name for name in names if (folder / name).is_file()]
     if not any(path.suffix in (".safetensors", ".gguf") for path in found):
         raise AdapterFileError(
             "There is no adapter to upload.",
             got=f"{folder} without any of {', '.join(FILES[2:5])}",
             expected="a folder that a fit or `export` wrote",
-            fix="check the path; a merged model is uploaded with `hf upload`",
+            fix="check the path",
         )
     for path in found:
         infinite = not_finite(read_weights(path)) if path.suffix == ".safetensors" else {}
@@ -98,7 +109,7 @@ def _files(folder: Path) -> list[Path]:
                 expected="finite values",
                 fix="training has diverged: take an earlier checkpoint, of which `consolidate` makes a folder",
             )
-    if is_ours(folder, ADAPTER):
+    if names is FILES and is_ours(folder, ADAPTER):
         # Damage is found out here, not by those who load it.
         read_adapter(folder)
     return found

@@ -98,3 +98,18 @@ def test_a_folder_without_an_adapter(folder: Path) -> None:
     printed = run("push", "--folder", ".", "--repo", "me/mine", folder=folder, ok=False)
     assert "There is no adapter to upload" in printed
     assert Hub.calls == []
+
+
+def test_a_merged_model_is_uploaded_with_its_card(folder: Path) -> None:
+    from tests.support.pretrained import save_pretrained
+
+    torch.manual_seed(0)
+    save_pretrained(folder / "base", tiny_llama())
+    run("export", "--adapter", "adapter", "--base", "base", "--out", "merged", "--to", "merged", folder=folder)
+    (folder / "merged" / "private.txt").write_text("private")
+    run("push", "--folder", "merged", "--repo", "me/mine", folder=folder)
+    names = Hub.calls[1][1]["allow_patterns"]
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(names)
+    assert "private.txt" not in names
+    card = (folder / "merged" / "README.md").read_text()
+    assert "AutoModelForCausalLM.from_pretrained('this folder')" in card

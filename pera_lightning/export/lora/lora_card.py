@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pera_lightning.checkpoint import Manifest
 from pera_lightning.checkpoint.adapter_kind import CARD_FILE
+from pera_lightning.checkpoint.base_code import base_code
 from pera_lightning.checkpoint.model_card import hub_header
 from pera_lightning.export.export_report import ExportReport
 from pera_lightning.storage.card_text import in_markdown
@@ -19,7 +20,7 @@ def write_lora_card(folder: Path, manifest: Manifest, report: ExportReport) -> N
         manifest: Of the PERA adapter.
         report: Of the export.
     """
-    base, config = manifest.base_model or "BASE", manifest.config
+    base, config, code = manifest.base_model or "BASE", manifest.config, base_code(manifest)
     text = [
         *hub_header(manifest, "peft", ["pera", "lora"]),
         "",
@@ -31,10 +32,11 @@ def write_lora_card(folder: Path, manifest: Manifest, report: ExportReport) -> N
         *(f"- {in_markdown(line)}" for line in str(report).splitlines()),
         "",
         "```python",
+        *(code.imports if code else ()),
         "from peft import PeftModel",
-        "from transformers import AutoModelForCausalLM",
         "",
-        f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), 'this folder')",
+        f"model = {code.call}" if code else f"# model: {base}, already loaded",
+        "model = PeftModel.from_pretrained(model, 'this folder')",
         "```",
         "",
     ]

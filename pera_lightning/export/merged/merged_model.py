@@ -21,6 +21,7 @@ from pera_lightning.export.merged.base_files import BaseFiles, is_complete
 from pera_lightning.export.merged.companions import copy_companions
 from pera_lightning.export.merged.merge import merge_and_report
 from pera_lightning.export.merged.merge_report import MergeReport, rounding_norms
+from pera_lightning.export.merged.merged_card import write_merged_card
 from pera_lightning.export.merged.merged_certificate import adapted_reference, certify, prompt_reference
 from pera_lightning.export.merged.merged_shards import merge_shards
 from pera_lightning.export.place import check_place, export_kind
@@ -106,6 +107,7 @@ def export_merged(
     folder = None if in_memory or (quantized and into != "original") else local_folder(source)
     with whole_folder(out, export_kind("merged"), overwrite=overwrite) as temporary:
         report = job.in_memory(temporary, max_shard_size) if folder is None else job.from_files(folder, temporary)
+        write_merged_card(temporary, manifest, report)
         report.write(temporary)
     return report
 
