@@ -53,8 +53,7 @@ def _usage(code: BaseCode | None, *, is_classifier: bool) -> list[str]:
         "from pera_lightning import load_adapter",
         "",
         f"model = {code.call}" if code else "# model: the base model, already loaded",
-        "load_adapter(model, 'this folder')"
-        + ("  # also fills the head and names the classes" if is_classifier else ""),
+        "load_adapter(model, 'this folder')" + ("  # also fills and names the head" if is_classifier else ""),
         "```",
         "",
         "To serve it, export it as the plain LoRA that it is (PEFT, vLLM, SGLang; `--to llamacpp`) or merge it:",

@@ -104,7 +104,7 @@ def _check_files(given: Given | None) -> None:
         path = place(name)
         if given is not None and isinstance(path, Path) and not path.exists():
             raise DataError(
-                f"The data {'folder' if given.key.endswith('folder') else 'file'} {name} does not exist.",
+                "A data file or folder does not exist.",
                 got=f"{given.key}: {name} ({given.place}; from {Path.cwd()})",
                 expected="a path that exists",
                 fix=did_you_mean(near_paths(path), "correct the path"),

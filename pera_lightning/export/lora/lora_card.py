@@ -35,7 +35,7 @@ def write_lora_card(folder: Path, manifest: Manifest, report: ExportReport) -> N
         *(code.imports if code else ()),
         "from peft import PeftModel",
         "",
-        f"model = {code.call}" if code else f"# model: {base}, already loaded",
+        f"model = {code.call}" if code else f"# model: {base!r}, already loaded",
         "model = PeftModel.from_pretrained(model, 'this folder')",
         "```",
         "",
