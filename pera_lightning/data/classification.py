@@ -136,6 +136,11 @@ class ClassificationDataModule(LabelledTextModule):
         split = self._predicted_split
         return self._dataloader(split, self._splits[split], self.eval_batch_size)
 
+    def described(self, number: int) -> dict[str, Any]:
+        """The row's number in its file and its texts, and its true class or score where it has one."""
+        row = self._rows[self._predicted_split][number]
+        return self._as_columns(row.index, row.texts, row.label)
+
     @property
     def _predicted_split(self) -> Split:
         [split] = self.sources.needed_in("predict")

@@ -127,6 +127,14 @@ class TokenisedDataModule(LightningDataModule, ABC):
         """Batches of the test split in the order of its rows."""
         return self._dataloader("test", self._splits["test"], self.eval_batch_size)
 
+    def described(self, number: int) -> dict[str, Any]:
+        """What a file of predictions says of a row beside its prediction, with names of columns.
+
+        Args:
+            number: Of the row in the data set of `predict_dataloader`.
+        """
+        return {"index": number}
+
     def _use_tokenizer(self, tokenizer: Any) -> None:
         """Checks a new tokenizer and makes what depends on it."""
 

@@ -62,6 +62,16 @@ def truncate(
     )
 
 
+def last_answer(labels: Tensor) -> tuple[int, int]:
+    """Start and end of the last run of labels other than -100 in a vector; twice its length where there is none."""
+    positions = (labels != IGNORE_INDEX).nonzero().flatten()
+    if positions.numel() == 0:
+        return len(labels), len(labels)
+    end = int(positions[-1]) + 1
+    gaps = (labels[:end] == IGNORE_INDEX).nonzero().flatten()
+    return (int(gaps[-1]) + 1 if gaps.numel() else 0), end
+
+
 class ExampleDataset(Dataset[dict[str, Tensor]]):
     """Examples in two flat tensors, which take few bytes and reach worker processes without a copy.
 

@@ -11,11 +11,13 @@ from pera_lightning.data.chat.conversations import OnBadRow, RowFormat
 from pera_lightning.data.chat.prompts import ChatEncoder
 from pera_lightning.data.collate import PaddingCollator, collate_packs, lay_end_to_end
 from pera_lightning.data.data_module import Batch, Collate, TokenisedDataModule
+from pera_lightning.data.examples import last_answer
 from pera_lightning.data.options import check_at_least_one, contradiction
 from pera_lightning.data.packing import PackedDataset
 from pera_lightning.data.reading.row_sources import Split, as_paths
 from pera_lightning.data.reading.splits import SplitRows, SplitSources
 from pera_lightning.data.tokenised import TokenisedSplit, tokenise_split
+from pera_lightning.loading.tokenizer_trial import while_tokenising
 from pera_lightning.option_checks import check_flags
 from pera_lightning.run_log.messages import rank_zero_info
 
@@ -138,6 +140,17 @@ class InstructionDataModule(TokenisedDataModule):
     def predict_dataloader(self) -> DataLoader[Batch]:
         """The same batches as in a test."""
         return self.test_dataloader()
+
+    def described(self, number: int) -> dict[str, Any]:
+        """The prompt as the model reads it, without special tokens, and the true answer."""
+        example = self._splits["test"][number]
+        start, end = last_answer(example["labels"])
+        with while_tokenising("A prediction"):
+            texts = [
+                self._tokenizer.decode(ids, skip_special_tokens=True).strip()
+                for ids in (example["input_ids"][:start], example["input_ids"][start:end])
+            ]
+        return {"index": number, "prompt": texts[0], "expected": texts[1]}
 
     def _use_tokenizer(self, tokenizer: Any) -> None:
         self._encoder = self._make_encoder(tokenizer)

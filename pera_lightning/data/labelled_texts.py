@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -17,7 +17,16 @@ from pera_lightning.run_log.messages import rank_zero_info
 
 
 class LabelledTexts(list[dict[str, Any]]):
-    """What the tokenizer makes of every row, with its label."""
+    """What the tokenizer makes of every row, with its label.
+
+    Args:
+        examples: Of all rows.
+        texts: The texts that they were made of.
+    """
+
+    def __init__(self, examples: Iterable[dict[str, Any]], texts: Sequence[tuple[str, ...]]) -> None:
+        super().__init__(examples)
+        self.texts = texts
 
     @property
     def lengths(self) -> list[int]:
@@ -55,6 +64,15 @@ class LabelledTextModule(TokenisedDataModule):
         """The same batches as in a test."""
         return self.test_dataloader()
 
+    def described(self, number: int) -> dict[str, Any]:
+        """The row's texts, and its true class or score."""
+        rows = self._splits["test"]
+        return self._as_columns(number, rows.texts[number], rows[number]["labels"])
+
+    def _as_columns(self, index: int, texts: tuple[str, ...], label: Any) -> dict[str, Any]:
+        true = {} if label is None else {"true_score" if self.num_labels == 1 else "true_label": label}
+        return {"index": index, **dict(zip(("text", "text_pair"), texts, strict=False)), **true}
+
     def _tokenise(self, split: Split, rows: Sequence[tuple[str, ...]], targets: Sequence[int | float]) -> LabelledTexts:
         """Tokenises rows of one or two texts.
 
@@ -69,8 +87,11 @@ class LabelledTextModule(TokenisedDataModule):
             encoded = self._tokenizer(*texts, truncation=True, max_length=length)
         as_label = float if self.num_labels == 1 else int
         examples = LabelledTexts(
-            {**{name: values[index] for name, values in encoded.items()}, "labels": as_label(target)}
-            for index, target in enumerate(targets)
+            (
+                {**{name: values[index] for name, values in encoded.items()}, "labels": as_label(target)}
+                for index, target in enumerate(targets)
+            ),
+            rows,
         )
         tokens = examples.lengths
         # What is cut fills it; of what fills it some may just fit.

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from pera_lightning.data.chat.chat_template import ChatTemplate
-from pera_lightning.data.examples import IGNORE_INDEX
+from pera_lightning.data.examples import IGNORE_INDEX, last_answer
 from pera_lightning.data.model_limits import ModelLimits
 from pera_lightning.errors import ConfigError, shown
 from pera_lightning.form_bounds import MAX_TOKEN, is_whole
@@ -57,8 +57,8 @@ def split_prompts(batch: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tenso
     labels = batch.get("labels", torch.full_like(ids, IGNORE_INDEX))
     lengths = batch.get("attention_mask", torch.ones_like(ids)).sum(dim=1).tolist()
     prompts, answers = [], []
-    for row, (length, labelled) in enumerate(zip(lengths, labels.cpu() != IGNORE_INDEX, strict=True)):
-        start, end = _last_run(labelled, length)
+    for row, (length, own) in enumerate(zip(lengths, labels.cpu(), strict=True)):
+        start, end = last_answer(own[:length])
         prompts.append(ids[row, :start])
         answers.append(ids[row, start:end])
     return prompts, answers
@@ -195,16 +195,6 @@ def _new_tokens(model: PreTrainedModel, prompts: Sequence[Tensor], wanted: int) 
         f"{room} tokens, not at max_new_tokens={wanted}."
     )
     return room
-
-
-def _last_run(labelled: Tensor, length: int) -> tuple[int, int]:
-    """Start and end of the last run of True in a vector; `(length, length)` where there is none."""
-    positions = labelled.nonzero().flatten()
-    if positions.numel() == 0:
-        return length, length
-    end = int(positions[-1]) + 1
-    gaps = (~labelled[:end]).nonzero().flatten()
-    return (int(gaps[-1]) + 1 if gaps.numel() else 0), end
 
 
 def _pad_left(rows: list[Tensor], padding: int) -> tuple[Tensor, Tensor]:

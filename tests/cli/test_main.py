@@ -185,7 +185,8 @@ def test_predictions_are_a_file(project: Path) -> None:
     rows = [json.loads(line) for line in (project / "found/predictions.jsonl").read_text().splitlines()]
     assert f"{len(rows)} predictions written to found/predictions.jsonl" in printed
     assert len(rows) > 0
-    assert all(isinstance(row["prediction"], str) for row in rows)
+    assert [row["index"] for row in rows] == list(range(len(rows)))
+    assert all(row.keys() == {"index", "prompt", "expected", "answer"} for row in rows)
 
 
 def test_fit_resumes(project: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from pera_lightning import ClassificationDataModule
 from pera_lightning.analysis.memory import GB, needed
 from pera_lightning.cli.estimate.fit_on_meta import FitOnMeta
 from pera_lightning.cli.estimate.fit_options import FitOptions
@@ -19,10 +20,11 @@ from pera_lightning.cli.estimate.parsed_fit import parse_fit
 from tests.cli.test_main import run
 from tests.conftest import ROOT
 from tests.support.classifiers import save_encoder, write_task
-from tests.support.pretrained import save_pretrained
+from tests.support.pretrained import character_tokenizer, save_pretrained
 
 GLUE_CONFIG = ROOT / "configs" / "glue_minilm_cpu.yaml"
-CONFIGS = sorted({*(ROOT / "configs").glob("*.yaml")} - {GLUE_CONFIG})
+CLASSIFICATION_CONFIG = ROOT / "configs" / "classification_cpu.yaml"
+CONFIGS = sorted({*(ROOT / "configs").glob("*.yaml")} - {GLUE_CONFIG, CLASSIFICATION_CONFIG})
 TEXT_CONFIG = ROOT / "configs" / "text_smollm2_cpu.yaml"
 GPU_CONFIGS = [path for path in CONFIGS if "gb_" in path.name]
 
@@ -251,3 +253,14 @@ def test_the_glue_config_fits_and_tests_on_a_folder_of_the_command_line(tmp_path
         assert f"test_{name}" in printed
     saved = load_file(fit / "adapter" / "adapter_model.safetensors")
     assert any(key.startswith("classifier.") for key in saved)
+
+
+def test_the_classification_config_reads_its_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    options = yaml.safe_load(CLASSIFICATION_CONFIG.read_text(encoding="utf-8"))["data"]["init_args"]
+    data = ClassificationDataModule(**options, tokenizer=character_tokenizer())
+    for stage, rows in {"fit": 38, "test": 12, "predict": 3}.items():
+        data.setup(stage)
+        loader = {"fit": data.train_dataloader, "test": data.test_dataloader, "predict": data.predict_dataloader}[stage]
+        assert len(loader().dataset) == rows
+    assert data.labels == ("complaint", "praise", "question")

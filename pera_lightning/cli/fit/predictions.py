@@ -18,6 +18,7 @@ from pera_lightning.storage.regular_file import open_regular
 from pera_lightning.storage.remote import Place, RemotePath
 from pera_lightning.storage.temporaries import remove
 
+Rows = list[dict[str, Any]]
 _LARGEST_MARK = 1 << 16
 
 
@@ -59,7 +60,9 @@ def _checksum(path: Place) -> str:
     return checksum.hexdigest()
 
 
-def write_predictions(batches: Sequence[Any], path: Path, *, overwrite: bool = False) -> int:
+def write_predictions(
+    batches: Sequence[Any], path: Path, *, overwrite: bool = False, readable: Callable[[Rows], Rows] | None = None
+) -> int:
     """Write predictions as JSONL, in the order of the data.
 
     Args:
@@ -67,6 +70,7 @@ def write_predictions(batches: Sequence[Any], path: Path, *, overwrite: bool = F
             values themselves, which then are named "prediction". Values are a tensor (B, ...) or a list of B.
         path: The file.
         overwrite: Whether it may be somebody else's.
+        readable: What makes of the rows those that are written.
 
     Returns:
         The number of rows.
@@ -78,6 +82,7 @@ def write_predictions(batches: Sequence[Any], path: Path, *, overwrite: bool = F
         ValueError: The values of a mapping are not equally many; nothing is written.
     """
     rows = [row for batch in batches for row in _rows(batch)]
+    rows = rows if readable is None else readable(rows)
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     # Others may have put one there since it was looked at.
     check_predictions(path, overwrite=overwrite)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from ast import literal_eval
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -26,8 +27,9 @@ from pera_lightning.cli.fit.base_comparison import (
     write_comparison,
 )
 from pera_lightning.cli.fit.earlier_files import earlier_files_kept
-from pera_lightning.cli.fit.predictions import check_predictions, write_predictions
+from pera_lightning.cli.fit.predictions import Rows, check_predictions, write_predictions
 from pera_lightning.cli.fit.progress_bar import PeraProgressBar
+from pera_lightning.cli.fit.readable_predictions import NumbersOfRows, readable_predictions
 from pera_lightning.cli.fit.untrained_base import RefuseUntrained, refuse_without_checkpoint
 from pera_lightning.cli.options.checked import chosen_classes
 from pera_lightning.cli.options.given import given_options
@@ -121,6 +123,8 @@ class PeraCLI(LightningCLI):
         callbacks = chosen_callbacks(options)
         if self.subcommand in ("test", "predict"):
             callbacks = [*callbacks, RefuseUntrained()]
+        if self.subcommand == "predict":
+            callbacks = [*callbacks, self._numbers]
         wants_bar = options.get("enable_progress_bar") is not False and not options.get("barebones")
         if wants_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks = [*callbacks, PeraProgressBar()]
@@ -157,6 +161,13 @@ class PeraCLI(LightningCLI):
     def _overwrites(self) -> bool:
         return bool(self._get(self.config, "overwrite"))
 
+    @cached_property
+    def _numbers(self) -> NumbersOfRows:
+        return NumbersOfRows()
+
+    def _readable(self, rows: Rows) -> Rows:
+        return readable_predictions(rows, self._numbers.numbers, self.model, self.datamodule)
+
     @property
     def _predictions(self) -> Place:
         """The file of this process."""
@@ -188,7 +199,7 @@ class PeraCLI(LightningCLI):
         try:
             with written(path.parent) as local:
                 found = trainer.predict_loop.predictions
-                rows = write_predictions(found, local / path.name, overwrite=self._overwrites)
+                rows = write_predictions(found, local / path.name, overwrite=self._overwrites, readable=self._readable)
         except FolderError:
             raise
         except (TypeError, ValueError) as error:
