@@ -5,10 +5,12 @@ A page's links are written as they work in the repository, such as `../configs/q
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -20,6 +22,7 @@ STARTS = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 PLACE = "repository"
 """The site's folder for such pages."""
 LINK = re.compile(r"\]\((?!\w+:)([^)\s#]+)((?:#[^)\s]*)?)\)")
+PROSE = (".md", ".ipynb")
 LANGUAGES = {".py": "python", ".sbatch": "bash", ".yaml": "yaml", ".json": "json", ".toml": "toml"}
 
 
@@ -35,14 +38,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             done.add(path)
             text = page_of(path)
             files.append(File.generated(config, address(path), content=text))
-            todo += outside(path, text) if path.suffix == ".md" else members(path)
+            todo += outside(path, text) if path.suffix in PROSE else members(path)
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Let the page's links lead to pages of the site."""
     path = place(page.file.src_uri)
-    if path.suffix != ".md":
+    if path.suffix not in PROSE:
         return markdown
 
     def led(match: re.Match[str]) -> str:
@@ -92,9 +95,11 @@ def members(path: Path) -> list[Path]:
 
 
 def page_of(path: Path) -> str:
-    """A Markdown file as it is; a folder's list; any other text as a block of code."""
+    """A Markdown file as it is; a notebook's cells; a folder's list; any other text as a block of code."""
     if path.suffix == ".md":
         return path.read_text("utf-8")
+    if path.suffix == ".ipynb":
+        return "\n\n".join(map(cell_text, json.loads(path.read_text("utf-8"))["cells"]))
     name = path.relative_to(ROOT).as_posix()
     if path.is_dir():
         way = os.path.relpath
@@ -102,3 +107,9 @@ def page_of(path: Path) -> str:
     else:
         lines = [f"~~~~~~{LANGUAGES.get(path.suffix, 'text')}", path.read_text("utf-8").rstrip(), "~~~~~~"]
     return "\n".join(["---", "search:", "  exclude: true", "---", "", f"# {name}", "", *lines, ""])
+
+
+def cell_text(cell: dict[str, Any]) -> str:
+    """A cell of a notebook as Markdown; its output is left out."""
+    text = "".join(cell["source"])
+    return text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```"
