@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal
 
 from pera_lightning.checkpoint.adapter_kind import CONFIG_FILE
-from pera_lightning.checkpoint.base_code import auto_class
 from pera_lightning.checkpoint.manifest.manifest import read_manifest
 from pera_lightning.cli.screen import show
 from pera_lightning.errors import ConfigError
-from pera_lightning.export.export_report import ExportReport
-from pera_lightning.export.gguf.gguf_adapter import GGUF_FILE
-from pera_lightning.export.gguf.gguf_writing import MERGED_GGUF_FILE
-from pera_lightning.export.lora.factors_format import FACTORS_FILE
-from pera_lightning.export.servers import max_lora_rank, refuse_losses
+from pera_lightning.export.forms import LORA_FORMS, MODEL_FORMS, ExportForm
+from pera_lightning.option_checks import one_of
 from pera_lightning.storage.remote import local_path, place
 
 if TYPE_CHECKING:
@@ -25,7 +20,7 @@ if TYPE_CHECKING:
 def export(
     adapter: str,
     out: str,
-    to: Literal["peft", "vllm", "llamacpp", "merged", "gguf", "safetensors"] = "peft",
+    to: ExportForm = "peft",
     rank: int | None = None,
     max_error: float | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
@@ -76,9 +71,7 @@ def export(
 
     from pera_lightning.export import export_lora
     from pera_lightning.export.export_check import check_with_peft
-    from pera_lightning.export.gguf.export_merged_gguf import export_merged_gguf
     from pera_lightning.export.lora.peft_loading import has_peft
-    from pera_lightning.export.merged.merged_model import export_merged
     from pera_lightning.export.place import check_place
     from pera_lightning.loading.adapted_model import load_adapted_model
     from pera_lightning.loading.adapter_source import adapter_source
@@ -88,22 +81,21 @@ def export(
     _refuse_idle(to, check, rank, max_error, into, rows, base_dtype)
     folder, examples = local_path(out, "--out"), None if rows is None else local_path(rows, "--rows")
     manifest = read_manifest(place(adapter) / CONFIG_FILE)
-    merging: dict[str, Any] = {"base": base, "gguf_file": gguf_file, "compare": check, "overwrite": overwrite}
-    if to == "merged":
-        show(export_merged(adapter, out, dtype=dtype, into=into, **merging))
-        show(f"{auto_class(manifest.architecture) or manifest.architecture}.from_pretrained({str(folder)!r})")
+    if to in MODEL_FORMS:
+        model = MODEL_FORMS[to]
+        merging: dict[str, Any] = {"base": base, "gguf_file": gguf_file, "compare": check, "overwrite": overwrite}
+        merging |= ({} if dtype is None else {"dtype": dtype}) | ({"into": into} if model.takes_into else {})
+        show(model.export(adapter, out, **merging))
+        show(model.how_to_load(folder, manifest))
         return
-    if to == "gguf":
-        show(export_merged_gguf(adapter, out, dtype=dtype or "float16", **merging))
-        show(f"llama-cli -m {quote(str(folder / MERGED_GGUF_FILE))}")
-        return
+    form = LORA_FORMS[to]
     check_place(folder, to, base=base or manifest.base_model, overwrite=overwrite)
-    refuse_losses(to, manifest)
+    form.refuse_losses(manifest)
     options: dict[str, Any] = {"to": to, "max_error": max_error, "dtype": getattr(torch, dtype or "float32")}
     options["overwrite"] = overwrite
     source: Any = adapter
     if check:
-        if to in ("peft", "vllm") and has_peft():
+        if form.of_peft and has_peft():
             options["check"] = check_with_peft
         source, tokenizer = load_adapted_model(adapter, base=base, gguf_file=gguf_file, dtype=base_dtype)
         as_trained = {
@@ -112,11 +104,12 @@ def export(
             "system_prompt": system_prompt,
         }
         options["inputs"] = _inputs(source, tokenizer, examples, positions, as_trained)
-    elif to == "llamacpp":
+    elif form.needs_config:
         options["model_config"] = load_config(adapter_source(place(adapter), manifest, base, gguf_file))
     report = export_lora(source, out, rank, **options)
     show(report)
-    show(how_to_load(report, folder, base or manifest.base_model or "BASE"))
+    assert report.rank is not None
+    show(form.how_to_load(folder, base or manifest.base_model or "BASE", report.rank))
 
 
 def _inputs(
@@ -134,12 +127,14 @@ def _inputs(
 def _refuse_idle(
     to: str, check: bool, rank: int | None, max_error: float | None, into: str, rows: str | None, base_dtype: str
 ) -> None:
-    """Refuse options that would do nothing."""
-    lora = to not in ("merged", "gguf")
+    """Refuse options that would do nothing, and a form that there is not."""
+    one_of("to", to, (*LORA_FORMS, *MODEL_FORMS))
+    lora = to in LORA_FORMS
+    onto = [f"--to {name}" for name, form in MODEL_FORMS.items() if form.takes_into]
     for option, given, where, holds in (
         ("--rank", rank is not None, "a LoRA", lora),
         ("--max_error", max_error is not None, "a LoRA", lora),
-        ("--into", into != "auto", "--to merged", to == "merged"),
+        ("--into", into != "auto", " or ".join(onto), f"--to {to}" in onto),
         ("--rows", rows is not None, "the comparison of a LoRA", check and lora),
         ("--base_dtype", base_dtype != "float32", "the comparison of a LoRA", check and lora),
     ):
@@ -150,18 +145,3 @@ def _refuse_idle(
                 expected=f"{option} with {where}",
                 fix=f"leave {option} out",
             )
-
-
-def how_to_load(report: ExportReport, folder: Path, base: str) -> str:
-    """The last line: what to do with the export."""
-    if report.to == "vllm":
-        assert report.rank is not None
-        return (
-            f"vllm serve {quote(base)} --enable-lora --max-lora-rank {max_lora_rank(report.rank)} "
-            f"--lora-modules {quote(f'{folder.resolve().name}={folder}')}"
-        )
-    if report.to == "peft":
-        return f"PeftModel.from_pretrained(model, {str(folder)!r})  # model: {base}"
-    if report.to == "llamacpp":
-        return f"llama-cli -m base.gguf --lora {quote(str(folder / GGUF_FILE))}  # base.gguf: {base} as GGUF"
-    return f"weight of each layer + up @ down, from {folder / FACTORS_FILE}"

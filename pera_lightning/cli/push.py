@@ -5,25 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from pera_lightning.checkpoint.adapter_folder import read_adapter, read_weights
-from pera_lightning.checkpoint.adapter_kind import ADAPTER
+from pera_lightning.checkpoint.adapter_kind import ADAPTER, CARD_FILE, CONFIG_FILE
 from pera_lightning.checkpoint.finite_values import describe_infinite, not_finite
 from pera_lightning.cli.screen import show
 from pera_lightning.errors import AdapterFileError, ConfigError, one_line
 from pera_lightning.export.export_report import REPORT_FILE
+from pera_lightning.export.forms import LORA_FORMS
 from pera_lightning.export.place import export_kind
 from pera_lightning.option_checks import check_flags
 from pera_lightning.storage.bounded_json import read_json
 from pera_lightning.storage.folder_kind import is_ours, listed_files
 from pera_lightning.storage.remote import local_path
 
-FILES = (
-    "README.md",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "adapter.gguf",
-    "lora_factors.safetensors",
-    "export_report.json",
-)
+WEIGHTS = tuple(dict.fromkeys(name for form in LORA_FORMS.values() for name in form.files))
+"""Files that hold an adapter; those of PERA's own have the same name as PEFT's."""
+FILES = (CARD_FILE, CONFIG_FILE, *WEIGHTS, REPORT_FILE)
 """What is uploaded, and nothing else: no checkpoints, optimizer states, logs or data."""
 
 
@@ -93,10 +89,10 @@ def _of_merged(folder: Path) -> list[str]:
 def _files(folder: Path) -> list[Path]:
     names = _of_merged(folder) or FILES
     found = [folder / name for name in names if (folder / name).is_file()]
-    if not any(path.suffix in (".safetensors", ".gguf") for path in found):
+    if not any(path.name in WEIGHTS or path.suffix in (".safetensors", ".gguf") for path in found):
         raise AdapterFileError(
             "There is no adapter to upload.",
-            got=f"{folder} without any of {', '.join(FILES[2:5])}",
+            got=f"{folder} without any of {', '.join(WEIGHTS)}",
             expected="a folder that a fit or `export` wrote",
             fix="check the path",
         )

@@ -1,7 +1,7 @@
 """Leaving PERA behind: plain LoRAs (`lora/`), plain models (`merged/`), files of llama.cpp (`gguf/`).
 
-May import models and loading, nothing of the callback. Open `lora/plain_lora.py` first: every export goes on from it;
-`certificate.py` compares what came out with the adapter.
+May import models and loading, nothing of the callback. Open `forms.py` first, the table of what there is. A LoRA begins
+as the one of `lora/plain_lora.py`; `certificate.py` compares what came out with the adapter.
 """
 
 from pera_lightning.export.export_report import ExportReport

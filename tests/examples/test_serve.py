@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pera_lightning.export.servers import VLLM_RANKS
+from pera_lightning.export.forms import VLLM_RANKS
 from pera_lightning.functional import expanded_rank
 from tests.conftest import ROOT
 

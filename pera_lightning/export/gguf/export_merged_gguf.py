@@ -15,10 +15,10 @@ from pera_lightning.errors import ConfigError
 from pera_lightning.export.certificate import Certificate
 from pera_lightning.export.export_report import ExportReport
 from pera_lightning.export.gguf.gguf_writing import MERGED_GGUF_FILE, write_merged_gguf
+from pera_lightning.export.lora.lora_losses import LLAMA_CPP, refuse_losses
 from pera_lightning.export.lora.plain_lora import PeraTensors, plain_lora
 from pera_lightning.export.merged.merged_certificate import prompt_reference
 from pera_lightning.export.place import check_place, export_kind
-from pera_lightning.export.servers import refuse_losses
 from pera_lightning.loading.adapter_source import adapter_source
 from pera_lightning.loading.pretrained import PretrainedSource, load_causal_lm
 from pera_lightning.option_checks import check_flags, one_of
@@ -68,7 +68,7 @@ def export_merged_gguf(
     one_of("dtype", dtype, get_args(GgufDtype))
     adapter, out = place(adapter_dir), local_path(out_dir, "out_dir")
     manifest = read_manifest(adapter / CONFIG_FILE)
-    refuse_losses("llamacpp", manifest)
+    refuse_losses(LLAMA_CPP, manifest, linear_only=True)
     source = adapter_source(adapter, manifest, base, gguf_file)
     base_file = _base_file(source)
     check_place(out, "gguf", base=str(base_file), overwrite=overwrite)

@@ -13,8 +13,8 @@ from pera_lightning.errors import AdapterFileError
 from pera_lightning.export.gguf.gguf_names import GgufBase
 from pera_lightning.export.gguf.gguf_tensors import OURS, check_gguf_file, decoded, encoded, gguf_reader, tensor_type
 from pera_lightning.export.lora.lora_factors import LoraFactors, StoredLora
+from pera_lightning.export.lora.lora_losses import LLAMA_CPP, refuse_losses
 from pera_lightning.export.lora.plain_lora import PlainLora
-from pera_lightning.export.servers import refuse_losses
 from pera_lightning.storage.atomic import replacing
 from pera_lightning.storage.gguf_header import gguf_package
 from pera_lightning.storage.remote import local_path
@@ -40,7 +40,7 @@ def write_gguf_adapter(lora: PlainLora, path: str | Path, config: Any, *, overwr
     """
     gguf, base, path = gguf_package(), GgufBase.of(config), local_path(path, "path")
     check_gguf_file(path, _FORM, overwrite=overwrite)
-    refuse_losses("llamacpp", lora.manifest)
+    refuse_losses(LLAMA_CPP, lora.manifest, linear_only=True)
     tensors = {name: (encoded(value), tensor_type(value.dtype)) for name, value in _tensors(lora, base).items()}
     with replacing(path) as temporary, closing(gguf.GGUFWriter(temporary, base.architecture)) as writer:
         writer.add_type(gguf.GGUFType.ADAPTER)

@@ -25,9 +25,9 @@ from pera_lightning.export.gguf.gguf_tensors import (
     tensor_type,
 )
 from pera_lightning.export.lora.lora_factors import LoraFactors
+from pera_lightning.export.lora.lora_losses import LLAMA_CPP, refuse_losses
 from pera_lightning.export.lora.plain_lora import PlainLora
 from pera_lightning.export.merged.merge_report import MergeReport, Norms, rounding_norms
-from pera_lightning.export.servers import refuse_losses
 from pera_lightning.storage.atomic import replacing
 from pera_lightning.storage.gguf_header import gguf_package
 from pera_lightning.storage.out_folder import check_room
@@ -68,7 +68,7 @@ def write_merged_gguf(
     """
     gguf, path = gguf_package(), local_path(path, "path")
     kind = tensor_type(dtype)
-    refuse_losses("llamacpp", lora.manifest)
+    refuse_losses(LLAMA_CPP, lora.manifest, linear_only=True)
     reader = gguf_reader(base_file)
     base = GgufBase.of_file(reader)
     names = base.tensor_names(lora.factors)

@@ -1,4 +1,4 @@
 """An adapter as a plain LoRA: exactly, or cut to a smaller rank.
 
-Every other export begins here. Open `export_lora.py` first, `plain_lora.py` for what is written down.
+Open `plain_lora.py` first: what is written down, whatever the form. `export_lora.py` writes and compares it.
 """

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,17 +13,14 @@ from pera_lightning.concurrency import reading
 from pera_lightning.errors import ConfigError, ExportError, InjectionError
 from pera_lightning.export.certificate import Certificate, Reference
 from pera_lightning.export.export_report import ExportReport
-from pera_lightning.export.gguf.gguf_adapter import GGUF_FILE, read_gguf_adapter, write_gguf_adapter
-from pera_lightning.export.lora.factors_format import read_factors, write_factors
+from pera_lightning.export.forms import ExportForm, LoraForm, lora_form
 from pera_lightning.export.lora.lora_applied import lora_applied
 from pera_lightning.export.lora.lora_card import write_lora_card
 from pera_lightning.export.lora.lora_factors import StoredLora
-from pera_lightning.export.lora.peft_format import read_peft, write_peft
 from pera_lightning.export.lora.peft_loading import has_peft, try_peft
 from pera_lightning.export.lora.plain_lora import PeraTensors, PlainLora, plain_lora
 from pera_lightning.export.place import check_place, export_kind
 from pera_lightning.export.probe import token_probe
-from pera_lightning.export.servers import SERVERS, Server, refuse_losses, refuse_rank
 from pera_lightning.injection import adapted_layers, adapter_layers, marked_modules, original_names
 from pera_lightning.layers import PeraLinear
 from pera_lightning.layers.call_hooks import changes_output
@@ -36,8 +33,6 @@ from pera_lightning.visible_text import visible_logger
 logger = visible_logger(__name__)
 Check = Callable[[nn.Module, Path, Reference], Certificate]
 """How an export is loaded back: from the adapted model, the folder and what the model computes."""
-_OF_PEFT = ("peft", "vllm")
-"""Targets that read PEFT's format."""
 
 
 def export_lora(
@@ -45,7 +40,7 @@ def export_lora(
     out_dir: str | Path,
     rank: int | None = None,
     *,
-    to: Server = "peft",
+    to: ExportForm = "peft",
     max_error: float | None = None,
     dtype: torch.dtype = torch.float32,
     inputs: Sequence[Any] | None = None,
@@ -92,50 +87,46 @@ def export_lora(
             more than multiply.
         AdapterFileError: The folder is missing or damaged.
     """
-    _check_options(to, dtype, inputs, overwrite)
+    _check_options(dtype, inputs, overwrite)
+    form = lora_form(to)
     folder = local_path(out_dir, "out_dir")
     with reading(model_or_dir, alone=True):
         if isinstance(model_or_dir, nn.Module):
-            _check_model(model_or_dir, to)
+            _check_model(model_or_dir, form)
         adapter = PeraTensors.of(model_or_dir)
         check_place(folder, to, base=adapter.manifest.base_model, overwrite=overwrite)
-        refuse_losses(to, adapter.manifest)
+        form.refuse_losses(adapter.manifest)
         lora = plain_lora(adapter, rank, max_error=max_error, dtype=dtype)
-        refuse_rank(to, lora.rank)
+        form.refuse_rank(lora.rank)
         reference = _reference(model_or_dir, inputs, lora)
-        form = _form(to, getattr(model_or_dir, "config", None) if model_config is None else model_config)
+        if model_config is None:
+            model_config = getattr(model_or_dir, "config", None)
+        form.check_config(model_config)
         size = sum(part.nbytes for factors in lora.factors.values() for part in factors)
         with whole_folder(folder, export_kind(to), overwrite=overwrite, bytes_needed=size) as temporary:
-            form.write(lora, temporary)
+            form.write(lora, temporary, model_config)
             certificate = None
             if isinstance(model_or_dir, nn.Module):
-                if check is None and to in _OF_PEFT and has_peft():
+                if check is None and form.of_peft and has_peft():
                     try_peft(model_or_dir, temporary)
                 if reference is not None:
-                    certificate = (check or _plain_check(form))(model_or_dir, temporary, reference)
+                    certificate = (check or _plain_check(form, model_config))(model_or_dir, temporary, reference)
                     certificate.refuse_inexact()
             name = str(dtype).removeprefix("torch.")
             report = ExportReport(to, lora.rank, name, lora.exact, lora.fits, lora.saved_rounding, certificate)
-            if to in _OF_PEFT:
+            if form.of_peft:
                 write_lora_card(temporary, adapter.manifest, report)
             report.write(temporary)
         return report
 
 
-def _check_options(to: str, dtype: torch.dtype, inputs: Sequence[Any] | None, overwrite: bool) -> None:
+def _check_options(dtype: torch.dtype, inputs: Sequence[Any] | None, overwrite: bool) -> None:
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ConfigError(
             "A LoRA is written in a floating dtype that servers read.",
             got=repr(dtype),
             expected="torch.float32, torch.bfloat16 or torch.float16",
             fix="leave it out for float32",
-        )
-    if to not in SERVERS:
-        raise ConfigError(
-            "There is no such target of an export.",
-            got=repr(to),
-            expected=" or ".join(map(repr, SERVERS)),
-            fix="use 'peft', which most servers read",
         )
     check_flags(overwrite=overwrite)
     if not (inputs is None or isinstance(inputs, list | tuple)):
@@ -147,44 +138,20 @@ def _check_options(to: str, dtype: torch.dtype, inputs: Sequence[Any] | None, ov
         )
 
 
-def _check_model(model: nn.Module, to: Server) -> None:
+def _check_model(model: nn.Module, form: LoraForm) -> None:
     """Refuse a model that does not compute base plus adapter, and no more, or is not what loads the export."""
     _refuse_inactive(model)
     for name, layer in adapted_layers(model):
         refuse_more(layer.base_layer, layer, name)
-    _refuse_wrapped(model, to)
+    if not form.wrapped:
+        _refuse_wrapped(model)
     _name_hooks(model)
 
 
-class _Form(NamedTuple):
-    """How a form of LoRA is written to a folder and read back."""
-
-    write: Callable[[PlainLora, Path], None]
-    read: Callable[[Path, Iterable[str]], StoredLora]
-
-
-def _form(to: Server, model_config: Any) -> _Form:
-    if to == "safetensors":
-        return _Form(write_factors, lambda folder, _: read_factors(folder))
-    if to != "llamacpp":
-        return _Form(write_peft, lambda folder, _: read_peft(folder))
-    if model_config is None:
-        raise ExportError(
-            "GGUF files name layers by the kind of model, which an adapter folder does not tell.",
-            got="no config of the model",
-            expected="a transformers model, or its config",
-            fix="export_lora(model, ...), or model_config=AutoConfig.from_pretrained(base)",
-        )
-    return _Form(
-        lambda lora, folder: write_gguf_adapter(lora, folder / GGUF_FILE, model_config),
-        lambda folder, layers: read_gguf_adapter(folder / GGUF_FILE, model_config, layers),
-    )
-
-
-def _plain_check(form: _Form) -> Check:
+def _plain_check(form: LoraForm, model_config: Any) -> Check:
     def check(model: nn.Module, folder: Path, reference: Reference) -> Certificate:
         layers = [name for name, layer in original_names(model) if isinstance(layer, PeraLinear)]
-        with lora_applied(model, form.read(folder, layers)):
+        with lora_applied(model, form.read(folder, model_config, layers)):
             return reference.compare(model, "two plain matrix products per layer")
 
     return check
@@ -230,9 +197,9 @@ def _refuse_inactive(model: nn.Module) -> None:
             )
 
 
-def _refuse_wrapped(model: nn.Module, to: Server) -> None:
+def _refuse_wrapped(model: nn.Module) -> None:
     """Refuse a LightningModule, say, around the model that the export is for: its names have one component more."""
-    if to == "safetensors" or hasattr(model, "save_pretrained"):
+    if hasattr(model, "save_pretrained"):
         return
     # What lies beside the inner model belongs to the whole, and the names with it.
     names = [name for name, _ in (*adapter_layers(model), *marked_modules(model))]

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from pera_lightning.errors import ExportError, one_line
 from pera_lightning.export.lora.lora_factors import LoraFactors, StoredLora
+from pera_lightning.export.lora.lora_losses import MERGE
 from pera_lightning.export.lora.peft_format import read_peft
-from pera_lightning.export.servers import MERGE
 from pera_lightning.injection import marked_modules, remove_adapter
 from pera_lightning.requirements import is_installed, require
 from pera_lightning.visible_text import visible_logger
