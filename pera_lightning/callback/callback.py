@@ -158,7 +158,7 @@ class PeraCallback(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         refuse_lost_urls(trainer)
         self._strategy = strategy_of(trainer)
-        refuse_conflicting_callbacks(trainer, self._strategy)
+        refuse_conflicting_callbacks(trainer)
         self._strategy.refuse(pl_module, self.polynomial_start_step)
         self._exact_resume.setup(trainer, pl_module, stage)
         # Late, so that it comes after the module's own setup(), which may build or rebuild the model.

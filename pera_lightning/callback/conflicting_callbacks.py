@@ -8,26 +8,25 @@ import lightning.pytorch as pl
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging
 
-from pera_lightning.callback.strategies.strategy import RunStrategy
 from pera_lightning.errors import TrainingError
+from pera_lightning.models.parallel.strategy_kind import kind_of
 
 # WeightAveraging is not in older versions.
 _AVERAGING: Any = (StochasticWeightAveraging, getattr(lightning_callbacks, "WeightAveraging", ()))
 
 
-def refuse_conflicting_callbacks(trainer: pl.Trainer, strategy: RunStrategy) -> None:
+def refuse_conflicting_callbacks(trainer: pl.Trainer) -> None:
     """Raise if a callback would change weights that adapter-only checkpoints do not hold, or cannot work.
 
     Args:
         trainer: The Trainer with its callbacks.
-        strategy: What stands for its strategy.
 
     Raises:
         TrainingError: ModelPruning is among the callbacks, or one that averages weights where modules are sharded.
     """
     callbacks = getattr(trainer, "callbacks", ())
     averaging = [part for part in callbacks if isinstance(part, _AVERAGING)]
-    if averaging and not strategy.keeps_modules_whole:
+    if averaging and kind_of(trainer.strategy).shards_base:
         raise TrainingError(
             "Weights of a sharded module cannot be averaged.",
             got=f"{type(averaging[0]).__name__} under {type(trainer.strategy).__name__}",

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from pera_lightning.errors import ConfigError
+from pera_lightning.models.parallel.strategy_kind import kind_of
 from pera_lightning.run_log.messages import rank_zero_warn
 
 SMALLEST = 2**20
@@ -57,7 +57,7 @@ def check_offloading(trainer: pl.Trainer) -> None:
     Raises:
         ConfigError: The strategy shards the weights; gathered for a layer, they could not be told from activations.
     """
-    if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+    if kind_of(trainer.strategy).shards_base:
         raise ConfigError(
             "Activations cannot be offloaded where the weights are sharded.",
             got=f"activation_offloading=True under {type(trainer.strategy).__name__}",

@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch.distributed
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
@@ -29,6 +28,7 @@ from pera_lightning.callback.resume.random_state import random_states, restore_r
 from pera_lightning.callback.resume.restored_state import check_loops, name_checkpoint, restoring, stop_naming
 from pera_lightning.callback.resume.resume_limits import warn_of_limits
 from pera_lightning.checkpoint.training.training_checkpoint import PROCESSES
+from pera_lightning.models.parallel.strategy_kind import kind_of
 from pera_lightning.run_log.messages import rank_zero_warn
 
 
@@ -86,7 +86,7 @@ class ExactResume(pl.Callback):
             "random": random_states(),
             "gradients": accumulated_gradients(trainer, pl_module),
             "weights": accumulated_weights(pl_module),
-            "sharded": isinstance(trainer.strategy, ModelParallelStrategy),
+            "sharded": kind_of(trainer.strategy).shards_adapter,
             "averaged": averaged_counts(pl_module),
         }
         checkpoint[PROCESSES] = _gathered(mine)

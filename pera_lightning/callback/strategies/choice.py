@@ -9,6 +9,7 @@ from pera_lightning.callback.strategies.deepspeed import DeepSpeedRun
 from pera_lightning.callback.strategies.fsdp1 import Fsdp1Run
 from pera_lightning.callback.strategies.model_parallel import ModelParallelRun
 from pera_lightning.callback.strategies.strategy import RunStrategy
+from pera_lightning.models.parallel.strategy_kind import nearest_entry
 
 STRATEGIES: dict[type[Strategy], type[RunStrategy]] = {
     DeepSpeedStrategy: DeepSpeedRun,
@@ -20,5 +21,4 @@ STRATEGIES: dict[type[Strategy], type[RunStrategy]] = {
 
 def strategy_of(trainer: pl.Trainer) -> RunStrategy:
     """What stands for the Trainer's strategy."""
-    found = (ours for theirs, ours in STRATEGIES.items() if isinstance(trainer.strategy, theirs))
-    return next(found, RunStrategy)(trainer)
+    return nearest_entry(trainer.strategy, STRATEGIES, RunStrategy)(trainer)

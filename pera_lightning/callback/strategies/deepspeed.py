@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from torch.serialization import safe_globals
 from typing_extensions import override
 
-from pera_lightning.callback.strategies.quantized import SHARD_INSTEAD, refuse_quantized
+from pera_lightning.callback.strategies.refuse_quantized import SHARD_INSTEAD, refuse_quantized
 from pera_lightning.callback.strategies.strategy import RunStrategy
 from pera_lightning.checkpoint import Manifest, install_state_hooks
 from pera_lightning.checkpoint.training.checkpoint_archive import refuse_other_folders

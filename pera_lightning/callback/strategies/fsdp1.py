@@ -26,7 +26,7 @@ from pera_lightning.callback.resume.restored_training import optimizers_problem,
 from pera_lightning.callback.strategies.checkpoint_objects import plain_values_alone
 from pera_lightning.callback.strategies.fitting_checkpoint import fitting_checkpoint
 from pera_lightning.callback.strategies.flattened import ROOT, is_flattened
-from pera_lightning.callback.strategies.quantized import refuse_quantized
+from pera_lightning.callback.strategies.refuse_quantized import refuse_quantized
 from pera_lightning.callback.strategies.strategy import RunStrategy, refuse_folder
 from pera_lightning.checkpoint import Manifest, adapter_state_dict
 from pera_lightning.checkpoint.adapter_state import copy_into
@@ -43,7 +43,6 @@ _ALLOWED = {"use_orig_params": True, "state_dict_type": "full", "ignored_states"
 class Fsdp1Run(RunStrategy):
     """See `RunStrategy`."""
 
-    keeps_modules_whole = False
     writes_to_urls = False
     takes_adapter_folders = False
 

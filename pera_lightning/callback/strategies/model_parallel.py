@@ -1,4 +1,4 @@
-"""Adapters under Lightning's `ModelParallelStrategy`: FSDP2 and tensor parallelism."""
+"""Adapters under Lightning's `ModelParallelStrategy`, and so under `FSDP2Strategy` of `models/parallel/fsdp2.py`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from pera_lightning.storage.remote import place
 class ModelParallelRun(RunStrategy):
     """See `RunStrategy`."""
 
-    keeps_modules_whole = False
     writes_to_urls = False
     takes_adapter_folders = False
 

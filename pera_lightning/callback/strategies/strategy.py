@@ -26,14 +26,13 @@ class RunStrategy:
     """The strategy of a run, as adapters over a frozen base have to see it.
 
     As it stands: one device, and DDP in all its forms, where each process holds the whole module. A strategy that does
-    more to a module has a subclass in a file of its own, and a line in `choice.py`.
+    more to a module has a subclass in a file of its own, a line in `choice.py`, and one in `KINDS` of
+    `models/parallel/strategy_kind.py`, where others ask about it.
 
     Args:
         trainer: The Trainer with Lightning's strategy.
     """
 
-    keeps_modules_whole = True
-    """Whether each process holds every parameter, so that a callback can copy and average them."""
     writes_to_urls = True
     """Whether checkpoints can be written to other file systems than the local one."""
     takes_adapter_folders = True

@@ -8,13 +8,13 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed
-from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 from typing_extensions import override
 
 from pera_lightning.errors import ConfigError
 from pera_lightning.functional.distributed import own_part, whole
 from pera_lightning.models.accumulation.batch_count import number, one_element, unless_empty
+from pera_lightning.models.parallel.strategy_kind import kind_of
 from pera_lightning.run_log.messages import rank_zero_warn
 
 # On the module: its own.
@@ -134,7 +134,7 @@ class WeightedAccumulation(pl.Callback):
                 expected="training_step(batch)",
                 fix="take the batch as an argument",
             )
-        if isinstance(trainer.strategy, DeepSpeedStrategy) and trainer.accumulate_grad_batches > 1:
+        if kind_of(trainer.strategy).hides_gradients and trainer.accumulate_grad_batches > 1:
             rank_zero_warn(
                 "DeepSpeed accumulates gradients where nobody else reaches them: the "
                 f"{trainer.accumulate_grad_batches} batches of an optimizer step weigh alike, whatever number of "
@@ -189,7 +189,7 @@ class WeightedAccumulation(pl.Callback):
         """What the batch's gradient is scaled by until the step."""
         # Lightning divides each loss by the number of batches, of which there may be fewer.
         undivided = tokens * trainer.accumulate_grad_batches
-        if isinstance(trainer.strategy, DeepSpeedStrategy):
+        if kind_of(trainer.strategy).hides_gradients:
             # Which does so itself once more.
             return _ratio(trainer.world_size * undivided, _sum_over_processes(trainer, tokens))
         if self._reference is None:
@@ -214,7 +214,7 @@ class WeightedAccumulation(pl.Callback):
             return
         count, total = _sum_over_processes(trainer, window).unbind()
         self.loss = _ratio(total, count)
-        if self._reference is None or isinstance(trainer.strategy, DeepSpeedStrategy):
+        if self._reference is None or kind_of(trainer.strategy).hides_gradients:
             return
         # All strategies average over their processes. Those of tensor parallelism, which share their rows, are in
         # both of the numbers.

@@ -1,4 +1,5 @@
 """A causal language model over several GPUs: sharded (FSDP2) and split (tensor parallelism).
 
-May import loading alone. Open `parallel_causal_lm.py` first.
+Of other wings' files it may import those of loading alone. Open `parallel_causal_lm.py` first; `strategy_kind.py` says
+which of Lightning's strategies shard.
 """

@@ -1,4 +1,7 @@
-"""`FSDP2Strategy`: Lightning's `ModelParallelStrategy` that takes all devices there are."""
+"""`FSDP2Strategy`: Lightning's `ModelParallelStrategy` that takes all devices there are.
+
+What adapters need of a run under it is in `callback/strategies/model_parallel.py`.
+"""
 
 from __future__ import annotations
 

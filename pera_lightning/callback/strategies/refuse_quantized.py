@@ -1,4 +1,4 @@
-"""Strategies that cannot run over a quantised base, and what to use in their place."""
+"""The refusal of a quantised base, for strategies that cannot run over one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def refuse_quantized(strategy: Strategy, pl_module: pl.LightningModule) -> None:
     quantization = _quantization(pl_module)
     if quantization is not None:
         raise ConfigError(
-            "DeepSpeed and FSDP1 are not supported over a quantised base.",
+            "This strategy is not supported over a quantised base.",
             got=f"strategy: {type(strategy).__name__} over a base in {quantization}",
             expected="a base that is not quantised",
             fix="use --config configs/strategies/ddp.yaml, under which each GPU holds the quantised base whole, or "
