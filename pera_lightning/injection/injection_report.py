@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from pera_lightning.form_bounds import column_count
 from pera_lightning.injection.quantization.stored_bytes import parameter_count
+from pera_lightning.injection.targets.names import adapted_layers
 from pera_lightning.injection.targets.plan import InjectionPlan
+from pera_lightning.layers import PeraLinear
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class InjectionReport:
         tokens: Name of an embedding (or output head) -> number of its rows that are trained.
         not_plain: Layers that are linear by class and do more than multiply (a router that returns a tuple), which stay
             as they are -> what they do ("all-linear" only).
+        beyond_rank: Adapted layers with more expanded columns than the rank that a change of their weight can have.
     """
 
     adapted: tuple[str, ...]
@@ -37,6 +41,7 @@ class InjectionReport:
     unreached: tuple[str, ...] = ()
     tokens: dict[str, int] = field(default_factory=dict)
     not_plain: dict[str, str] = field(default_factory=dict)
+    beyond_rank: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         share = 100 * self.trainable / self.total
@@ -55,6 +60,11 @@ class InjectionReport:
             parts.append(f"no plain linear layers, left alone: {_grouped(names)} (each {what})")
         if self.unreached:
             parts.append(f"no linear layers, left alone: {_grouped(self.unreached)}")
+        if self.beyond_rank:
+            parts.append(
+                "more expanded columns than the smaller side of the layer, so that a smaller rank reaches as much: "
+                f"{_grouped(self.beyond_rank)}"
+            )
         return "; ".join(parts)
 
 
@@ -69,7 +79,14 @@ def report_of(model: nn.Module, plan: InjectionPlan) -> InjectionReport:
         unreached=plan.unreached,
         tokens={name: len(tokens.ids) for name, tokens in plan.tokens.items()},
         not_plain=plan.not_plain,
+        beyond_rank=tuple(name for name, layer in adapted_layers(model) if _is_beyond_rank(layer)),
     )
+
+
+def _is_beyond_rank(layer: PeraLinear) -> bool:
+    config = layer.config
+    sizes = layer.pera_A.shape[1], layer.pera_B.shape[0]
+    return column_count(layer.rank, config.order, config.terms) > min(sizes)
 
 
 def _grouped(names: Iterable[str]) -> str:

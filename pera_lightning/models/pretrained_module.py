@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lightning.pytorch import LightningModule
 from typing_extensions import override
 
-from pera_lightning.errors import InjectionError
-from pera_lightning.injection import is_adapted, parameter_groups
+from pera_lightning.checkpoint import install_state_hooks
+from pera_lightning.checkpoint.training.training_checkpoint import manifest_in
+from pera_lightning.errors import CheckpointError, InjectionError
+from pera_lightning.injection import inject_plan, is_adapted, parameter_groups
 from pera_lightning.loading.pretrained import PretrainedSource
 from pera_lightning.loading.pretrained_tokenizer import load_tokenizer
 from pera_lightning.models.accumulation.weighted_accumulation import WeightedAccumulation
@@ -137,6 +139,22 @@ class PretrainedModule(LightningModule):
                 fix="run it with a Trainer, or call configure_model() first",
             )
         return self.model
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the adapter of a checkpoint in place for `load_from_checkpoint`, which knows no PeraCallback."""
+        manifest = manifest_in(checkpoint) if self._trainer is None else None
+        if manifest is None or is_adapted(self):
+            return
+        if manifest.config.base_steps > 1:
+            raise CheckpointError(
+                "The base of this adapter was changed when its training began.",
+                got=f"loftq_steps={manifest.config.base_steps}, in load_from_checkpoint",
+                expected="a Trainer with PeraCallback, which makes the same base again",
+                fix="trainer.validate, test or predict(module, ckpt_path=...)",
+            )
+        inject_plan(self.built_model(), manifest.plan)
+        install_state_hooks(self)
 
     @override
     def setup(self, stage: str) -> None:

@@ -318,3 +318,11 @@ def test_says_which_matrices_no_adapter_reaches() -> None:
 def test_named_targets_reach_what_was_asked_for() -> None:
     model = nn.ModuleDict({"conv": nn.Conv1d(8, 8, 3), "fc": nn.Linear(8, 2)})
     assert inject_adapter(model, PeraConfig(2, target_modules=["fc"])).unreached == ()
+
+
+@pytest.mark.parametrize(("rank", "told"), [(2, False), (6, True)])
+def test_more_columns_than_a_layer_has_rank_are_told(rank: int, told: bool) -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 64))
+    report = inject_adapter(model, PeraConfig(rank, target_modules=["0", "1"]))
+    assert report.beyond_rank == (("0", "1") if told else ())
+    assert ("a smaller rank reaches as much" in str(report)) == told

@@ -282,3 +282,16 @@ def test_real_model(tmp_path: Path, smollm2_folder: Path) -> None:
     results = make_trainer(tmp_path).test(module, loader([batch]), verbose=False)[0]
     assert results["test_exact_match"] == results["test_token_accuracy"] == 1.0
     assert results["test_loss"] < 0.5
+
+
+def test_a_checkpoint_with_an_adapter_loads_without_a_trainer(
+    tmp_path: Path, folder: str, batches: list[dict[str, Tensor]]
+) -> None:
+    module = PeraCausalLM(folder, learning_rate=0.1)
+    trainer = make_trainer(tmp_path, PeraCallback(rank=2, adapter_dir=str(tmp_path / "adapter")))
+    trainer.fit(module, loader(batches))
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    loaded = PeraCausalLM.load_from_checkpoint(tmp_path / "run.ckpt", **SAFE_LOADING)
+    expected, found = (dict(one.state_dict()) for one in (module, loaded))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())

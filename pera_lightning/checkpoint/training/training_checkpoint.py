@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def read_checkpoint(path: str | Place) -> TrainingCheckpoint:
     return TrainingCheckpoint(
         path,
         shapes,
-        _manifest(held),
+        manifest_in(held),
         _is_sharded(held),
         step if isinstance(step, int) else None,
         callbacks if isinstance(callbacks, dict) else {},
@@ -191,7 +192,8 @@ def _stored(folder: Path) -> dict[str, Any]:
     }
 
 
-def _manifest(held: dict[str, Any]) -> Manifest | None:
+def manifest_in(held: Mapping[str, Any]) -> Manifest | None:
+    """Of the adapter in what a checkpoint holds; None if PeraCallback did not write it."""
     states = held.get("callbacks")
     for state in states.values() if isinstance(states, dict) else ():
         if isinstance(state, dict) and isinstance(state.get("adapter"), dict):
