@@ -1,25 +1,47 @@
 """Draws docs/map.svg, the wings of the package and what imports what, from the imports in its source: `make docs`.
 
-An arrow leads from a wing to one that it imports; left out are those that another way of arrows says already. A row
-holds what imports nothing of its own row.
+A box holds a wing's name, what its `__init__.py` says first, its folders, and what is added there, by the table of
+CONTRIBUTING.md. An arrow leads from a wing to one that it imports; left out are those that another way of arrows says
+already. A row holds what imports nothing of its own row.
 """
 
 from __future__ import annotations
 
 import ast
+import re
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pera_lightning"
 PICTURE = ROOT / "docs" / "map.svg"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 # Where names of earlier versions lead on; the entry point.
 LEFT_OUT = {"integration", "__main__", "__init__"}
 BASICS = "config, errors, ..."
 """The single files below everything, in one box."""
-BOX, GAP, ROW = (190, 58), 26, 118
+WIDTH, MARGIN, GAP, ROW_GAP, LINE = 1240, 70, 22, 34, 15
+BOX_WIDTHS = {1: 640, 2: 500}
+"""Of a row with so many boxes; more of them share the width."""
+STYLES = {
+    "name": 'font-size="16" font-weight="bold" fill="#123"',
+    "says": 'font-size="12" fill="#345"',
+    "folders": 'font-size="12" fill="#777"',
+    "added": 'font-size="12" fill="#276738"',
+}
+
+
+class Box(NamedTuple):
+    """Where a wing is drawn."""
+
+    x: float
+    y: float
+    width: float
+    height: float
 
 
 def wings() -> dict[str, str]:
@@ -30,6 +52,19 @@ def wings() -> dict[str, str]:
             text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text("utf-8"))) or ""
             found[folder.name] = text.split("\n")[0]
     return {**found, BASICS: "What users configure and catch; single files."}
+
+
+def additions() -> dict[str, list[str]]:
+    """Wing -> what is added there, by the table of CONTRIBUTING.md."""
+    found: dict[str, list[str]] = defaultdict(list)
+    known = wings()
+    for what, where in re.findall(r"^\| (an? [^|]*?) \| ([^|]*) \|", CONTRIBUTING.read_text("utf-8"), re.MULTILINE):
+        for path in re.findall(r"`([\w/]+(?:\.py|/))`", where):
+            wing = path.split("/")[0]
+            wing = wing if wing in known else BASICS
+            if (PACKAGE / path).exists() and what not in found[wing]:
+                found[wing].append(what)
+    return dict(found)
 
 
 def imports() -> dict[str, set[str]]:
@@ -84,47 +119,68 @@ def reduced(edges: dict[str, set[str]]) -> list[tuple[str, str]]:
 
 def picture() -> str:
     """The drawing for the package as it is now."""
-    edges, sayings = imports(), wings()
+    edges = imports()
     rows: dict[int, list[str]] = defaultdict(list)
     for wing, row in heights(edges).items():
         rows[row].append(wing)
-    width = max(map(len, rows.values())) * (BOX[0] + GAP) + 4 * GAP
-    height = len(rows) * ROW + GAP
-    place = {}
-    for row, members in rows.items():
-        left = (width - len(members) * (BOX[0] + GAP) + GAP) / 2
-        for index, wing in enumerate(sorted(members)):
-            place[wing] = (left + index * (BOX[0] + GAP), height - (row + 1) * ROW + GAP)
+    texts, boxes, y = {}, {}, float(GAP)
+    for row in sorted(rows, reverse=True):
+        members = sorted(rows[row])
+        width = BOX_WIDTHS.get(len(members), (WIDTH - 2 * MARGIN + GAP) / len(members) - GAP)
+        texts |= {wing: _text(wing, width) for wing in members}
+        height = max(len(texts[wing]) for wing in members) * LINE + 16
+        left = (WIDTH - len(members) * (width + GAP) + GAP) / 2
+        for index, wing in enumerate(members):
+            boxes[wing] = Box(left + index * (width + GAP), y, width, height)
+        y += height + ROW_GAP
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" font-family="sans-serif">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y:.0f}" font-family="sans-serif">',
         '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path d="M0,0 L8,4 L0,8 z" fill="#888"/></marker></defs>',
-        f'<rect width="{width:.0f}" height="{height:.0f}" fill="#fff"/>',
+        f'<rect width="{WIDTH}" height="{y:.0f}" fill="#fff"/>',
     ]
     for wing, other in reduced(edges):
-        (x, y), (to_x, to_y) = place[wing], place[other]
-        lines.append(f'<path d="{_way(x, y, to_x, to_y)}" fill="none" stroke="#888" marker-end="url(#head)"/>')
-    for wing, (x, y) in sorted(place.items()):
-        lines += [
-            f'<rect x="{x:.0f}" y="{y:.0f}" width="{BOX[0]}" height="{BOX[1]}" rx="6" fill="#eef3fb" stroke="#456"/>',
-            f'<text x="{x + BOX[0] / 2:.0f}" y="{y + 25:.0f}" text-anchor="middle" font-size="16" font-weight="bold">'
-            f"{escape(wing)}</text>",
-            f'<text x="{x + BOX[0] / 2:.0f}" y="{y + 44:.0f}" text-anchor="middle" font-size="11" fill="#345">'
-            f"{_files(wing)}</text>",
-            f"<title>{escape(wing)}: {escape(sayings[wing])}</title>",
-        ]
+        way = _way(boxes[wing], boxes[other])
+        lines.append(f'<path d="{way}" fill="none" stroke="#888" marker-end="url(#head)"/>')
+    for wing, box in sorted(boxes.items()):
+        lines.append(
+            f'<rect x="{box.x:.0f}" y="{box.y:.0f}" width="{box.width:.0f}" height="{box.height}" rx="6" '
+            'fill="#eef3fb" stroke="#456"/>'
+        )
+        for number, (style, words) in enumerate(texts[wing], start=1):
+            place = f'x="{box.x + 12:.0f}" y="{box.y + 6 + number * LINE:.0f}"'
+            lines.append(f"<text {place} {STYLES[style]}>{escape(words)}</text>")
     return "\n".join([*lines, "</svg>", ""])
 
 
-def _way(x: float, y: float, to_x: float, to_y: float) -> str:
-    if to_y - y == ROW:
-        return f"M{x + BOX[0] / 2:.0f},{y + BOX[1]:.0f} L{to_x + BOX[0] / 2:.0f},{to_y - 2:.0f}"
+def _text(wing: str, width: float) -> list[tuple[str, str]]:
+    """The lines of a box, each with its style."""
+    folders = "" if wing == BASICS else " ".join(f"{path.parent.name}/" for path in _inner(wing))
+    paragraphs = {
+        "name": wing if wing == BASICS else f"{wing}/",
+        "says": wings()[wing].replace("`", ""),
+        "folders": f"{_files(wing)}{': ' if folders else ''}{folders}",
+        "added": ", ".join(f"+ {what}" for what in additions().get(wing, ())),
+    }
+    # Letters of that size are about as wide.
+    most = int((width - 20) / 6.8)
+    return [(style, line) for style, text in paragraphs.items() for line in textwrap.wrap(text, most)]
+
+
+def _way(start: Box, end: Box) -> str:
+    x, to_x = start.x + start.width / 2, end.x + end.width / 2
+    if end.y - start.y == start.height + ROW_GAP:
+        return f"M{x:.0f},{start.y + start.height:.0f} L{to_x:.0f},{end.y - 2:.0f}"
     # Past the rows between, on the side where the other one is.
     side = -1 if to_x < x else 1
-    x, to_x = (x, to_x) if side < 0 else (x + BOX[0], to_x + BOX[0])
-    y, to_y = y + BOX[1] / 2, to_y + BOX[1] / 2
-    bend = (min if side < 0 else max)(x, to_x) + side * (20 + (to_y - y) / 12)
+    x, to_x = (start.x, end.x) if side < 0 else (start.x + start.width, end.x + end.width)
+    y, to_y = start.y + start.height / 2, end.y + end.height / 2
+    bend = (min if side < 0 else max)(x, to_x) + side * (30 + (to_y - y) / 16)
     return f"M{x:.0f},{y:.0f} C{bend:.0f},{y:.0f} {bend:.0f},{to_y:.0f} {to_x + 2 * side:.0f},{to_y:.0f}"
+
+
+def _inner(wing: str) -> list[Path]:
+    return sorted((PACKAGE / wing).glob("*/__init__.py"))
 
 
 def _files(wing: str) -> str:

@@ -19,7 +19,7 @@ from pera_lightning.export.lora.plain_lora import PeraTensors
 from pera_lightning.families import part_of
 from pera_lightning.functional import monomials
 from pera_lightning.functional.expansion.coefficient_scale import scaled_coefficients
-from pera_lightning.functional.products import product_norm
+from pera_lightning.functional.factor_norms import product_norm
 from pera_lightning.injection import LayerPlan
 from pera_lightning.storage.remote import Place
 

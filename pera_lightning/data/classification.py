@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from pera_lightning.data.chat.conversations import OnBadRow
 from pera_lightning.data.data_module import Batch
 from pera_lightning.data.labelled_texts import LabelledTextModule, LabelledTexts
-from pera_lightning.data.options import contradiction
+from pera_lightning.data.option_errors import contradiction
 from pera_lightning.data.reading.class_labels import ClassName, Labels, checked_names
 from pera_lightning.data.reading.labelled_rows import LabelledRow, LabelledSources
 from pera_lightning.data.reading.row_sources import Split, as_paths

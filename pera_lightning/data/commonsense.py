@@ -11,7 +11,7 @@ from typing_extensions import override
 from pera_lightning.data.chat.conversations import OnBadRow
 from pera_lightning.data.chat.prompts import ALPACA_TEMPLATE, ChatEncoder
 from pera_lightning.data.instruction import InstructionDataModule
-from pera_lightning.data.options import check_choice
+from pera_lightning.data.option_errors import check_choice
 from pera_lightning.storage.remote import local_path
 
 CommonsenseTask = Literal[

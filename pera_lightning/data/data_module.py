@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from pera_lightning.data.model_limits import ModelLimits
-from pera_lightning.data.options import check_at_least_one
+from pera_lightning.data.option_errors import check_at_least_one
 from pera_lightning.data.reading.glue_sources import GlueSources
 from pera_lightning.data.reading.row_sources import RowSources, Split
 from pera_lightning.data.reading.sampling import LengthGroupedSampler

@@ -12,7 +12,7 @@ from pera_lightning.data.chat.prompts import ChatEncoder
 from pera_lightning.data.collate import PaddingCollator, collate_packs, lay_end_to_end
 from pera_lightning.data.data_module import Batch, Collate, TokenisedDataModule
 from pera_lightning.data.examples import last_answer
-from pera_lightning.data.options import check_at_least_one, contradiction
+from pera_lightning.data.option_errors import check_at_least_one, contradiction
 from pera_lightning.data.packing import PackedDataset
 from pera_lightning.data.reading.row_sources import Split, as_paths
 from pera_lightning.data.reading.splits import SplitRows, SplitSources

@@ -14,7 +14,7 @@ from pera_lightning.data.chat.conversations import Conversation
 from pera_lightning.data.chat.prompts import ChatEncoder
 from pera_lightning.data.commonsense import Template, commonsense_encoder
 from pera_lightning.data.examples import Example
-from pera_lightning.data.options import check_at_least_one, check_choice
+from pera_lightning.data.option_errors import check_at_least_one, check_choice
 from pera_lightning.evaluation.extraction import extract_answer
 from pera_lightning.evaluation.questions import Question, read_tasks
 from pera_lightning.evaluation.ranking import best_option, log_likelihoods

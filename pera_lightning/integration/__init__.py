@@ -1,6 +1,6 @@
 """Where some public names were in version 0.1: configs and scripts that say so go on working.
 
-Nothing lives here. What a name belongs to now is in CONTRIBUTING.md.
+Nothing lives here: the table says where each is now. Open that file.
 """
 
 import sys

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pera_lightning.errors import AdapterFileError
-from pera_lightning.functional.products import product_inner, product_norm
+from pera_lightning.functional.factor_norms import product_inner, product_norm
 from pera_lightning.visible_text import visible
 
 Factors = Callable[[], tuple[Tensor, Tensor]]

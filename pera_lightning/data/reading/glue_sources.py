@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pera_lightning.data.options import check_at_least_one
+from pera_lightning.data.option_errors import check_at_least_one
 from pera_lightning.data.reading.glue_files import GLUE_TASKS, GlueRow, check_task, read_glue_file, split_in_halves
 from pera_lightning.data.reading.held_out import drawn
 from pera_lightning.data.reading.row_sources import Split

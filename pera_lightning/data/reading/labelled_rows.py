@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pera_lightning.data.chat.conversations import BadRows
-from pera_lightning.data.options import check_at_least_one, contradiction
+from pera_lightning.data.option_errors import check_at_least_one, contradiction
 from pera_lightning.data.reading.class_labels import Label, Labels, found_labels, label_of
 from pera_lightning.data.reading.held_out import check_val_split, drawn, hold_out, share_of
 from pera_lightning.data.reading.parsed_row import FIX_ROW, Row, refuse_half_characters, shorten

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pera_lightning.data.chat.conversations import OnBadRow
-from pera_lightning.data.options import check_choice, contradiction
+from pera_lightning.data.option_errors import check_choice, contradiction
 from pera_lightning.data.reading.parsed_row import ParsedRow
 from pera_lightning.data.reading.rows import (
     ROW_ENDINGS,

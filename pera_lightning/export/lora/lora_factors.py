@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pera_lightning.config import PeraConfig
 from pera_lightning.functional.expansion.coefficient_scale import scaled_coefficients
-from pera_lightning.functional.products import product_norm
+from pera_lightning.functional.factor_norms import product_norm
 from pera_lightning.functional.weight import expanded_factors
 from pera_lightning.injection import LayerPlan
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 
-from pera_lightning.data.options import check_at_least_one, check_choice
+from pera_lightning.data.option_errors import check_at_least_one, check_choice
 from pera_lightning.errors import ConfigError
 
 

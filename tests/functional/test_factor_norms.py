@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pera_lightning.functional.products import product_inner, product_norm
+from pera_lightning.functional.factor_norms import product_inner, product_norm
 
 
 @pytest.mark.parametrize(("ranks", "rows", "columns"), [((1, 1), 3, 5), ((4, 2), 7, 6), ((9, 3), 4, 2)])
