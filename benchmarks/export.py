@@ -22,7 +22,7 @@ from benchmarks.__main__ import header
 from pera_lightning import export_lora, export_merged
 from pera_lightning.data.chat.conversations import BadRows, Conversation, read_conversations
 from pera_lightning.data.chat.prompts import ChatEncoder
-from pera_lightning.data.reading.rows import read_rows
+from pera_lightning.data.reading.row_files import read_rows
 from pera_lightning.export.certificate import Reference
 from pera_lightning.export.export_check import check_with_peft, row_inputs
 from pera_lightning.export.lora.lora_applied import lora_applied

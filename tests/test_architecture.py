@@ -20,7 +20,7 @@ PACKAGE = ROOT / "pera_lightning"
 MOST_FILES = 16
 """In a folder, beside its `__init__.py`."""
 ROWS = [
-    {"errors", "near_names", "version", "visible_text"},
+    {"errors", "did_you_mean", "version", "visible_text"},
     {"config", "families", "form_bounds", "option_checks", "patterns", "requirements", "token_ids"},
     {"concurrency", "functional", "plain_table", "storage"},
     {"base_layers"},

@@ -13,8 +13,8 @@ from pera_lightning.cli.options.help_pages import tool_help, trainer_help
 from pera_lightning.cli.options.places import check_adapter, check_places
 from pera_lightning.cli.options.signatures import Parameter, parameters
 from pera_lightning.cli.screen import show
+from pera_lightning.did_you_mean import did_you_mean, near
 from pera_lightning.errors import ConfigError
-from pera_lightning.near_names import did_you_mean, near
 
 USAGE = "usage: pera_lightning COMMAND [options]"
 _CLOSING = """\

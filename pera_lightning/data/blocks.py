@@ -9,7 +9,7 @@ from typing import Any
 from pera_lightning.data.chat.conversations import BadRows
 from pera_lightning.data.examples import IGNORE_INDEX, Example
 from pera_lightning.data.reading.parsed_row import FIX_ROW, ParsedRow, refuse_half_characters, shorten
-from pera_lightning.data.reading.row_sources import RowSources, Split
+from pera_lightning.data.reading.split_sources import RowSources, Split
 from pera_lightning.errors import DataError
 from pera_lightning.loading.tokenizer_trial import while_tokenising
 

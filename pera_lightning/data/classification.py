@@ -13,7 +13,7 @@ from pera_lightning.data.labelled_texts import LabelledTextModule, LabelledTexts
 from pera_lightning.data.option_errors import contradiction
 from pera_lightning.data.reading.class_labels import ClassName, Labels, checked_names
 from pera_lightning.data.reading.labelled_rows import LabelledRow, LabelledSources
-from pera_lightning.data.reading.row_sources import Split, as_paths
+from pera_lightning.data.reading.split_sources import Split, as_paths
 from pera_lightning.data.reading.text_fields import ChosenFields
 from pera_lightning.option_checks import check_flags
 from pera_lightning.run_log.messages import rank_zero_info

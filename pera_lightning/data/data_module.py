@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 from pera_lightning.data.model_limits import ModelLimits
 from pera_lightning.data.option_errors import check_at_least_one
 from pera_lightning.data.reading.glue_sources import GlueSources
-from pera_lightning.data.reading.row_sources import RowSources, Split
 from pera_lightning.data.reading.sampling import LengthGroupedSampler
+from pera_lightning.data.reading.split_sources import RowSources, Split
 from pera_lightning.errors import ConfigError
 from pera_lightning.loading.pretrained import PretrainedSource
 from pera_lightning.loading.pretrained_tokenizer import read_tokenizer

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pera_lightning.data.labelled_texts import LabelledTextModule, LabelledTexts
 from pera_lightning.data.reading.glue_sources import GlueSources, labels_of
-from pera_lightning.data.reading.row_sources import Split
+from pera_lightning.data.reading.split_sources import Split
 from pera_lightning.storage.remote import local_path
 
 GlueTaskName = Literal["sst2", "mrpc", "cola", "qnli", "rte", "stsb", "mnli", "qqp"]

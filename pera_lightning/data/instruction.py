@@ -14,7 +14,7 @@ from pera_lightning.data.data_module import Batch, Collate, TokenisedDataModule
 from pera_lightning.data.examples import last_answer
 from pera_lightning.data.option_errors import check_at_least_one, contradiction
 from pera_lightning.data.packing import PackedDataset
-from pera_lightning.data.reading.row_sources import Split, as_paths
+from pera_lightning.data.reading.split_sources import Split, as_paths
 from pera_lightning.data.reading.splits import SplitRows, SplitSources
 from pera_lightning.data.tokenised import TokenisedSplit, tokenise_split
 from pera_lightning.loading.tokenizer_trial import while_tokenising

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from pera_lightning.data.data_module import Batch, Collate, TokenisedDataModule
 from pera_lightning.data.option_errors import check_at_least_one
-from pera_lightning.data.reading.row_sources import Split
+from pera_lightning.data.reading.split_sources import Split
 from pera_lightning.errors import ConfigError
 from pera_lightning.loading.tokenizer_trial import while_tokenising
 from pera_lightning.run_log.messages import rank_zero_info

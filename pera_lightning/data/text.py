@@ -14,8 +14,8 @@ from pera_lightning.data.collate import PaddingCollator
 from pera_lightning.data.data_module import Collate, TokenisedDataModule
 from pera_lightning.data.examples import ExampleDataset
 from pera_lightning.data.option_errors import check_at_least_one
-from pera_lightning.data.reading.row_sources import RowSources, Split, as_paths
-from pera_lightning.data.reading.rows import TEXT_ENDINGS
+from pera_lightning.data.reading.row_files import TEXT_ENDINGS
+from pera_lightning.data.reading.split_sources import RowSources, Split, as_paths
 from pera_lightning.errors import ConfigError, DataError
 from pera_lightning.run_log.messages import rank_zero_info
 

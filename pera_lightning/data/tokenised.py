@@ -10,7 +10,7 @@ from rich.progress import track
 
 from pera_lightning.data.chat.prompts import ChatEncoder
 from pera_lightning.data.examples import Example, ExampleDataset
-from pera_lightning.data.reading.row_sources import Split
+from pera_lightning.data.reading.split_sources import Split
 from pera_lightning.data.reading.splits import SplitRows
 from pera_lightning.errors import DataError
 

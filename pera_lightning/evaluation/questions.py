@@ -11,7 +11,7 @@ from pathlib import Path
 from pera_lightning.data.chat.conversations import Message, to_messages
 from pera_lightning.data.commonsense import task_files
 from pera_lightning.data.reading.parsed_row import Row, shorten
-from pera_lightning.data.reading.rows import read_rows
+from pera_lightning.data.reading.row_files import read_rows
 from pera_lightning.errors import DataError
 
 # "Answer format: answer1/answer2/answer3", at the end of every instruction.

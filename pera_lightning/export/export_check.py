@@ -13,7 +13,7 @@ from torch import nn
 from pera_lightning.data.chat.conversations import BadRows, read_conversations
 from pera_lightning.data.chat.prompts import ChatEncoder
 from pera_lightning.data.model_limits import ModelLimits
-from pera_lightning.data.reading.rows import read_rows
+from pera_lightning.data.reading.row_files import read_rows
 from pera_lightning.errors import ConfigError
 from pera_lightning.export.certificate import Certificate, Reference
 from pera_lightning.export.lora.peft_loading import load_by_peft

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pera_lightning.did_you_mean import did_you_mean, near_paths
 from pera_lightning.errors import ConfigError
-from pera_lightning.near_names import did_you_mean, near_paths
 
 _PATIENCE = 3.0
 """Seconds for the one question to the hub."""

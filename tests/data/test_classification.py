@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pera_lightning import ClassificationDataModule
-from pera_lightning.data.reading import row_sources
+from pera_lightning.data.reading import split_sources
 from pera_lightning.errors import ConfigError, DataError
 from tests.support.pretrained import character_tokenizer
 
@@ -130,7 +130,7 @@ def test_the_hub_names_its_classes(tokenizer: Any, monkeypatch: pytest.MonkeyPat
 
     features = Features({"text": Value("string"), "label": ClassLabel(names=["world", "sports"])})
     rows = Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, 1]}, features=features)
-    monkeypatch.setattr(row_sources, "load_hub_dataset", lambda *_: {"train": rows, "test": rows})
+    monkeypatch.setattr(split_sources, "load_hub_dataset", lambda *_: {"train": rows, "test": rows})
     data = set_up(tokenizer, dataset="somebody/news", val_split=0.3)
     assert data.labels == ("sports", "world")
     assert len(data.train_dataloader().dataset) == 2

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pera_lightning import PeraCallback, PeraCausalLM, TextDataModule
-from pera_lightning.data.reading import row_sources
+from pera_lightning.data.reading import split_sources
 from pera_lightning.errors import ConfigError, DataError
 from tests.support.models import tiny_llama
 from tests.support.pretrained import character_tokenizer, save_pretrained
@@ -223,7 +223,7 @@ def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append((name, config))
         return {"train": [{"text": TEXT}, {"text": "more"}], "test": [{"text": "less"}]}
 
-    monkeypatch.setattr(row_sources, "load_hub_dataset", load)
+    monkeypatch.setattr(split_sources, "load_hub_dataset", load)
     data = TextDataModule(dataset="name/texts", dataset_config="small", tokenizer=TOKENIZER, block_length=3)
     data.prepare_data()
     data.setup("fit")

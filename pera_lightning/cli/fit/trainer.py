@@ -42,12 +42,12 @@ from pera_lightning.data.commonsense import CommonsenseDataModule  # noqa: F401
 from pera_lightning.data.glue import GlueDataModule  # noqa: F401
 from pera_lightning.data.instruction import InstructionDataModule  # noqa: F401
 from pera_lightning.data.text import TextDataModule  # noqa: F401
+from pera_lightning.did_you_mean import did_you_mean, near
 from pera_lightning.errors import ConfigError, FolderError, PeraError, one_line
 from pera_lightning.injection import adapter_disabled
 from pera_lightning.models.causal_lm import PeraCausalLM  # noqa: F401
 from pera_lightning.models.parallel.fsdp2 import FSDP2Strategy  # noqa: F401
 from pera_lightning.models.sequence_classifier import PeraSequenceClassifier  # noqa: F401
-from pera_lightning.near_names import did_you_mean, near
 from pera_lightning.run_log.messages import rank_zero_info
 from pera_lightning.storage.remote import Place, place, written
 

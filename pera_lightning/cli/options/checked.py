@@ -8,8 +8,8 @@ from pera_lightning import _HOMES
 from pera_lightning.cli.options.given import CONFIG_OPTIONS, Given, given_options, has_unread_config, option_words
 from pera_lightning.cli.options.known import DATA_MODULES, MODELS, trainer_options
 from pera_lightning.cli.options.signatures import Parameter, parameters
+from pera_lightning.did_you_mean import did_you_mean, near
 from pera_lightning.errors import ConfigError
-from pera_lightning.near_names import did_you_mean, near
 from pera_lightning.storage.remote import local_path
 
 CLASSES = {"model": MODELS, "data": DATA_MODULES}

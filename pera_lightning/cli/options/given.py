@@ -10,8 +10,8 @@ from pathlib import Path
 
 import yaml
 
+from pera_lightning.did_you_mean import did_you_mean, near_paths
 from pera_lightning.errors import ConfigError
-from pera_lightning.near_names import did_you_mean, near_paths
 
 CONFIG_OPTIONS = ("--config", "-c")
 

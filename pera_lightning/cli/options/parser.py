@@ -15,8 +15,8 @@ from typing_extensions import override
 from pera_lightning.cli.options.checked import missing_options
 from pera_lightning.cli.options.given import Given, given_options
 from pera_lightning.cli.options.signatures import Parameter
+from pera_lightning.did_you_mean import did_you_mean, near
 from pera_lightning.errors import ConfigError
-from pera_lightning.near_names import did_you_mean, near
 
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _VALUE = re.compile(r"(?:Got value|Given value): (.+)")

@@ -10,9 +10,9 @@ import yaml
 from pera_lightning.cli.options.checked import asks_for_help, chosen_classes
 from pera_lightning.cli.options.given import Given, given_options
 from pera_lightning.cli.options.known import DATA_MODULES, MODELS
+from pera_lightning.did_you_mean import did_you_mean, near_paths
 from pera_lightning.errors import AdapterFileError, CheckpointError, DataError
 from pera_lightning.loading.model_place import check_model_place
-from pera_lightning.near_names import did_you_mean, near_paths
 from pera_lightning.storage.remote import RemotePath, place
 
 _OF_TRAINING = ("train_files", "val_files", "train_file", "folder")

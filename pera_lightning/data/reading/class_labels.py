@@ -10,8 +10,8 @@ from functools import cached_property
 from typing import Any
 
 from pera_lightning.data.reading.parsed_row import FIX_ROW, shorten
+from pera_lightning.did_you_mean import did_you_mean, near
 from pera_lightning.errors import ConfigError, DataError
-from pera_lightning.near_names import did_you_mean, near
 
 ClassName = int | str
 Label = int | float | str

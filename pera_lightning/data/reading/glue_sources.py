@@ -10,8 +10,8 @@ from typing import Any
 from pera_lightning.data.option_errors import check_at_least_one
 from pera_lightning.data.reading.glue_files import GLUE_TASKS, GlueRow, check_task, read_glue_file, split_in_halves
 from pera_lightning.data.reading.held_out import drawn
-from pera_lightning.data.reading.row_sources import Split
-from pera_lightning.data.reading.rows import load_hub_dataset
+from pera_lightning.data.reading.row_files import load_hub_dataset
+from pera_lightning.data.reading.split_sources import Split
 from pera_lightning.errors import DataError
 
 HUB_DATASET = "nyu-mll/glue"

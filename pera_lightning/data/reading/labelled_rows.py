@@ -10,7 +10,7 @@ from pera_lightning.data.option_errors import check_at_least_one, contradiction
 from pera_lightning.data.reading.class_labels import Label, Labels, found_labels, label_of
 from pera_lightning.data.reading.held_out import check_val_split, drawn, hold_out, share_of
 from pera_lightning.data.reading.parsed_row import FIX_ROW, Row, refuse_half_characters, shorten
-from pera_lightning.data.reading.row_sources import RowSources, Split
+from pera_lightning.data.reading.split_sources import RowSources, Split
 from pera_lightning.data.reading.text_fields import ChosenFields
 from pera_lightning.errors import ConfigError, DataError
 from pera_lightning.run_log.messages import rank_zero_info

@@ -15,7 +15,7 @@ from pera_lightning.data.chat.conversations import (
 )
 from pera_lightning.data.option_errors import check_at_least_one, check_choice, contradiction
 from pera_lightning.data.reading.held_out import check_val_split, hold_out, share_of
-from pera_lightning.data.reading.row_sources import RowSources, Split, no_data
+from pera_lightning.data.reading.split_sources import RowSources, Split, no_data
 from pera_lightning.errors import ConfigError
 
 

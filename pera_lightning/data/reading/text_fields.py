@@ -6,8 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from pera_lightning.data.reading.parsed_row import Row
+from pera_lightning.did_you_mean import did_you_mean, near
 from pera_lightning.errors import ConfigError
-from pera_lightning.near_names import did_you_mean, near
 
 _PAIRS = (
     ("text", "text_pair"),

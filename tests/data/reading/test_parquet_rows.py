@@ -14,7 +14,7 @@ import pytest
 
 from pera_lightning.data.reading.parquet_rows import Unread
 from pera_lightning.data.reading.parsed_row import Row
-from pera_lightning.data.reading.rows import dataset_rows, load_hub_dataset, read_rows
+from pera_lightning.data.reading.row_files import dataset_rows, load_hub_dataset, read_rows
 from pera_lightning.errors import DataError
 
 pa = pytest.importorskip("pyarrow")

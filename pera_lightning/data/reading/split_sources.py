@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pera_lightning.data.chat.conversations import OnBadRow
 from pera_lightning.data.option_errors import check_choice, contradiction
 from pera_lightning.data.reading.parsed_row import ParsedRow
-from pera_lightning.data.reading.rows import (
+from pera_lightning.data.reading.row_files import (
     ROW_ENDINGS,
     check_file,
     dataset_rows,

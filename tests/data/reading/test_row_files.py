@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from pera_lightning.data.instruction import InstructionDataModule
-from pera_lightning.data.reading import rows as rows_module
+from pera_lightning.data.reading import row_files
 from pera_lightning.data.reading.parsed_row import Row
-from pera_lightning.data.reading.rows import (
+from pera_lightning.data.reading.row_files import (
     ROW_ENDINGS,
     TEXT_ENDINGS,
     dataset_rows,
@@ -182,13 +182,13 @@ def test_a_format_of_files_is_one_entry(tmp_path: Path, monkeypatch: pytest.Monk
         for number, line in enumerate(lines, start=2):
             yield Row(f"{path}, line {number}", dict(zip(header.split("\t"), line.split("\t"), strict=True)))
 
-    monkeypatch.setitem(rows_module._READERS, ".tsv", read_tsv)
+    monkeypatch.setitem(row_files._READERS, ".tsv", read_tsv)
     path = write(tmp_path / "a.TSV", "x\ty\n1\t2\n")
     assert list(read_rows(path, (*ROW_ENDINGS, ".tsv"))) == [Row(f"{path}, line 2", {"x": "1", "y": "2"})]
 
 
 def test_every_ending_is_read_and_described() -> None:
-    assert {*ROW_ENDINGS, ".txt"} == set(TEXT_ENDINGS) == set(rows_module._READERS)
+    assert {*ROW_ENDINGS, ".txt"} == set(TEXT_ENDINGS) == set(row_files._READERS)
     for module, endings in ((InstructionDataModule, ROW_ENDINGS), (TextDataModule, TEXT_ENDINGS)):
         named = str(module.__doc__).lower().replace("json lines", "jsonl")
         assert [ending for ending in endings if ending.removeprefix(".") not in named] == []
