@@ -244,6 +244,13 @@ def test_impossible_options_are_refused(options: dict[str, Any], message: str) -
         ClassificationDataModule(**options)
 
 
+def test_true_and_false_are_classes_too(tmp_path: Path, tokenizer: Any) -> None:
+    file = write(tmp_path, rows_with(True, False))
+    data = set_up(tokenizer, train_files=file, labels=[True, False])
+    assert data.labels == ("true", "false")
+    assert targets(data.train_dataloader()) == [0, 1]
+
+
 def test_without_training_rows_classes_have_to_be_told(tmp_path: Path, tokenizer: Any) -> None:
     test = write(tmp_path, NAMED)
     with pytest.raises(ConfigError, match=r"which classes there are[\s\S]*set labels"):

@@ -9,8 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from pera_lightning import ClassificationDataModule, PeraSequenceClassifier, load_adapter
+from pera_lightning import (
+    ClassificationDataModule,
+    PeraConfig,
+    PeraSequenceClassifier,
+    inject_adapter,
+    load_adapter,
+    save_adapter,
+)
 from pera_lightning.errors import AdapterFileError, CheckpointError, ConfigError
+from pera_lightning.export.lora.plain_lora import PeraTensors
+from pera_lightning.export.merged.merged_shards import merge_shards
+from pera_lightning.loading.pretrained import PretrainedSource
+from pera_lightning.loading.pretrained_classifier import load_classifier
 from pera_lightning.models.agreed_labels import agreed_labels
 from tests.models.test_sequence_classifier import make_trainer
 from tests.support.classifiers import save_encoder
@@ -124,3 +135,14 @@ def test_what_is_agreed_on() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             agreed_labels(data, number, names)
+
+
+def test_a_merge_of_files_writes_the_names(tmp_path: Path) -> None:
+    stored = save_encoder(tmp_path / "roberta", "RobertaForSequenceClassification", num_labels=3)
+    model, head = load_classifier(PretrainedSource(stored), num_labels=3, names=NAMES)
+    inject_adapter(model, PeraConfig(rank=2, modules_to_save=head))
+    save_adapter(model, tmp_path / "adapter")
+    (tmp_path / "merged").mkdir()
+    merge_shards(PeraTensors.of(tmp_path / "adapter"), Path(stored), tmp_path / "merged")
+    merged, _ = load_classifier(PretrainedSource(str(tmp_path / "merged")), num_labels=3)
+    assert merged.config.id2label == dict(enumerate(NAMES))

@@ -23,8 +23,16 @@ def are_named(names: Sequence[str]) -> bool:
     return any(not _UNNAMED.fullmatch(name) for name in names)
 
 
+def as_config(names: Sequence[int | str]) -> dict[str, Any]:
+    """The fields of a transformers config that name its classes."""
+    return {
+        "id2label": {number: str(name) for number, name in enumerate(names)},
+        "label2id": {str(name): number for number, name in enumerate(names)},
+    }
+
+
 def name_classes(model: Any, names: Sequence[int | str]) -> None:
     """Put the names of its classes into the config of a classifier that has so many; others stay as they are."""
     if len(class_names(model)) == len(names):
-        model.config.id2label = {number: str(name) for number, name in enumerate(names)}
-        model.config.label2id = {str(name): number for number, name in enumerate(names)}
+        for field, value in as_config(names).items():
+            setattr(model.config, field, value)

@@ -116,7 +116,9 @@ def checked_names(names: Sequence[ClassName]) -> tuple[ClassName, ...]:
             expected="a list of the names of two or more classes, all different, in the order of their numbers",
             fix="labels=[bad,good]; for scores leave it out and set regression: true",
         )
-    return tuple(name if isinstance(name, int) else name.strip() for name in names)
+    # YAML makes true and false of what JSON rows have as such.
+    texts = (str(name).lower() if isinstance(name, bool) else name for name in names)
+    return tuple(name if isinstance(name, int) else name.strip() for name in texts)
 
 
 def found_labels(labels: Sequence[Label], places: Sequence[str], regression: bool | None) -> Labels:

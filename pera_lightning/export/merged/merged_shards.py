@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pera_lightning.checkpoint.manifest.class_names import are_named, as_config
 from pera_lightning.checkpoint.manifest.manifest import FLOATING
 from pera_lightning.errors import ExportError
 from pera_lightning.export.lora.lora_factors import LoraFactors
@@ -56,7 +57,8 @@ def merge_shards(adapter: PeraTensors, base: Path, folder: Path, *, dtype: torch
         errors |= merge.write(file, folder)
     if files.index is not None:
         _write_index(files, folder)
-    write_model_config(files.config, folder, dtype)
+    names = adapter.manifest.labels
+    write_model_config(files.config | (as_config(names) if are_named(names) else {}), folder, dtype)
     copy_companions(base, folder)
     quantized = set(adapter.manifest.quantization) != {FLOATING}
     return MergeReport.of(errors, "original" if quantized else "dense")
