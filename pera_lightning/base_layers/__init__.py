@@ -1,6 +1,7 @@
 """The frozen layers that an adapter can sit on: reading and writing their weights, however they are stored.
 
-May import the mathematics. Open `base.py` for the contract, `registry.py` for who keeps it; a library has its own file.
+May import the mathematics. Open `base.py` for the contract, `registry.py` for who keeps it; a kind has its own file.
+What quantises a base, with bitsandbytes, is in the files named so: `bitsandbytes_storage.py` first.
 """
 
 from pera_lightning.base_layers.base import Base

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 
 class Base(ABC):
-    """How to read and write one kind of frozen linear layer. Stateless; the layer is an argument."""
+    """How to read and write one kind of frozen linear layer. Stateless; the layer is an argument.
+
+    All that the rest of the package asks of a layer, but for calling it and for its `bias` (None without one). Every
+    kind answers `accepts` and `plain_forward`. The other answers are those of a layer with `in_features`,
+    `out_features` and a floating `weight`; a kind that stores codes and scales gives its own `storage`, `weight`,
+    `write`, `dtype`, `written_dtype`, `quantization`, `scales`, `snapshot` and `restore`, and `rounding` where adapters
+    are to tell bases apart by their values. A kind is trusted to multiply with `weight`, and to let gradients through
+    to its input, because it is in the registry; its subclasses with a forward of their own are not.
+    """
 
     name: str
     """What the kind is called in messages."""
@@ -33,6 +41,13 @@ class Base(ABC):
     def features(self, layer: nn.Module) -> tuple[int, int]:
         """`(in_features, out_features)` of the layer."""
         return layer.in_features, layer.out_features  # type: ignore[return-value]
+
+    def storage(self, layer: nn.Module) -> Tensor:
+        """The parameter or buffer that the layer keeps its weight in, packed perhaps; the largest of several.
+
+        It tells where the weight lies, and who shares it.
+        """
+        return cast("Tensor", layer.weight)
 
     def weight(self, layer: nn.Module) -> Tensor:
         """The weight as a floating tensor of shape (out, in); a view of the layer's own where possible."""

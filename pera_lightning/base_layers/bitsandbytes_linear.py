@@ -31,15 +31,9 @@ def check_quantization(
             expected=", ".join(QUANTIZATIONS),
             fix="use nf4-dq for the smallest base, or leave quantization out for a floating one",
         )
-    chosen = (blocksize, compute_dtype, quant_storage) != (None, None, torch.uint8)
-    if chosen and not QUANTIZATIONS[quantization].packed:
-        raise ConfigError(
-            f"{quantization} has one scale for each row and computes in float16: it has no such option.",
-            got=f"{quantization} with blocksize={blocksize}, compute_dtype={compute_dtype}, "
-            f"quant_storage={quant_storage}",
-            expected=f"{quantization} without them",
-            fix="leave them out, or use nf4",
-        )
+    if (blocksize, compute_dtype, quant_storage) != (None, None, torch.uint8):
+        given = f"blocksize={blocksize}, compute_dtype={compute_dtype}, quant_storage={quant_storage}"
+        QUANTIZATIONS[quantization].refuse_choices(quantization, given)
     if blocksize is not None and blocksize not in BLOCKSIZES:
         raise ConfigError(
             "blocksize is the number of weights that share one scale.",
@@ -65,7 +59,7 @@ def check_layer(layer: nn.Module, quantization: Quantization, quant_storage: tor
     if base is None or not base.linear or not floating:
         raise TargetError(
             "This layer cannot be quantised.",
-            got=f"{type(layer).__name__} of dtype {getattr(layer.weight, 'dtype', None)}",
+            got=f"{type(layer).__name__} of dtype {getattr(getattr(layer, 'weight', None), 'dtype', None)}",
             expected="a linear layer of float32, bfloat16 or float16",
             fix="leave the layer out of the quantisation",
         )

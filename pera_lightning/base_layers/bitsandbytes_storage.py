@@ -1,7 +1,8 @@
 """The ways in which bitsandbytes can store the base: everything that tells one from another.
 
-A new one is an entry in `QUANTIZATIONS` (with a class, if it is of a new kind) and a name in `Quantization`; what reads
-such layers is a `Base` beside it. Nothing else compares names of quantisations: the rest of the package asks the entry.
+A new one of bitsandbytes' is an entry in `QUANTIZATIONS` (with a class, if it is of a new kind) and a name in
+`Quantization`; what reads such layers is a `Base` beside it. Nothing else compares names of quantisations: the rest of
+the package asks the entry. Layers of another library, quantised before the adapter comes, take a `Base` alone.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pera_lightning.base_layers.four_bit import BLOCKSIZE
+from pera_lightning.errors import ConfigError
 
 Quantization = Literal["nf4", "nf4-dq", "fp4", "int8"]
 """What users call them; a literal, so that `--help` can list them."""
@@ -24,13 +26,17 @@ _FLOAT = 4
 _TABLE_OF_4_BITS, _TABLE_OF_8_BITS = 16 * _FLOAT, 256 * _FLOAT
 
 
-class Stored(ABC):
-    """How weights are stored, and what follows from it."""
+class BitsandbytesStorage(ABC):
+    """How bitsandbytes stores weights, and what follows from it."""
 
     packed: ClassVar[bool]
     """Whether weights share a byte: then block sizes and dtypes of products and of storage can be chosen."""
     keeps_codes: ClassVar[bool]
     """Whether rounding the weights to another dtype before leaves (nearly all of) the stored codes as they are."""
+
+    @abstractmethod
+    def refuse_choices(self, quantization: str, given: str) -> None:
+        """Raise ConfigError if neither block size nor dtypes can be chosen; both in words."""
 
     @abstractmethod
     def options(self) -> dict[str, Any]:
@@ -58,7 +64,7 @@ class Stored(ABC):
 
 
 @dataclass(frozen=True)
-class FourBits(Stored):
+class FourBits(BitsandbytesStorage):
     """Two weights to a byte, blocks with a scale each.
 
     Attributes:
@@ -71,8 +77,11 @@ class FourBits(Stored):
     packed: ClassVar[bool] = True
     keeps_codes: ClassVar[bool] = True
 
+    def refuse_choices(self, quantization: str, given: str) -> None:
+        """Raise nothing: all of them can be chosen."""
+
     def options(self) -> dict[str, Any]:
-        """See `Stored`."""
+        """See `BitsandbytesStorage`."""
         return {
             "load_in_4bit": True,
             "bnb_4bit_quant_type": self.quant_type,
@@ -80,7 +89,7 @@ class FourBits(Stored):
         }
 
     def stored_bytes(self, shape: torch.Size) -> int:
-        """See `Stored`."""
+        """See `BitsandbytesStorage`."""
         entries = shape.numel()
         blocks, packed = math.ceil(entries / BLOCKSIZE), math.ceil(entries / 2) + _TABLE_OF_4_BITS
         if not self.nested:
@@ -89,14 +98,14 @@ class FourBits(Stored):
         return packed + blocks + _FLOAT * math.ceil(blocks / NESTED_BLOCK) + _TABLE_OF_8_BITS + _FLOAT
 
     def empty_layer(self, library: Any, features: tuple[int, int], dtype: torch.dtype) -> nn.Module:
-        """See `Stored`."""
+        """See `BitsandbytesStorage`."""
         layer: nn.Module = library.nn.Linear4bit(*features, False, dtype, device="meta")
         return layer
 
     def parameter(
         self, library: Any, weight: Tensor, layer: Any, blocksize: int | None, quant_storage: torch.dtype
     ) -> nn.Parameter:
-        """See `Stored`."""
+        """See `BitsandbytesStorage`."""
         layer.quant_storage = quant_storage
         new: nn.Parameter = library.nn.Params4bit(
             weight,
@@ -111,36 +120,45 @@ class FourBits(Stored):
 
 
 @dataclass(frozen=True)
-class EightBits(Stored):
+class EightBits(BitsandbytesStorage):
     """LLM.int8(): a byte for each weight, a scale for each row, products in float16."""
 
     packed: ClassVar[bool] = False
     # The rounding of the source alone changes a quarter of them, each by one step.
     keeps_codes: ClassVar[bool] = False
 
+    def refuse_choices(self, quantization: str, given: str) -> None:
+        """See `BitsandbytesStorage`."""
+        raise ConfigError(
+            f"{quantization} has one scale for each row and computes in float16: it has no such option.",
+            got=f"{quantization} with {given}",
+            expected=f"{quantization} without them",
+            fix="leave them out, or use nf4",
+        )
+
     def options(self) -> dict[str, Any]:
-        """See `Stored`."""
+        """See `BitsandbytesStorage`."""
         return {"load_in_8bit": True}
 
     def stored_bytes(self, shape: torch.Size) -> int:
-        """See `Stored`."""
+        """See `BitsandbytesStorage`."""
         return shape.numel() + _FLOAT * shape[0]
 
     def empty_layer(self, library: Any, features: tuple[int, int], dtype: torch.dtype) -> nn.Module:
-        """See `Stored`."""
+        """See `BitsandbytesStorage`."""
         layer: nn.Module = library.nn.Linear8bitLt(*features, False, has_fp16_weights=False, device="meta")
         return layer
 
     def parameter(
         self, library: Any, weight: Tensor, layer: nn.Module, blocksize: int | None, quant_storage: torch.dtype
     ) -> nn.Parameter:
-        """See `Stored`."""
+        """See `BitsandbytesStorage`."""
         # Its constructor quantises what comes from the CPU only.
         new: nn.Parameter = library.nn.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
         return new
 
 
-QUANTIZATIONS: dict[Quantization, Stored] = {
+QUANTIZATIONS: dict[Quantization, BitsandbytesStorage] = {
     "nf4": FourBits("nf4"),
     "nf4-dq": FourBits("nf4", nested=True),
     "fp4": FourBits("fp4"),

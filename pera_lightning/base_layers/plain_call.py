@@ -23,8 +23,6 @@ from pera_lightning.base_layers.registry import base_of, describe_supported
 from pera_lightning.errors import TargetError
 from pera_lightning.functional.precision import without_autocast
 
-TRUSTED_FORWARDS = ("torch.", "transformers.", "bitsandbytes.")
-
 SMALL = (3, 5)
 """(out, in) of the layer that a class is tried with first."""
 LARGEST = 2**18
@@ -60,7 +58,7 @@ def beyond_multiplying(layer: nn.Module) -> str | None:
     stored = layer._parameters.get("weight")
     if stored is not None and layer.weight is not stored:
         return "hands out another weight than it holds"
-    if kind.forward is base.plain_forward() and _is_librarys(kind.forward) and kind.__call__ is nn.Module.__call__:
+    if kind.forward is base.plain_forward() and _is_own(kind) and kind.__call__ is nn.Module.__call__:
         return None
     if not base.linear or base.quantization(layer) is not None:
         return "has a forward of its own"
@@ -69,9 +67,11 @@ def beyond_multiplying(layer: nn.Module) -> str | None:
     return _tried(layer, base)
 
 
-def _is_librarys(forward: Any) -> bool:
-    """Whether the forward of a kind is the one that its library came with."""
-    return getattr(forward, "__globals__", {}).get("__name__", "").startswith(TRUSTED_FORWARDS)
+def _is_own(kind: type[nn.Module]) -> bool:
+    """Whether the forward of a kind is the one that its library came with, not one that others have put there."""
+    owner = next(parent for parent in kind.__mro__ if "forward" in vars(parent))
+    home = getattr(kind.forward, "__globals__", {}).get("__name__", "")
+    return home.partition(".")[0] == owner.__module__.partition(".")[0]
 
 
 def adaptable_base(layer: nn.Module, *, linear: bool) -> Base:

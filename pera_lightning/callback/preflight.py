@@ -234,7 +234,7 @@ def looks_fresh(layer: nn.Module) -> bool:
     normal distribution of standard deviation 0.02 and sets biases to zero.
     """
     base = base_of(layer)
-    stored: Any = layer.weight
+    stored: Any = None if base is None else base.storage(layer)
     if base is None or stored.is_meta or stored.dim() != 2 or is_distributed(stored):
         # Not here, or here in part only: sharded over processes.
         return False

@@ -18,7 +18,7 @@ from pera_lightning.injection.shared_memory import SharedMemory
 from pera_lightning.injection.targets.names import adapted_layers, adapter_layers, clean_name
 from pera_lightning.injection.targets.plan import refuse_adapted
 from pera_lightning.injection.targets.token_plan import TokenPlan, present_plans
-from pera_lightning.layers import PeraLinear, TokenRowsLayer
+from pera_lightning.layers import PeraLinear, TokenRowsLayer, stored_weight
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _follow(layer: PeraLinear | TokenRowsLayer, base_layer: nn.Module, dtype_bef
     layer.train(base_layer.training)
     owner = layer if isinstance(layer, PeraLinear) else layer.token_rows
     present = next(iter(layer.adapter().values()))
-    dtype, device = _base_dtype(layer), cast("Tensor", base_layer.weight).device
+    dtype, device = _base_dtype(layer), stored_weight(layer).device
     wanted = present.dtype if dtype == dtype_before else factor_dtype(dtype)
     # A base that is off-loaded between its calls has no memory to follow.
     if device.type != "meta" and (device, wanted) != (present.device, present.dtype):

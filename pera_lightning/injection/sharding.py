@@ -12,6 +12,7 @@ from pera_lightning.errors import InjectionError
 from pera_lightning.functional.distributed import is_distributed, own_part
 from pera_lightning.injection.inject import adapter_parameters
 from pera_lightning.injection.targets.names import adapter_layers
+from pera_lightning.layers import stored_weight
 from pera_lightning.requirements import SHARDS_INTEGERS, require
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def _refuse_split(layers: Iterable[tuple[str, nn.Module]]) -> None:
     from torch.distributed.tensor import Shard
 
     for name, layer in layers:
-        weight = layer.base_layer.weight  # type: ignore[union-attr]
+        weight = stored_weight(layer)  # type: ignore[arg-type]
         # fully_shard splits along the first dimension only, and along one dimension of the mesh.
         placements = getattr(weight, "placements", ())
         if len(placements) > 1 or any(isinstance(placement, Shard) and placement.dim != 0 for placement in placements):

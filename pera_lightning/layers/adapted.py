@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from torch import Tensor, nn
 
 from pera_lightning.base_layers import base_of
 from pera_lightning.config import PeraConfig
+from pera_lightning.layers.merging import storage_of
 from pera_lightning.layers.pera_embedding import PeraEmbedding
 from pera_lightning.layers.pera_linear import PeraLinear
 from pera_lightning.layers.token_rows import TokenRowsLayer
@@ -35,4 +34,4 @@ def adapted_layer(
 def stored_weight(layer: PeraLinear | TokenRowsLayer) -> Tensor:
     """What the base of an adapted layer stores as its weight, or did before it was merged."""
     unmerged = layer._unmerged if isinstance(layer, PeraLinear) else layer.token_rows.replaced
-    return cast("Tensor", layer.base_layer.weight) if unmerged is None else unmerged.stored
+    return storage_of(layer.base_layer) if unmerged is None else unmerged.stored

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from pera_lightning.base_layers import beyond_multiplying, expect_base, replaced_forward
+from pera_lightning.base_layers import base_of, beyond_multiplying, expect_base, replaced_forward
 from pera_lightning.errors import InjectionError
 from pera_lightning.functional.distributed import is_distributed, whole
 from pera_lightning.layers.call_hooks import changes_output
@@ -50,7 +50,7 @@ class Unmerged:
     @property
     def stored(self) -> Tensor:
         """The weight as `restore` will bring it back, or what it will be written to."""
-        return cast("Tensor", self.layer.weight) if self.weight is None else self.weight
+        return storage_of(self.layer) if self.weight is None else self.weight
 
 
 @torch.no_grad()
@@ -83,6 +83,12 @@ def fold(layer: nn.Module, weight: Tensor, into: MergeTarget) -> tuple[nn.Module
     before = give_new_weight(layer) if replaced else None
     base.write(layer, weight)
     return layer, Unmerged(layer, before, snapshot)
+
+
+def storage_of(layer: nn.Module) -> Tensor:
+    """The tensor that a layer keeps its weight in; tables of which rows are trained need no `Base` for that."""
+    base = base_of(layer)
+    return cast("Tensor", layer.weight) if base is None else base.storage(layer)
 
 
 def has_own_weight(layer: nn.Module) -> bool:

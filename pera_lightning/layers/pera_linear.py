@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,7 @@ class PeraLinear(nn.Module):
         self.training = base_layer.training
 
     def _make_parameters(self) -> None:
-        device = cast("Tensor", self.base_layer.weight).device
+        device = self._base.storage(self.base_layer).device
         options: dict[str, Any] = {"device": device, "dtype": factor_dtype(self._base.dtype(self.base_layer))}
         self.pera_A = nn.Parameter(torch.empty(self.rank, self.in_features, **options))
         self.pera_B = nn.Parameter(torch.empty(self.out_features, self.rank, **options))

@@ -50,7 +50,7 @@ def frozen_layers(model: nn.Module) -> tuple[list[tuple[str, PeraLinear]], int]:
         for name, layer in layers
         if not layer.merged
         and not memory.reaches(stored_weight(layer), trained)
-        and _is_here(layer.base_layer.weight)
+        and _is_here(stored_weight(layer))
         # An average of equal weights is only about the same.
         and id(layer) not in copied
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import cast
 
 from torch import Tensor, nn
 
@@ -34,7 +33,8 @@ def parameter_count(model: nn.Module) -> int:
         base = base_of(layer)
         if base is not None and base.quantization(layer) is not None:
             in_features, out_features = base.features(layer)
-            count += in_features * out_features - cast("Tensor", layer.weight).numel()
+            stored = base.storage(layer)
+            count += in_features * out_features - (stored.numel() if isinstance(stored, nn.Parameter) else 0)
     return count
 
 
