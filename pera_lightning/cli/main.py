@@ -8,6 +8,7 @@ from traceback import walk_tb
 
 from pera_lightning import __version__
 from pera_lightning.cli.commands import command_named, overview, run_lightning_cli
+from pera_lightning.cli.library_noise import hush_libraries
 from pera_lightning.cli.screen import accept_all_characters, show
 from pera_lightning.errors import PeraError
 from pera_lightning.requirements import refuse_compromised_lightning
@@ -23,6 +24,7 @@ def main() -> None:
     words = sys.argv[1:]
     # Tokenizers warn about forked DataLoader workers otherwise; examples are tokenised before those start.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    hush_libraries()
     try:
         accept_all_characters()
         refuse_compromised_lightning()

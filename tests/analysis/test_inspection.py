@@ -204,7 +204,7 @@ def test_spectra_of_kinds_are_told_apart() -> None:
 
 def test_spectra_of_many_kinds() -> None:
     model = nn.ModuleDict({name: nn.Linear(4, 4) for name in "abcdefghijklm"})
-    inject_adapter(model, PeraConfig(2))
+    inject_adapter(model, PeraConfig(2, target_modules=list("abcdefghijklm")))
     randomise_adapter(model)
     labels = [str(line.get_label()) for line in plot_spectrum(inspect_adapter(model)).axes[0].lines]
     assert "3 kinds with less energy" in labels

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import StrategyRegistry
+from rich import get_console
 from typing_extensions import override
 
 # Not used here, but with the classes imported the command line accepts and offers their short names.
@@ -30,6 +31,7 @@ from pera_lightning.cli.fit.earlier_files import earlier_files_kept
 from pera_lightning.cli.fit.predictions import Rows, check_predictions, write_predictions
 from pera_lightning.cli.fit.progress_bar import PeraProgressBar
 from pera_lightning.cli.fit.readable_predictions import NumbersOfRows, readable_predictions
+from pera_lightning.cli.fit.progress_lines import ProgressLines
 from pera_lightning.cli.fit.untrained_base import RefuseUntrained, refuse_without_checkpoint
 from pera_lightning.cli.options.checked import chosen_classes
 from pera_lightning.cli.options.given import given_options
@@ -127,7 +129,7 @@ class PeraCLI(LightningCLI):
             callbacks = [*callbacks, self._numbers]
         wants_bar = options.get("enable_progress_bar") is not False and not options.get("barebones")
         if wants_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
-            callbacks = [*callbacks, PeraProgressBar()]
+            callbacks = [*callbacks, PeraProgressBar() if get_console().is_terminal else ProgressLines()]
         options["callbacks"] = callbacks
         try:
             return super().instantiate_trainer(**kwargs)
