@@ -8,15 +8,15 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from pera_lightning.export.lora.plain_lora import NO_LOSS
 from pera_lightning.functional import expand, expanded_rank
 from pera_lightning.functional.distributed import whole
 from pera_lightning.functional.precision import without_autocast
 from pera_lightning.injection import adapted_layers
 from pera_lightning.layers import PeraLinear
 
-NO_EFFECT = 1e-6
-"""Share of the energy (squared norm) of dW below which a part of it has no practical effect: a thousandth of its norm,
-less than rounding dW to 16 bits changes."""
+NO_EFFECT = NO_LOSS**2
+"""Share of the energy (squared norm) of dW below which a part of it has no practical effect."""
 AT_ONCE = 1 << 24
 """Entries of expanded factors that exist at one time: 64 MB."""
 

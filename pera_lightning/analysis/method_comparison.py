@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from pera_lightning.export.lora.plain_lora import NO_LOSS
+
 
 @dataclass(frozen=True)
 class ComparedRun:
@@ -96,6 +98,11 @@ class MethodSummary:
     def difference(self) -> float:
         """Mean paired difference from the reference method; NaN without a common seed."""
         return statistics.fmean(self.differences.values()) if self.differences else math.nan
+
+
+def is_identical_to_lora(summary: MethodSummary) -> bool:
+    """Whether a method has polynomial terms that took no part: less of dW than rounding changes."""
+    return 0 < summary.energy < NO_LOSS
 
 
 def best_learning_rate(

@@ -16,12 +16,16 @@ def generate(
     system_prompt: str | None = None,
     use_chat_template: bool | None = None,
     max_new_tokens: int = 256,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    seed: int | None = None,
     without_adapter: bool = False,
     merged: bool = False,
     compare: bool = False,
     dtype: Literal["auto", "native", "float32", "bfloat16", "float16"] = "auto",
 ) -> None:
-    """Print the answer of a causal language model with a PERA adapter as it comes, decoded greedily.
+    """Print the answer of a causal language model with a PERA adapter as it comes.
 
     The prompt goes through the tokenizer's chat template as in training with InstructionDataModule, and the base is
     quantised as it was there.
@@ -34,12 +38,18 @@ def generate(
         system_prompt: Another system message than that of the training; "" is the chat template's own.
         use_chat_template: Whether to use the tokenizer's chat template; by default as in training.
         max_new_tokens: Longest answer, in tokens.
+        temperature: Draw each token by chance; below 1 likely ones become likelier. By default, and at 0, the likeliest
+            is taken.
+        top_p: Draw among the likeliest tokens that together have this probability.
+        top_k: Draw among so many of the likeliest tokens.
+        seed: Of the draw: the same one gives the same answer.
         without_adapter: Let the base model answer.
         merged: Merge the adapter into the base first.
         compare: Let both answer, and print the answers side by side.
         dtype: Dtype of the base's weights; that of the training (`model.init_args.dtype`) is the best choice.
     """
     from pera_lightning.evaluation.answerer import Answerer
+    from pera_lightning.models.sampling import Sampling
 
     if compare and (merged or without_adapter):
         raise ConfigError(
@@ -58,6 +68,7 @@ def generate(
         without_adapter=without_adapter,
         merged=merged,
         dtype=dtype,
+        sampling=Sampling(temperature, top_p, top_k, seed),
     )
     messages = [{"role": "user", "content": prompt}]
     if compare:

@@ -17,13 +17,14 @@ from pera_lightning.export import merge_adapter
 from pera_lightning.injection import adapter_disabled
 from pera_lightning.loading.adapted_model import load_adapted_model
 from pera_lightning.models.generation import generate_answers
+from pera_lightning.models.sampling import GREEDY, Sampling
 from pera_lightning.option_checks import count
 from pera_lightning.storage.remote import place
 from pera_lightning.visible_text import visible_text
 
 
 class Answerer:
-    """Loads the base of an adapter and the adapter; answers are decoded greedily, on the GPU if there is one.
+    """Loads the base of an adapter and the adapter; answers come from the GPU if there is one.
 
     Args:
         adapter: Folder of the adapter.
@@ -35,6 +36,7 @@ class Answerer:
         without_adapter: Load the base alone.
         merged: Merge the adapter into the base, which makes an answer cost what the base's costs.
         dtype: Dtype of the base's weights.
+        sampling: How the tokens of an answer are chosen.
 
     Raises:
         AdapterFileError: The folder is missing or damaged, or does not fit the base.
@@ -53,6 +55,7 @@ class Answerer:
         without_adapter: bool,
         merged: bool,
         dtype: str,
+        sampling: Sampling = GREEDY,
     ) -> None:
         if merged and without_adapter:
             raise ConfigError(
@@ -61,6 +64,7 @@ class Answerer:
                 expected="one of them",
                 fix="leave one out",
             )
+        self.sampling = sampling
         self.max_new_tokens = count("max_new_tokens", max_new_tokens, least=1)
         model, self.tokenizer = load_adapted_model(
             adapter, base=base, gguf_file=gguf_file, dtype=dtype, without_adapter=without_adapter
@@ -85,7 +89,9 @@ class Answerer:
         options = {"skip_prompt": True, "skip_special_tokens": True, "clean_up_tokenization_spaces": False}
         streamer = _screen()(self.tokenizer, **options) if stream else None
         ids = torch.tensor(self._encoder.encode_prompt(messages))
-        [answer] = generate_answers(self.model, self.tokenizer, [ids], self.max_new_tokens, streamer)
+        [answer] = generate_answers(
+            self.model, self.tokenizer, [ids], self.max_new_tokens, streamer, sampling=self.sampling
+        )
         return answer
 
     def base_answer(self, messages: Sequence[Message]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pera_lightning.checkpoint.manifest.manifest import versions
 from pera_lightning.export.certificate import Certificate
-from pera_lightning.export.lora.plain_lora import LayerFit
+from pera_lightning.export.lora.plain_lora import LayerFit, SmallerRank
 from pera_lightning.export.merged.merge_report import MergeReport
 
 REPORT_FILE = "export_report.json"
@@ -30,6 +30,7 @@ class ExportReport:
         saved: Name of a tensor saved whole -> relative rounding error (Frobenius norm); empty for a merged model.
         certificate: The comparison of outputs; None where there was no model or no input to compare with.
         merge: For a merged model: the errors of its weights.
+        smaller: Of an exact LoRA: a smaller rank that would do.
     """
 
     to: str
@@ -40,6 +41,7 @@ class ExportReport:
     saved: dict[str, float] = field(default_factory=dict)
     certificate: Certificate | None = None
     merge: MergeReport | None = None
+    smaller: SmallerRank | None = None
 
     @property
     def worst(self) -> str:
@@ -62,6 +64,11 @@ class ExportReport:
             lines = [f"merged model, {self.dtype}: {self.merge}"]
         else:
             lines = [f"LoRA of rank {self.rank} over {len(self.layers)} layers, {self.dtype}: {self._energy()}"]
+        if self.smaller is not None:
+            lines.append(
+                f"rank {self.smaller.rank} instead of {self.rank}: error of dW {self.smaller.error:.0e}, less than "
+                "rounding to 16 bits"
+            )
         if self.saved:
             lines.append(f"{len(self.saved)} tensors saved whole, rounded by at most {max(self.saved.values()):.1e}")
         if self.certificate is not None:

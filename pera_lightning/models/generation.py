@@ -1,4 +1,4 @@
-"""Batched greedy generation: prompts out of labelled batches, answers, and a table of samples."""
+"""Batched generation: prompts out of labelled batches, answers, and a table of samples."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from pera_lightning.errors import ConfigError, shown
 from pera_lightning.form_bounds import MAX_TOKEN, is_whole
 from pera_lightning.loading.tokenizer_trial import while_tokenising
 from pera_lightning.models.evaluation_mode import evaluation_mode
+from pera_lightning.models.sampling import GREEDY, Sampling
 from pera_lightning.run_log.messages import rank_zero_warn
 
 if TYPE_CHECKING:
@@ -98,8 +99,9 @@ def generate_answers(
     streamer: BaseStreamer | None = None,
     *,
     num_beams: int = 1,
+    sampling: Sampling = GREEDY,
 ) -> list[str]:
-    """Answer prompts greedily, in one batch padded on the left.
+    """Answer prompts in one batch padded on the left, greedily unless `sampling` says otherwise.
 
     The model's own generation settings (sampling, penalties, lengths) take no part. The train or eval mode of
     every module is afterwards what it was.
@@ -111,6 +113,7 @@ def generate_answers(
         max_new_tokens: Longest answer, in tokens.
         streamer: Gets every token when it is there, where there is one prompt.
         num_beams: Beams of a beam search; 1 is greedy decoding.
+        sampling: Draws tokens by chance.
 
     Returns:
         The answers without their end and without special tokens, in the order of the prompts. They are no longer than
@@ -123,8 +126,8 @@ def generate_answers(
 
     max_new_tokens = _new_tokens(model, prompts, max_new_tokens)
     stops = stop_tokens(model, tokenizer)
-    greedy = GenerationConfig(
-        do_sample=False,
+    config = GenerationConfig(
+        **sampling.options(),
         num_beams=num_beams,
         max_new_tokens=max_new_tokens,
         eos_token_id=stops or None,
@@ -132,10 +135,10 @@ def generate_answers(
         bos_token_id=tokenizer.bos_token_id,
     )
     ids, mask = _pad_left([prompt.to(model.device) for prompt in prompts], tokenizer.pad_token_id)
-    with _generation_config(model, greedy), evaluation_mode(model):
+    with _generation_config(model, config), evaluation_mode(model), sampling.seeded():
         # The method is GenerationMixin's, which the annotation PreTrainedModel does not tell.
         generate: Any = model.generate
-        tokens = generate(input_ids=ids, attention_mask=mask, generation_config=greedy, streamer=streamer)
+        tokens = generate(input_ids=ids, attention_mask=mask, generation_config=config, streamer=streamer)
     answers = [_until_stop(row, stops) for row in tokens[:, ids.shape[1] :].tolist()]
     with while_tokenising("An answer"):
         return tokenizer.batch_decode(answers, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -50,6 +50,19 @@ def test_merged_answers_are_the_same(project: Path, monkeypatch: pytest.MonkeyPa
     assert len(merged_models) == 1
 
 
+def test_a_seeded_draw(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hot = (*WORDS, "--temperature", 5, "--top_p", 0.9, "--top_k", 40, "--seed")
+
+    def drawn(seed: int) -> str:
+        return run("generate", "--prompt", "say a", *hot, seed, folder=project).splitlines()[-1]
+
+    assert drawn(1) == drawn(1)
+    assert len({drawn(seed) for seed in range(3)}) > 1
+    assert "seed does nothing" in run("generate", "--prompt", "a", "--seed", 1, *WORDS, folder=project, ok=False)
+    monkeypatch.setattr("sys.stdin", io.StringIO("say a\n\n"))
+    assert drawn(1).strip() in run("chat", *hot, 1, folder=project)
+
+
 def test_side_by_side(project: Path) -> None:
     words = ("generate", "--prompt", "say a", *WORDS)
     adapted = run(*words, folder=project).splitlines()[-1]

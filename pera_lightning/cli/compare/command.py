@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pera_lightning.cli.options.checked import check_fit_of
 from pera_lightning.cli.options.parser import ToolParser
 from pera_lightning.cli.options.places import check_places
 from pera_lightning.cli.screen import show, show_table
 from pera_lightning.errors import ConfigError
+from pera_lightning.near_names import did_you_mean, near
 from pera_lightning.storage.remote import local_path
+
+if TYPE_CHECKING:
+    from pera_lightning.analysis.method_comparison import MethodSummary
 
 METHODS = {
     "lora": "--pera.order 1",
@@ -39,7 +43,7 @@ def compare(words: Sequence[str]) -> None:
     arguments, rest = _parser().parse_known_args(words)
     check_fit_of("compare", rest)
     check_places("fit", rest)
-    from pera_lightning.analysis.method_comparison import summarise
+    from pera_lightning.analysis.method_comparison import is_identical_to_lora, summarise
     from pera_lightning.analysis.method_table import as_table
     from pera_lightning.cli.compare.runs import Plan, run_comparison
 
@@ -59,8 +63,16 @@ def compare(words: Sequence[str]) -> None:
         overwrite=arguments.overwrite == "true",
     )
     runs = run_comparison(plan)
-    show_table(as_table(summarise(runs, plan.tuning, plan.mode), plan.report))
+    summaries = summarise(runs, plan.tuning, plan.mode)
+    show_table(as_table(summaries, plan.report))
+    show(*map(_identical, filter(is_identical_to_lora, summaries)))
     show(plan.out / "runs.csv", plan.out / "comparison.png")
+
+
+def _identical(summary: MethodSummary) -> str:
+    """What to do about a method whose polynomial terms took no part."""
+    line = f"{summary.method}: energy {summary.energy:.1g}: identical to LoRA"
+    return line if summary.method.endswith("_auto") else f"{line}; try full_auto"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -182,8 +194,8 @@ def _method(text: str) -> tuple[str, str]:
         raise ConfigError(
             "There is no method of that name.",
             got=repr(text),
-            expected=", ".join(METHODS),
-            fix='use one of them, or "name=options of fit"',
+            expected=f'{", ".join(METHODS)}, or "name=options of fit"',
+            fix=did_you_mean(near(name, METHODS), "use one of them"),
         )
     if not re.fullmatch(r"[\w+-][\w.+-]*", name):
         raise ConfigError(

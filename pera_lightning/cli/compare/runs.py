@@ -162,7 +162,7 @@ def _run_comparison(plan: Plan) -> list[ComparedRun]:
 
 def make_cells(plan: Plan) -> Callable[[str, float, int], Cell]:
     """What makes the cells of a plan, after a look at the config of each method."""
-    from pera_lightning.callback.callback import PeraCallback
+    from pera_lightning.cli.compare.method_checks import check_method
     from pera_lightning.cli.compare.single_run import Cell
     from pera_lightning.cli.estimate.parsed_fit import parse_fit
 
@@ -174,8 +174,7 @@ def make_cells(plan: Plan) -> Callable[[str, float, int], Cell]:
         # It is of no fit.
         options.pop("overwrite", None)
         check_fit(method, words[method], options, plan.learning_rate_option)
-        # Its checks; the model and the data are checked by the first run.
-        PeraCallback(**options["pera"])
+        check_method(method, options)
     keep_settings(plan.out, {"selection": plan.selection, "report": plan.report}, parsed)
     first = next(iter(parsed.values()))
     takes_seed = "seed" in ((first.get("data") or {}).get("init_args") or {})

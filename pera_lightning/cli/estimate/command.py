@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from pera_lightning.analysis.memory import CONTEXT, GB, SLACK, Growth, HeldMemor
 from pera_lightning.cli.options.checked import check_fit_of
 from pera_lightning.cli.options.parser import ToolParser
 from pera_lightning.cli.options.places import check_places
-from pera_lightning.cli.screen import show_table
+from pera_lightning.cli.screen import show, show_table
 
 if TYPE_CHECKING:
     from pera_lightning.cli.estimate.fit_on_meta import FitOnMeta
@@ -23,7 +24,7 @@ SEARCHED = 1 << 20
 
 
 def estimate(words: Sequence[str]) -> None:
-    """Print what a fit needs on a GPU, part by part, and the largest batch and length for some cards.
+    """Print whether a fit fits on some cards, what it needs part by part, and the largest batch and length for them.
 
     Args:
         words: `--config` and overrides as `fit` takes them, and `--cards`.
@@ -45,6 +46,7 @@ def estimate(words: Sequence[str]) -> None:
     with console.status("Counting; about a minute ..."):
         growths = {checkpointing: _growths(fit, checkpointing) for checkpointing in (True, False)}
         parts = _parts_table(fit)
+    show(*_answers(fit, arguments.cards))
     show_table(parts)
     show_table(_cards_table(fit, growths, arguments.cards))
 
@@ -89,6 +91,19 @@ def _growths(fit: FitOnMeta, checkpointing: bool) -> _Growths:
     )
 
 
+def _answers(fit: FitOnMeta, cards: Sequence[float]) -> list[str]:
+    """A line for each card: whether the fit as it is configured fits."""
+    options, checkpointing = fit.options, fit.options.gradient_checkpointing
+    step = fit.step(checkpointing, options.batch_size, options.length).peak
+    bytes_needed = needed(fit.held(checkpointing), max(step, fit.validation_peak(checkpointing)))
+    # Rounded up: 8.04 of 8.0 GB must not look like a fit.
+    size = math.ceil(10 * bytes_needed / GB) / 10
+    return [
+        f"fits in {card:g} GB: {'yes' if bytes_needed <= card * GB else 'no'}, {size:.1f} of {card:.1f} GB"
+        for card in cards
+    ]
+
+
 def _parts_table(fit: FitOnMeta) -> PlainTable:
     from pera_lightning.plain_table import PlainTable
 
@@ -99,10 +114,10 @@ def _parts_table(fit: FitOnMeta) -> PlainTable:
     table = PlainTable(
         title=f"{options.source.name}: {options.batch_size} rows of {options.length} tokens"
         f"{' end to end' if options.in_one_row else ''}, {options.attention} attention",
-        caption="Counted for batches as long as they may be, in which every token is to be learnt.",
+        caption="GB of 2^30 bytes. Counted for batches as long as they may be, in which every token is to be learnt.",
     )
     table.add_column("part")
-    table.add_column("MiB", justify="right")
+    table.add_column("GB", justify="right")
     table.add_column("known from")
     rows: list[tuple[str, float, str]] = [
         (f"base: {stored}", held.base, "counting"),
@@ -119,15 +134,14 @@ def _parts_table(fit: FitOnMeta) -> PlainTable:
         ("CUDA context and kernels", CONTEXT, "rule of thumb"),
     ]
     for name, size, known in rows:
-        table.add_row(name, f"{size / 2**20:,.1f}", known, style="dim" if name.startswith(" ") else None)
+        table.add_row(name, f"{size / GB:,.3f}", known, style="dim" if name.startswith(" ") else None)
     table.add_section()
     for name, size in (
         ("a training step needs", step.peak),
         ("a validation step needs", fit.validation_peak(checkpointing)),
     ):
         if size > 0:
-            total = needed(held, size)
-            table.add_row(name, f"{total / 2**20:,.1f}", f"{total / GB:.2f} GB")
+            table.add_row(name, f"{needed(held, size) / GB:,.3f}", "")
     return table
 
 

@@ -30,8 +30,8 @@ from pera_lightning.cli.fit.base_comparison import (
 from pera_lightning.cli.fit.earlier_files import earlier_files_kept
 from pera_lightning.cli.fit.predictions import Rows, check_predictions, write_predictions
 from pera_lightning.cli.fit.progress_bar import PeraProgressBar
-from pera_lightning.cli.fit.readable_predictions import NumbersOfRows, readable_predictions
 from pera_lightning.cli.fit.progress_lines import ProgressLines
+from pera_lightning.cli.fit.readable_predictions import NumbersOfRows, readable_predictions
 from pera_lightning.cli.fit.untrained_base import RefuseUntrained, refuse_without_checkpoint
 from pera_lightning.cli.options.checked import chosen_classes
 from pera_lightning.cli.options.given import given_options

@@ -18,7 +18,7 @@ from pera_lightning.export.lora.lora_applied import lora_applied
 from pera_lightning.export.lora.lora_card import write_lora_card
 from pera_lightning.export.lora.lora_factors import StoredLora
 from pera_lightning.export.lora.peft_loading import has_peft, try_peft
-from pera_lightning.export.lora.plain_lora import PeraTensors, PlainLora, plain_lora
+from pera_lightning.export.lora.plain_lora import PeraTensors, PlainLora, plain_lora, smaller_rank
 from pera_lightning.export.place import check_place, export_kind
 from pera_lightning.export.probe import token_probe
 from pera_lightning.injection import adapted_layers, adapter_layers, marked_modules, original_names
@@ -113,7 +113,10 @@ def export_lora(
                     certificate = (check or _plain_check(form, model_config))(model_or_dir, temporary, reference)
                     certificate.refuse_inexact()
             name = str(dtype).removeprefix("torch.")
-            report = ExportReport(to, lora.rank, name, lora.exact, lora.fits, lora.saved_rounding, certificate)
+            report = ExportReport(
+                *(to, lora.rank, name, lora.exact, lora.fits, lora.saved_rounding, certificate),
+                smaller=smaller_rank(adapter) if rank is None and max_error is None else None,
+            )
             if form.of_peft:
                 write_lora_card(temporary, adapter.manifest, report)
             report.write(temporary)

@@ -18,6 +18,9 @@ from pera_lightning.form_bounds import check_rank
 from pera_lightning.functional.distributed import whole
 from pera_lightning.storage.remote import Place
 
+NO_LOSS = 1e-3
+"""Relative error (Frobenius norm) of a weight change that matters to nobody: rounding to 16 bits is larger."""
+
 
 @dataclass(frozen=True)
 class LayerFit:
@@ -60,6 +63,19 @@ class PlainLora:
     def exact(self) -> bool:
         """Whether nothing but rounding is lost."""
         return all(fit.rank >= fit.expanded_rank for fit in self.fits.values())
+
+
+@dataclass(frozen=True)
+class SmallerRank:
+    """A rank that loses nothing that matters.
+
+    Attributes:
+        rank: The smallest one for all layers.
+        error: Relative error (Frobenius norm) of the weight change at it, in the layer where it is largest.
+    """
+
+    rank: int
+    error: float
 
 
 @dataclass(frozen=True)
@@ -139,6 +155,19 @@ def plain_lora(
         _refuse_overflow(key, value)
     rounding = {key: relative_error(saved[key].double(), value.double()) for key, value in adapter.saved.items()}
     return PlainLora(adapter.manifest, width, filled, saved, fits, rounding)
+
+
+@torch.no_grad()
+def smaller_rank(adapter: PeraTensors) -> SmallerRank | None:
+    """The smallest rank with an error of at most `NO_LOSS`; None where that is the rank of the exact LoRA."""
+    spectra, exact = [], 0
+    for _, factors in adapter.exact():
+        spectra.append(spectrum(factors))
+        exact = max(exact, factors.rank)
+    rank = max(found.smallest_rank(NO_LOSS) for found in spectra)
+    if rank >= exact:
+        return None
+    return SmallerRank(rank, max(found.lost(rank) for found in spectra))
 
 
 def _cut(exact: LoraFactors, rank: int | None) -> tuple[LoraFactors, float]:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
+from pera_lightning import requirements
 from pera_lightning.analysis.method_table import read_runs
 from pera_lightning.cli.compare.command import METHODS, _method, _mode
 from pera_lightning.cli.compare.runs import Plan, _made_by_workers, make_cells
@@ -91,7 +92,13 @@ def test_goes_on_with_the_runs_that_are_missing(project: Path, compared: str) ->
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((*RATES, "--methods", "loras"), "no method of that name"),
+        ((*RATES, "--methods", "loras"), "did you mean lora?"),
+        ((*RATES, "--methods", "ful_auto"), "did you mean full_auto"),
+        ((*RATES, "--out", "new", "--methods", "lora", "x=--pera.alpha -1"), "The method x cannot run."),
+        (
+            (*RATES, "--out", "new", "--methods", "lora", "x=--model.init_args.warmup_ratio 2"),
+            "The method x cannot run.",
+        ),
         ((*RATES, "--methods", "a b=--pera.order 1"), "becomes the name of a folder"),
         ((*RATES, "--seeds", 1, 1), "each once"),
         ((*RATES, "--seeds", 1, "--tuning_seeds", 2), "a number from 1 to 1"),
@@ -126,6 +133,29 @@ def test_wrong_options_are_refused_before_anything_runs(
 ) -> None:
     assert message in compare(project, *words, ok=False)
     assert not (project / "new" / "runs").exists()
+
+
+def test_a_missing_package_is_said_before_the_first_run(
+    project: Path, compared: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(requirements.MODULES, "bitsandbytes", "no_such_module")
+    words = ("--methods", "lora", "small=--model.init_args.optimizer adamw_8bit", "--out", "new")
+    printed = compare(project, *RATES, *words, ok=False)
+    assert "The method small cannot run." in printed
+    assert "bitsandbytes is not installed" in printed
+    assert "pip install" in printed
+    assert not (project / "new" / "runs").exists()
+
+
+def test_a_method_that_is_lora_is_called_so(project: Path, compared: str) -> None:
+    words = ("--methods", "lora", "full=--pera.coefficient_scale 1e-9", "h30=--pera.coefficient_scale 30")
+    printed = compare(
+        project, *words, "--learning_rates", "1e-2", "--seeds", 0, "--metric", "accuracy", "--out", "same"
+    )
+    [line] = [line for line in printed.splitlines() if "identical to LoRA" in line]
+    assert line.startswith("full: energy ")
+    assert line.endswith("; try full_auto")
+    assert "identical" not in compared
 
 
 @pytest.fixture

@@ -135,6 +135,28 @@ def test_cut_to_a_rank(tmp_path: Path) -> None:
         assert report.layers[name].kept_energy == pytest.approx(1 - error.item() ** 2, rel=1e-5)
 
 
+def test_a_smaller_rank_that_would_do_is_named(tmp_path: Path) -> None:
+    model = adapted()
+    for _, layer in adapted_layers(model):
+        # Polynomial terms that are there, and next to nothing.
+        layer.pera_h.data *= 1e-6
+    report = export_lora(model, tmp_path / "exact")
+    assert report.smaller is not None
+    assert (report.smaller.rank, report.rank) == (4, expanded_rank(4, 2))
+    assert 0 < report.smaller.error < 1e-3
+    assert f"rank 4 instead of {report.rank}: error of dW {report.smaller.error:.0e}" in str(report)
+    assert json.loads((tmp_path / "exact/export_report.json").read_text())["smaller"]["rank"] == 4
+    cut = export_lora(model, tmp_path / "cut", 4)
+    assert cut.smaller is None
+    assert 1 - min(fit.kept_energy for fit in cut.layers.values()) == pytest.approx(report.smaller.error**2, abs=1e-12)
+
+
+def test_no_smaller_rank_is_named_where_all_of_it_is_needed(tmp_path: Path) -> None:
+    report = export_lora(adapted(order=1), tmp_path)
+    assert report.smaller is None
+    assert "instead of" not in str(report)
+
+
 def test_a_rank_above_the_expanded_one_is_exact(tmp_path: Path) -> None:
     report = export_lora(adapted(), tmp_path, 64)
     assert (report.rank, report.exact) == (expanded_rank(4, 2), True)

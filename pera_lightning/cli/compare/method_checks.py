@@ -1,0 +1,41 @@
+"""Whether a method of a comparison can run at all, asked before the first run: the tenth one may be hours away."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from pera_lightning.base_layers import check_bitsandbytes
+from pera_lightning.callback.callback import PeraCallback
+from pera_lightning.errors import ConfigError, PeraError
+
+
+def check_method(method: str, options: Mapping[str, Any]) -> None:
+    """Make what checks its options: the callback, and a model of ours, which loads nothing yet.
+
+    Somebody else's model and the data are checked by the first run.
+
+    Args:
+        method: Name of the method.
+        options: All options of its fit, parsed.
+
+    Raises:
+        ConfigError: An option has a value it cannot have, or a package that it needs is missing.
+    """
+    model = options["model"]
+    module, _, name = (model.get("class_path") or "").rpartition(".")
+    arguments = model.get("init_args") or {}
+    try:
+        PeraCallback(**options["pera"])
+        if module.partition(".")[0] == "pera_lightning":
+            getattr(import_module(module), name)(**arguments)
+            if arguments.get("optimizer", "adamw") != "adamw":
+                check_bitsandbytes()
+    except PeraError as error:
+        raise ConfigError(
+            f"The method {method} cannot run.",
+            got=error.in_short,
+            expected="methods that can, before the first of them trains",
+            fix=error.cure,
+        ) from error
