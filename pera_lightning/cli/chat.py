@@ -42,7 +42,7 @@ def chat(
         dtype: Dtype of the base's weights; that of the training (`model.init_args.dtype`) is the best choice.
     """
     from pera_lightning.evaluation.answerer import Answerer
-    from pera_lightning.models.sampling import Sampling
+    from pera_lightning.models.token_sampling import Sampling
 
     answerer = Answerer(
         adapter,

@@ -49,7 +49,7 @@ def generate(
         dtype: Dtype of the base's weights; that of the training (`model.init_args.dtype`) is the best choice.
     """
     from pera_lightning.evaluation.answerer import Answerer
-    from pera_lightning.models.sampling import Sampling
+    from pera_lightning.models.token_sampling import Sampling
 
     if compare and (merged or without_adapter):
         raise ConfigError(

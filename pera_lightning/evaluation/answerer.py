@@ -17,7 +17,7 @@ from pera_lightning.export import merge_adapter
 from pera_lightning.injection import adapter_disabled
 from pera_lightning.loading.adapted_model import load_adapted_model
 from pera_lightning.models.generation import generate_answers
-from pera_lightning.models.sampling import GREEDY, Sampling
+from pera_lightning.models.token_sampling import GREEDY, Sampling
 from pera_lightning.option_checks import count
 from pera_lightning.storage.remote import place
 from pera_lightning.visible_text import visible_text

@@ -18,7 +18,7 @@ from pera_lightning.errors import ConfigError, shown
 from pera_lightning.form_bounds import MAX_TOKEN, is_whole
 from pera_lightning.loading.tokenizer_trial import while_tokenising
 from pera_lightning.models.evaluation_mode import evaluation_mode
-from pera_lightning.models.sampling import GREEDY, Sampling
+from pera_lightning.models.token_sampling import GREEDY, Sampling
 from pera_lightning.run_log.messages import rank_zero_warn
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ import torch
 
 from pera_lightning.errors import ConfigError
 from pera_lightning.models.generation import generate_answers
-from pera_lightning.models.sampling import Sampling
+from pera_lightning.models.token_sampling import Sampling
 from tests.support.models import tiny_llama
 from tests.support.pretrained import character_tokenizer
 
