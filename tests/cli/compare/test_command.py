@@ -148,7 +148,7 @@ def test_a_missing_package_is_said_before_the_first_run(
 
 
 def test_a_method_that_is_lora_is_called_so(project: Path, compared: str) -> None:
-    words = ("--methods", "lora", "full=--pera.coefficient_scale 1e-9", "h30=--pera.coefficient_scale 30")
+    words = ("--methods", "lora", "full", "h=--pera.coefficient_scale 1e5")
     printed = compare(
         project, *words, "--learning_rates", "1e-2", "--seeds", 0, "--metric", "accuracy", "--out", "same"
     )
