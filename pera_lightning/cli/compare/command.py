@@ -11,8 +11,8 @@ from pera_lightning.cli.options.checked import check_fit_of
 from pera_lightning.cli.options.parser import ToolParser
 from pera_lightning.cli.options.places import check_places
 from pera_lightning.cli.screen import show, show_table
+from pera_lightning.did_you_mean import did_you_mean, near
 from pera_lightning.errors import ConfigError
-from pera_lightning.near_names import did_you_mean, near
 from pera_lightning.storage.remote import local_path
 
 if TYPE_CHECKING:
