@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import logging
 import warnings
@@ -28,6 +27,7 @@ from pera_lightning import (
 )
 from pera_lightning.errors import ConfigError, ExportError
 from pera_lightning.export.certificate import Certificate, Reference
+from pera_lightning.export.forms import LORA_FORMS
 from pera_lightning.export.gguf import gguf_writing
 from pera_lightning.export.gguf.export_merged_gguf import export_merged_gguf
 from pera_lightning.export.lora.lora_factors import LoraFactors
@@ -206,15 +206,13 @@ def test_a_lora_whose_files_hold_something_else(
     export_lora(model, out, to=to)
     before = contents(out)
     # What is written is not what was made: a layer is lost on the way.
-    module = {"peft": "lora.peft_format", "safetensors": "lora.factors_format", "llamacpp": "gguf.gguf_adapter"}[to]
-    writer = {"peft": "write_peft", "safetensors": "write_factors", "llamacpp": "write_gguf_adapter"}[to]
-    write = getattr(importlib.import_module(f"pera_lightning.export.{module}"), writer)
+    form = LORA_FORMS[to]
 
     def lossy(lora: Any, *args: Any) -> None:
         factors = {**lora.factors, LAYER: LoraFactors(lora.factors[LAYER].down, -lora.factors[LAYER].up)}
-        write(dataclasses.replace(lora, factors=factors), *args)
+        form.write(dataclasses.replace(lora, factors=factors), *args)
 
-    monkeypatch.setattr(importlib.import_module("pera_lightning.export.lora.export_lora"), writer, lossy)
+    monkeypatch.setitem(LORA_FORMS, to, dataclasses.replace(form, write=lossy))
     with pytest.raises(ExportError, match="does not compute what the adapter does"):
         export_lora(model, out, to=to, **options)
     assert contents(out) == before
