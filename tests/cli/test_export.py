@@ -116,7 +116,7 @@ def test_without_the_base(project: Path) -> None:
 
 def test_what_a_user_gets_wrong(project: Path) -> None:
     for words, message in (
-        (("--adapter", "nowhere", "--out", "x"), "adapter's config is missing"),
+        (("--adapter", "nowhere", "--out", "x"), "There is no such adapter"),
         (("--adapter", ".", "--out", "x"), "name adapter"),
         (("--adapter", "adapter", "--out", "adapter"), "take the place of a PERA adapter"),
         (("--adapter", "adapter", "--out", "x", "--rows", "missing.jsonl"), "missing.jsonl does not exist"),
