@@ -104,9 +104,9 @@ def test_what_a_user_gets_wrong(project: Path) -> None:
     (project / "file").touch()
     (project / "empty").mkdir()
     for words, message in (
-        (("--adapter", "nowhere"), "adapter's config is missing"),
-        (("--adapter", "nowhere", "--out", "file"), "which is a file"),
-        (("--adapter", "nowhere", "--out", "file/below"), "which is a file"),
+        (("--adapter", "nowhere"), "There is no such adapter"),
+        (("--adapter", "adapter", "--out", "file"), "which is a file"),
+        (("--adapter", "adapter", "--out", "file/below"), "which is a file"),
         (("--adapter", "adapter", "--prompts", '[""]'), "without a token"),
         (("--adapter", "adapter", "--base", "empty"), "empty"),
     ):

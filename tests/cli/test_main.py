@@ -207,7 +207,7 @@ def test_generate(project: Path) -> None:
     adapted, plain = run(*words, folder=project), run(*words, "--without_adapter", "true", folder=project)
     assert adapted != plain
     printed = run("generate", "--adapter", "nowhere", "--prompt", "x", folder=project, ok=False)
-    assert "adapter's config is missing" in printed
+    assert "There is no such adapter" in printed
 
 
 def test_quantised_fit_test_and_generate(project: Path) -> None:
