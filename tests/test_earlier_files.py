@@ -18,7 +18,7 @@ import pera_lightning
 from pera_lightning import PeraCallback, inject_lora, load_adapter
 from pera_lightning.cli.estimate.parsed_fit import parse_fit
 from pera_lightning.models.parallel.fsdp2 import FSDP2Strategy
-from tests.support.trainers import SAFE_LOADING
+from tests.support.trainers import SAFE_LOADING, cpu_trainer
 
 FOLDER = Path(__file__).parent / "golden" / "version_0_1"
 EXPECTED = json.loads((FOLDER / "outputs.json").read_text())
@@ -65,15 +65,8 @@ def test_an_adapter_folder() -> None:
 @pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning", "ignore:The loaded checkpoint was produced")
 def test_a_checkpoint_goes_on(tmp_path: Path) -> None:
     module = Net()
-    trainer = pl.Trainer(
-        max_epochs=4,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-        callbacks=[PeraCallback(2, coefficient_scale="auto"), ModelCheckpoint(tmp_path, every_n_epochs=1)],
-    )
+    callbacks = PeraCallback(2, coefficient_scale="auto"), ModelCheckpoint(tmp_path, every_n_epochs=1)
+    trainer = cpu_trainer(tmp_path, *callbacks, max_epochs=4)
     trainer.fit(module, ckpt_path=FOLDER / "run.ckpt", **SAFE_LOADING)
     assert trainer.current_epoch == 4
     torch.testing.assert_close(module.net(INPUTS), torch.tensor(EXPECTED["after two more epochs"]), **CLOSE)

@@ -13,6 +13,7 @@ from pera_lightning import PeraCallback
 from pera_lightning.errors import ConfigError
 from pera_lightning.injection import adapted_layers
 from tests.support.models import Regressor
+from tests.support.trainers import cpu_trainer
 
 
 class Decaying(Regressor):
@@ -40,15 +41,7 @@ class Recorder(pl.Callback):
 def record(folder: Path, callback: PeraCallback, **options: object) -> Recorder:
     torch.manual_seed(5)
     recorder = Recorder()
-    trainer = pl.Trainer(
-        default_root_dir=folder,
-        callbacks=[callback, recorder],
-        max_epochs=2,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
+    trainer = cpu_trainer(folder, callback, recorder, **options)
     trainer.fit(Decaying())
     return recorder
 

@@ -20,6 +20,7 @@ from pera_lightning.models.gradient_checkpointing import enable_gradient_checkpo
 from tests.support.averaging import exponential_average
 from tests.support.models import tiny_gpt2, tiny_llama
 from tests.support.module_state import values
+from tests.support.trainers import cpu_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")
 
@@ -63,16 +64,7 @@ class Speaker(pl.LightningModule):
 
 
 def trainer_in(folder: Path, callback: PeraCallback, *others: pl.Callback, epochs: int = 2) -> pl.Trainer:
-    return pl.Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        max_epochs=epochs,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-        callbacks=[callback, *others],
-    )
+    return cpu_trainer(folder, callback, *others, max_epochs=epochs, log_every_n_steps=1)
 
 
 @pytest.mark.parametrize("make", [tied_llama, untied_llama, tiny_gpt2])

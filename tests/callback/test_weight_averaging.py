@@ -16,6 +16,7 @@ from pera_lightning.errors import TrainingError
 from pera_lightning.injection import adapted_layers
 from tests.support.averaging import exponential_average, weight_average
 from tests.support.models import Regressor
+from tests.support.trainers import cpu_trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with a model that over:UserWarning"),
@@ -53,14 +54,7 @@ class WithMask(Regressor):
 
 def fit(folder: Path, module: pl.LightningModule, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
     ckpt_path = options.pop("ckpt_path", None)
-    settings: dict[str, Any] = {"max_epochs": 3, "logger": False, "enable_progress_bar": False}
-    trainer = pl.Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-        **{**settings, **options},
-    )
+    trainer = cpu_trainer(folder, *callbacks, **{"max_epochs": 3, **options})
     trainer.fit(module, ckpt_path=ckpt_path)
     return trainer
 

@@ -14,6 +14,7 @@ from torch.utils.data import DistributedSampler, SequentialSampler
 from pera_lightning import InstructionDataModule
 from pera_lightning.errors import ConfigError, DataError
 from tests.support.models import tiny_llama
+from tests.support.trainers import cpu_trainer
 
 
 class Learner(pl.LightningModule):
@@ -68,15 +69,7 @@ def rows(tmp_path: Path) -> dict[str, str]:
 
 
 def trainer(tmp_path: Path, **options: Any) -> pl.Trainer:
-    return pl.Trainer(
-        default_root_dir=tmp_path,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
+    return cpu_trainer(tmp_path, enable_checkpointing=False, **options)
 
 
 def questions(tokenizer: Any, batches: list[dict[str, torch.Tensor]]) -> list[str]:

@@ -17,7 +17,7 @@ from pera_lightning.data.reading import split_sources
 from pera_lightning.errors import ConfigError, DataError
 from tests.support.models import tiny_llama
 from tests.support.pretrained import character_tokenizer, save_pretrained
-from tests.support.trainers import SAFE_LOADING
+from tests.support.trainers import SAFE_LOADING, cpu_trainer
 
 TOKENIZER = character_tokenizer()
 EOS = TOKENIZER.eos_token_id
@@ -62,10 +62,7 @@ def write_rows(path: Path, *rows: object) -> str:
 
 
 def trainer(folder: Path, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    return pl.Trainer(
-        default_root_dir=folder, accelerator="cpu", callbacks=list(callbacks), log_every_n_steps=1, **quiet, **options
-    )
+    return cpu_trainer(folder, *callbacks, enable_checkpointing=False, log_every_n_steps=1, **options)
 
 
 def test_training_has_whole_blocks_and_validation_the_rest_too(files: dict[str, str]) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from pera_lightning import InstructionDataModule, PeraCallback, PeraCausalLM, load_adapter
 from pera_lightning.loading.pretrained import PretrainedSource, load_causal_lm
+from tests.support.trainers import cpu_trainer
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 ROWS = [("wake me at seven", '{"tool": "set_alarm", "time": "07:00"}'), ("lights off", '{"tool": "set_lights"}')]
@@ -30,15 +31,8 @@ def fit(folder: Path, smollm2: Path, steps: int, ckpt_path: str | None = None) -
     rows.write_text("\n".join(json.dumps({"prompt": p, "completion": c}) for p, c in ROWS * 2))
     module = PeraCausalLM(str(smollm2), gguf_file=GGUF, learning_rate=2e-3, schedule="constant")
     data = InstructionDataModule(str(rows), system_prompt="", batch_size=2, max_length=64)
-    trainer = pl.Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        max_steps=steps,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[PeraCallback(rank=4), ModelCheckpoint(folder / "checkpoints", save_last=True)],
-    )
+    callbacks = PeraCallback(rank=4), ModelCheckpoint(folder / "checkpoints", save_last=True)
+    trainer = cpu_trainer(folder, *callbacks, max_steps=steps, max_epochs=-1)
     trainer.fit(module, data, ckpt_path=ckpt_path)
     return trainer, module
 
