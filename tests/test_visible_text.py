@@ -161,10 +161,13 @@ ALLOWED = {
     # Of other libraries' loggers.
     "base_layers/eight_bit.py": {"getLogger"},
     "cli/compare/single_run.py": {"getLogger"},
+    "cli/library_noise.py": {"getLogger"},
     # Box lines, and the width of the screen.
     "analysis/method_table.py": {"rich.box"},
     "analysis/inspection_table.py": {"rich.box"},
     "cli/inspect.py": {"rich.get_console"},
+    # Whether there is a screen.
+    "cli/fit/trainer.py": {"rich.get_console"},
 }
 
 

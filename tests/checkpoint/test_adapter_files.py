@@ -218,7 +218,9 @@ def test_adapter_of_another_base(saved: tuple[nn.Module, Path], model: Any, word
 
 
 def test_what_an_adapter_of_another_module_is_loaded_into_is_said_once(saved: tuple[nn.Module, Path]) -> None:
-    with pytest.raises(AdapterFileError, match="load the adapter into that") as caught:
+    with pytest.raises(
+        AdapterFileError, match="load the adapter into the module that has this one as its 'model'"
+    ) as caught:
         load_adapter(same_base().model, saved[1])
     assert "if it is" not in str(caught.value)
 

@@ -92,7 +92,7 @@ TAGS = ["!!python/object/apply:pathlib.Path.touch [{mark}]", "!!python/object/ne
 @pytest.mark.parametrize("tag", TAGS)
 def test_tags_of_yaml_run_nothing(tmp_path: Path, mark: Path, tag: str) -> None:
     (tmp_path / "config.yaml").write_text(f"trainer: {tag.format(mark=mark)}\n")
-    with pytest.raises(SystemExit):
+    with pytest.raises(ConfigError):
         parse_fit("estimate", ["--config", str(tmp_path / "config.yaml")])
     assert not mark.exists()
 
@@ -104,7 +104,7 @@ def test_a_config_names_classes_which_are_imported(
     (tmp_path / "their_module.py").write_text(f"from pathlib import Path\nPath({str(mark)!r}).touch()\n")
     (tmp_path / "config.yaml").write_text("model:\n  class_path: their_module.Model\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(SystemExit):
+    with pytest.raises(ConfigError):
         parse_fit("estimate", ["--config", str(tmp_path / "config.yaml")])
     sys.modules.pop("their_module", None)
     assert mark.exists()

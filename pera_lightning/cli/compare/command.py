@@ -42,7 +42,7 @@ def compare(words: Sequence[str]) -> None:
     """
     arguments, rest = _parser().parse_known_args(words)
     check_fit_of("compare", rest)
-    check_places("fit", rest)
+    check_places("fit", rest, resumes=False)
     from pera_lightning.analysis.method_comparison import is_identical_to_lora, summarise
     from pera_lightning.analysis.method_table import as_table
     from pera_lightning.cli.compare.runs import Plan, run_comparison

@@ -34,7 +34,7 @@ def estimate(words: Sequence[str]) -> None:
     """
     arguments, rest = _parser().parse_known_args(words)
     check_fit_of("estimate", rest)
-    check_places("fit", rest)
+    check_places("fit", rest, resumes=False)
     import rich
 
     from pera_lightning.cli.estimate.fit_on_meta import FitOnMeta

@@ -13,7 +13,7 @@ from pera_lightning.cli.options.known import DATA_MODULES, MODELS
 from pera_lightning.did_you_mean import did_you_mean, near_paths
 from pera_lightning.errors import AdapterFileError, CheckpointError, DataError
 from pera_lightning.loading.model_place import check_model_place
-from pera_lightning.storage.remote import RemotePath, place
+from pera_lightning.storage.remote import RemotePath, local_name, place
 
 _OF_TRAINING = ("train_files", "val_files", "train_file", "folder")
 _OF_TEST = ("test_files", "test_folder", "folder")
@@ -22,8 +22,13 @@ _DATA = {"fit": _OF_TRAINING, "validate": ("val_files", "folder"), "test": _OF_T
 _NOT_PATHS = ("last", "hpc", "registry")
 
 
-def check_places(command: str, words: Sequence[str]) -> None:
+def check_places(command: str, words: Sequence[str], *, resumes: bool = True) -> None:
     """Refuse paths that do not exist; those of classes that are not ours are left to them.
+
+    Args:
+        command: Of the Trainer's.
+        words: What stands behind it.
+        resumes: Whether a checkpoint is read.
 
     Raises:
         ConfigError: There is no such model.
@@ -37,13 +42,13 @@ def check_places(command: str, words: Sequence[str]) -> None:
     last = {one.key: one for one in given}
     classes = {group: name.removeprefix("pera_lightning.") for group, name in chosen_classes(given).items()}
     checkpoint, pretrained = last.get("ckpt_path"), last.get("model.pretrained")
-    if checkpoint is not None and checkpoint.value not in (None, "null"):
+    if resumes and checkpoint is not None and checkpoint.value not in (None, "null"):
         check_checkpoint(command, checkpoint.value)
     if classes.get("data") in DATA_MODULES:
         for name in _DATA[command]:
             _check_files(last.get(f"data.{name}"))
     if classes.get("model") in MODELS and pretrained is not None and pretrained.value:
-        check_model_place(pretrained.value)
+        check_model_place(local_name(pretrained.value, "the base model"))
 
 
 def check_adapter(given: Sequence[Given]) -> None:
