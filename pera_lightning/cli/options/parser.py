@@ -69,7 +69,8 @@ def as_config_error(message: str, words: Sequence[str], options: Set[str], asked
     if missing := message.partition("arguments are required: ")[2]:
         return missing_options([_as_typed(name.strip(), options) for name in missing.split(",")], asked)
     if found := re.search(r"argument (--[^:\s]+):? expected one argument", message):
-        return ConfigError("An option has no value.", got=found[1], expected=f"{found[1]} VALUE", fix=asked)
+        fix = _of_group(found[1][2:], asked)
+        return ConfigError("An option has no value.", got=found[1], expected=f"{found[1]} VALUE", fix=fix)
     if found := re.match(r"argument (-\S+): (.*)", message):
         return ConfigError(f"{found[1]} cannot have this value.", got=found[2], expected="another one", fix=asked)
     if unknown := message.partition("unrecognized arguments: ")[2]:
@@ -80,7 +81,13 @@ def as_config_error(message: str, words: Sequence[str], options: Set[str], asked
     if not keys:
         text = " ".join(message.split())
         return ConfigError("The options cannot be read.", got=text, expected="valid ones", fix=asked)
-    return _wrong_value(keys, message, given_options(words), asked)
+    return _wrong_value(keys, message, given_options(words), _of_group(keys[0], asked))
+
+
+def _of_group(key: str, asked: str) -> str:
+    """The way to the help of the options that a key stands among."""
+    group = key.partition(".")[0]
+    return asked.replace("--help", f"--{group}.help") if group in ("trainer", "pera", "model", "data") else asked
 
 
 def _as_typed(name: str, options: Set[str]) -> str:

@@ -71,6 +71,20 @@ def test_places_in_files(tmp_path: Path) -> None:
     assert f"four ({path}, line 2)" in str(as_config_error(message, ["fit", "--config", str(path)], set(), "help"))
 
 
+@pytest.mark.parametrize(
+    ("message", "page"),
+    [
+        ("argument --trainer.max_epochs: expected one argument", "--trainer.help"),
+        ("Parser key \"pera.rank\":\n  Expected a <class 'int'>. Got value: x", "--pera.help"),
+        ("Parser key \"ckpt_path\":\n  Expected a <class 'str'>. Got value: 3", "--help"),
+    ],
+)
+def test_the_page_that_explains_the_option_is_named(message: str, page: str) -> None:
+    assert f"fix:      `pera_lightning fit {page}`" in str(
+        as_config_error(message, [], set(), "`pera_lightning fit --help`")
+    )
+
+
 def test_long_values_are_shortened() -> None:
     message = f"Parser key \"pera.rank\":\n  Expected a <class 'int'>. Got value: {'x' * 5000}"
     assert len(str(as_config_error(message, [], set(), "help"))) < 400
