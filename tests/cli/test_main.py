@@ -15,7 +15,6 @@ import torch
 import yaml
 
 from pera_lightning import PeraCausalLM, load_adapter
-from pera_lightning.cli.commands import COMMANDS
 from pera_lightning.cli.main import main
 from tests.conftest import ROOT
 from tests.support.models import tiny_llama
@@ -284,41 +283,6 @@ def test_the_users_own_config_is_not_overwritten(project: Path) -> None:
     before = (project / "config.yaml").read_bytes()
     run("fit", "--config", "config.yaml", "--trainer.logger", "false", "--trainer.fast_dev_run", "1", folder=project)
     assert (project / "config.yaml").read_bytes() == before
-
-
-def test_a_mistyped_command_names_all_of_them() -> None:
-    printed = run("consolidat", ok=False)
-    assert "one of consolidate, " in printed
-    assert all(name in printed for name in ("chat", "export", "fit", "push", "did you mean consolidate?"))
-
-
-@pytest.mark.parametrize(
-    ("word", "meant"), [("trian", "fit"), ("merge", "export"), ("Fit", "fit"), ("evalaute", "evaluate")]
-)
-def test_a_command_under_another_name(word: str, meant: str) -> None:
-    assert f"did you mean {meant}" in run(word, ok=False)
-
-
-@pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
-def test_the_commands_are_listed(words: tuple[str, ...]) -> None:
-    printed = run(*words, ok=bool(words))
-    assert [line.split()[0] for line in printed.splitlines() if line.startswith("  ")] == list(COMMANDS)
-    assert max(map(len, printed.splitlines())) <= 100
-
-
-def test_what_needs_no_model_answers_without_torch() -> None:
-    """A new process each: --help, --version, no command and one that is mistyped."""
-    script = (
-        "import sys; from pera_lightning.cli.main import main; sys.argv[1:] = {words}\n"
-        "try: main()\n"
-        "finally: assert not {{'torch', 'lightning', 'jsonargparse'}} & set(sys.modules), sorted(sys.modules)"
-    )
-    for words, code in ((["--help"], 0), (["--version"], 0), ([], 2), (["fti"], 1)):
-        done = subprocess.run(
-            [sys.executable, "-c", script.format(words=words)], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == code, done.stderr
-        assert "AssertionError" not in done.stderr
 
 
 def test_as_a_process_user_errors_come_without_a_traceback() -> None:
