@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from concurrent.futures import ProcessPoolExecutor
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -82,9 +84,9 @@ def test_goes_on_with_the_runs_that_are_missing(project: Path, compared: str) ->
     words = ("--methods", "lora", "h30=--pera.coefficient_scale 30", *RATES, "--seeds", 0, 1, "--tuning_seeds", 1)
     printed = compare(project, *words, "--metric", "accuracy", "--out", "out")
     assert printed.count("validation 0.") == 1
-    for path, (time, values) in before.items():
+    for path, (changed, values) in before.items():
         again = json.loads(path.read_text())
-        assert (path.stat().st_mtime_ns != time) == (path == lost)
+        assert (path.stat().st_mtime_ns != changed) == (path == lost)
         # The same run gives the same numbers, but for its time.
         assert again | {"step_ms": 0} == values | {"step_ms": 0}
 
@@ -229,25 +231,35 @@ def test_workers_are_processes_of_their_own(project: Path) -> None:
     assert [run.seed for run in read_runs(project / "parallel" / "runs.csv")] == [0, 1]
 
 
-def fail(begun: Path) -> None:
+def fail_the_first(begun: Path) -> None:
     begun.touch()
-    raise TrainingError("It cannot be made.", got="a run", expected="another", fix="none")
+    if begun.name == "0":
+        raise TrainingError("It cannot be made.", got="a run", expected="another", fix="none")
+    deadline = time.monotonic() + 10
+    while not (begun.parent / "cancelled").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def test_workers_stop_where_a_run_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cancelled: list[bool] = []
 
     class Recorded(ProcessPoolExecutor):
+        def submit(self, run_cell: Callable[..., None], begun: Path, /) -> Future[None]:  # type: ignore[override]
+            future = super().submit(run_cell, begun)
+            if begun.name == "39":
+                future.add_done_callback(lambda _: (tmp_path / "cancelled").touch())
+            return future
+
         def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
             cancelled.append(cancel_futures)
             super().shutdown(wait, cancel_futures=cancel_futures)
 
     monkeypatch.setattr("pera_lightning.cli.compare.runs.ProcessPoolExecutor", Recorded)
-    monkeypatch.setattr("pera_lightning.cli.compare.single_run.run_cell", fail)
+    monkeypatch.setattr("pera_lightning.cli.compare.single_run.run_cell", fail_the_first)
     with pytest.raises(TrainingError, match="It cannot be made"):
         list(_made_by_workers([tmp_path / str(number) for number in range(40)], 2))  # type: ignore[misc]
-    # Those that a worker had, and those that were handed to it already.
-    assert 1 <= len(list(tmp_path.iterdir())) <= 8
+    # Those that a worker had until the last one was cancelled, and those that were handed to it already.
+    assert 1 <= len([begun for begun in tmp_path.iterdir() if begun.name.isdecimal()]) <= 8
     # A second call without it, as a with statement makes, can come before the first one has taken effect.
     assert cancelled == [True]
 
