@@ -8,6 +8,8 @@ from typing import Any
 
 _UNNAMED = re.compile(r"LABEL_\d+")
 """What transformers calls a class that has no name."""
+REGRESSION = "regression"
+"""What a transformers config calls the problem of a model with one output, a score."""
 
 
 def class_names(model: Any) -> tuple[str, ...]:
@@ -24,8 +26,9 @@ def are_named(names: Sequence[str]) -> bool:
 
 
 def as_config(names: Sequence[int | str]) -> dict[str, Any]:
-    """The fields of a transformers config that name its classes."""
+    """The fields of a transformers config that name its classes; one output is a score."""
     return {
+        **({"problem_type": REGRESSION} if len(names) == 1 else {}),
         "id2label": {number: str(name) for number, name in enumerate(names)},
         "label2id": {str(name): number for number, name in enumerate(names)},
     }

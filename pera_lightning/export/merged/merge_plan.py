@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -15,7 +15,10 @@ from pera_lightning.checkpoint.manifest.layer_traits import CONV1D, EMBEDDING, T
 from pera_lightning.errors import ConfigError, ExportError
 from pera_lightning.export.lora.plain_lora import PeraTensors, refuse_infinite_tensors
 from pera_lightning.export.merged.base_files import MODEL_CONFIG_FILE, BaseFiles
+from pera_lightning.export.merged.file_names import FileNames
+from pera_lightning.export.merged.head_parts import HeadParts, head_parts
 from pera_lightning.injection.targets.names import within_any
+from pera_lightning.loading.pretrained_classifier import refuse_untrained_head
 
 IN_MEMORY = (
     "merge in memory: load the model as in training, load_adapter(model, folder), merge_adapter(model), "
@@ -31,16 +34,24 @@ class MergePlan:
         layers: Key -> name of the adapted layer whose weight it is.
         rows: Key -> name of the module whose token rows are trained.
         saved: Key -> name of the adapter's tensor that takes its place.
+        added: Name of a part of the head that the files lack -> name of the adapter's tensor that it is.
+        written: Key -> its name in the merged files, where that is another one; None for what belongs to another task.
     """
 
     layers: dict[str, str]
     rows: dict[str, str]
     saved: dict[str, str]
+    added: dict[str, str] = field(default_factory=dict)
+    written: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def changed(self) -> set[str]:
-        """The keys."""
+        """The keys whose values change."""
         return {*self.layers, *self.rows, *self.saved}
+
+    def name_of(self, key: str) -> str | None:
+        """What a tensor of the base's files is called in the merged ones; None if it is left out."""
+        return self.written.get(key, key)
 
 
 def plan_merge(adapter: PeraTensors, base: BaseFiles) -> MergePlan:
@@ -54,8 +65,9 @@ def plan_merge(adapter: PeraTensors, base: BaseFiles) -> MergePlan:
     _refuse_quantized(base)
     _refuse_unknown(adapter.manifest)
     refuse_infinite_tensors(adapter)
-    plan = _find(adapter, base)
-    _check_shapes(plan, adapter, base)
+    head = head_parts(adapter.manifest, base.folder)
+    plan = _find(adapter, base, head)
+    _check_shapes(plan, adapter, base, () if head is None else head.shapes)
     _refuse_copies(plan, base)
     _check_sample(plan, adapter.manifest, base)
     return plan
@@ -66,23 +78,56 @@ def transposed(manifest: Manifest, layer: str) -> bool:
     return not {CONV1D, EMBEDDING}.isdisjoint(manifest.traits.get(layer, ()))
 
 
-def _find(adapter: PeraTensors, base: BaseFiles) -> MergePlan:
+def _find(adapter: PeraTensors, base: BaseFiles, head: HeadParts | None) -> MergePlan:
     manifest = adapter.manifest
     layers = {f"{name}.weight": name for name in manifest.layers}
     saved = {_without_base_layer(name, manifest): name for name in adapter.saved}
-    stored = _stored_names([*layers, *saved, *(f"{name}.weight" for name in manifest.tokens)], base.tensors)
+    stored = FileNames.of(base.tensors, [*layers, *(f"{name}.weight" for name in manifest.tokens)], saved)
     rows = {}
     for name, plan in manifest.tokens.items():
-        rows[stored(f"{name}.weight")] = name
+        rows[stored.key(f"{name}.weight")] = name
         # Some files hold a tied weight under each of its names.
-        rows |= {key: name for tied in plan.tied if (key := stored(f"{tied}.weight")) in base.tensors}
+        rows |= {key: name for tied in plan.tied if (key := stored.key(f"{tied}.weight")) in base.tensors}
+    lacking = {name for name in saved if stored.key(name) not in base.tensors}
+    added = lacking & head.shapes.keys() if head else set()
     found = MergePlan(
-        {stored(name): layer for name, layer in layers.items()},
+        {stored.key(name): layer for name, layer in layers.items()},
         rows,
-        {stored(name): own for name, own in saved.items()},
+        {stored.key(name): own for name, own in saved.items() if name not in added},
+        {name: saved[name] for name in added},
+        _written(base, stored, head) if head and added else {},
     )
+    if head:
+        _refuse_untrained(head, set(saved), stored, manifest, base)
+    _refuse_missing(found, adapter, base)
+    return found
+
+
+def _written(base: BaseFiles, stored: FileNames, head: HeadParts) -> dict[str, str | None]:
+    """New names of the tensors: with a head beside it the body is no bare one any more, and named as in the model."""
+
+    def name(key: str) -> str | None:
+        known = [one for one in (key, stored.name(key)) if one.partition(".")[0] in head.modules]
+        return known[0] if known else None
+
+    return {key: name(key) for key in base.tensors}
+
+
+def _refuse_untrained(head: HeadParts, saved: set[str], stored: FileNames, manifest: Manifest, base: BaseFiles) -> None:
+    """Refuse a head that would come out random: files of another class may lack it, or have one of another size."""
+    same_class = base.config.get("architectures") == [manifest.architecture]
+
+    def is_stored(name: str, shape: tuple[int, ...]) -> bool:
+        tensor = base.tensors.get(stored.key(name))
+        return same_class if tensor is None else tensor.shape == shape
+
+    lacking = [name for name, shape in head.shapes.items() if name not in saved and not is_stored(name, shape)]
+    refuse_untrained_head(str(base.folder), lacking)
+
+
+def _refuse_missing(found: MergePlan, adapter: PeraTensors, base: BaseFiles) -> None:
     missing = sorted(found.changed - base.tensors.keys())
-    _refuse_tied_saved(missing, found, manifest)
+    _refuse_tied_saved(missing, found, adapter.manifest)
     if missing:
         raise ExportError(
             "The base model's files do not hold all that the adapter changes under the names of the model.",
@@ -91,7 +136,6 @@ def _find(adapter: PeraTensors, base: BaseFiles) -> MergePlan:
             expected="the names of the model, with or without one prefix such as `model.`",
             fix=f"check that it is the right base; if it is, {IN_MEMORY}",
         )
-    return found
 
 
 def _refuse_tied_saved(missing: Sequence[str], plan: MergePlan, manifest: Manifest) -> None:
@@ -112,20 +156,6 @@ def _without_base_layer(name: str, manifest: Manifest) -> str:
     module, _, own = name.rpartition(".")
     layer = module.removesuffix(".base_layer")
     return f"{layer}.{own}" if layer in manifest.layers else name
-
-
-def _stored_names(wanted: Sequence[str], keys: Mapping[str, object]) -> Callable[[str], str]:
-    """From the model's names to those in the files: the same, or all others with one prefix more or less."""
-    others = [name for name in wanted if name not in keys]
-    free = keys.keys() - set(wanted)
-    more = sorted({key.split(".")[0] + "." for key in keys})
-    less = sorted({name.split(".")[0] + "." for name in others})
-    found: list[Callable[[str], str]] = [lambda name, prefix=prefix: prefix + name for prefix in more]  # type: ignore[misc]
-    found += [lambda name, prefix=prefix: name.removeprefix(prefix) for prefix in less]  # type: ignore[misc]
-    fitting = [rename for rename in found if others and all(rename(name) in free for name in others)]
-    if len(fitting) != 1:
-        return lambda name: name
-    return lambda name: name if name in keys else fitting[0](name)
 
 
 def _refuse_quantized(base: BaseFiles) -> None:
@@ -158,12 +188,14 @@ def _refuse_unknown(manifest: Manifest) -> None:
         )
 
 
-def _check_shapes(plan: MergePlan, adapter: PeraTensors, base: BaseFiles) -> None:
+def _check_shapes(plan: MergePlan, adapter: PeraTensors, base: BaseFiles, head: Container[str]) -> None:
     for key, name in plan.layers.items():
         shape = (adapter.tensors[f"{name}.pera_B"].shape[0], adapter.tensors[f"{name}.pera_A"].shape[1])
         _check_shape(key, shape[::-1] if transposed(adapter.manifest, name) else shape, base)
     for key, name in plan.saved.items():
-        _check_shape(key, tuple(adapter.tensors[name].shape), base)
+        # A head for other classes is replaced as a whole.
+        if name not in head:
+            _check_shape(key, tuple(adapter.tensors[name].shape), base)
     for key, name in plan.rows.items():
         found = base.tensors[key].shape
         rows = max(found[0], adapter.manifest.tokens[name].ids[-1] + 1)

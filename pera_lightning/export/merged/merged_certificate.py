@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,14 +15,12 @@ from pera_lightning.checkpoint import Manifest, load_adapter
 from pera_lightning.errors import ConfigError
 from pera_lightning.export.certificate import Certificate, Reference
 from pera_lightning.export.probe import token_probe
-from pera_lightning.loading.pretrained import PretrainedSource, load_causal_lm
+from pera_lightning.loading.adapter_base import is_causal_lm, load_base, model_class
+from pera_lightning.loading.pretrained import PretrainedSource
 from pera_lightning.loading.pretrained_tokenizer import load_tokenizer
 from pera_lightning.loading.tokenizer_trial import while_tokenising
 from pera_lightning.storage.remote import Place
 from pera_lightning.visible_text import visible_logger
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 logger = visible_logger(__name__)
 
@@ -62,7 +60,7 @@ def prompt_reference(
 
 def _calls(model: nn.Module, source: PretrainedSource, prompts: Sequence[str] | None) -> list[dict[str, Any]]:
     try:
-        _check_tokenizer(source)
+        check_tokenizer(source)
         tokenizer = load_tokenizer(source)
     except ConfigError:
         if prompts is not None:
@@ -77,7 +75,7 @@ def _calls(model: nn.Module, source: PretrainedSource, prompts: Sequence[str] | 
     return calls if tokens is None else [*calls, tokens]
 
 
-def _check_tokenizer(source: PretrainedSource) -> None:
+def check_tokenizer(source: PretrainedSource) -> None:
     """Raise ConfigError for a folder without a tokenizer, for which transformers may make up an empty one."""
     folder = Path(source.pretrained)
     files = [file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)]
@@ -112,18 +110,14 @@ def adapted_reference(
     Returns:
         None if the adapter is named relative to a module that transformers does not know, or nothing to call it with.
     """
-    cls = _class_of(manifest)
-    if cls is None:
+    if model_class(manifest) is None:
         logger.warning(
             "The merged model is not compared with the adapted one: %s is no class of transformers, so that only its "
             "owner can build it.",
             manifest.architecture,
         )
         return None
-    if _is_causal_lm(cls):
-        model: nn.Module = load_causal_lm(source, dtype=dtype, quantization=quantization)
-    else:
-        model = cls.from_pretrained(source.pretrained, dtype=dtype)
+    model = load_base(manifest, source, dtype=dtype, quantization=quantization)
     load_adapter(model, adapter)
     return prompt_reference(model, source, prompts)
 
@@ -138,21 +132,8 @@ def certify(folder: Path, manifest: Manifest, reference: Reference) -> Certifica
     """
     from transformers import AutoModelForCausalLM
 
-    cls = _class_of(manifest)
-    loader: Any = AutoModelForCausalLM if cls is None or _is_causal_lm(cls) else cls
+    cls = model_class(manifest)
+    loader: Any = AutoModelForCausalLM if cls is None or is_causal_lm(cls) else cls
     model = loader.from_pretrained(folder)
     device = reference.inputs[0]["input_ids"].device
     return reference.compare(model.to(device), f"transformers {version('transformers')}")
-
-
-def _class_of(manifest: Manifest) -> type[PreTrainedModel] | None:
-    import transformers
-
-    cls = getattr(transformers, manifest.architecture or "", None)
-    return cls if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel) else None
-
-
-def _is_causal_lm(cls: type[PreTrainedModel]) -> bool:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    return cls.__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()

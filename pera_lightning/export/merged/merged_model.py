@@ -18,6 +18,7 @@ from pera_lightning.export.certificate import Reference
 from pera_lightning.export.export_report import ExportReport
 from pera_lightning.export.lora.plain_lora import PeraTensors
 from pera_lightning.export.merged.base_files import BaseFiles, is_complete
+from pera_lightning.export.merged.classifier_padding import pad_as_trained
 from pera_lightning.export.merged.companions import copy_companions
 from pera_lightning.export.merged.merge import merge_and_report
 from pera_lightning.export.merged.merge_report import MergeReport, rounding_norms
@@ -25,8 +26,9 @@ from pera_lightning.export.merged.merged_card import write_merged_card
 from pera_lightning.export.merged.merged_certificate import adapted_reference, certify, prompt_reference
 from pera_lightning.export.merged.merged_shards import merge_shards
 from pera_lightning.export.place import check_place, export_kind
+from pera_lightning.loading.adapter_base import is_classifier, load_base, model_class
 from pera_lightning.loading.adapter_source import adapter_quantization, adapter_source
-from pera_lightning.loading.pretrained import PretrainedSource, load_causal_lm
+from pera_lightning.loading.pretrained import PretrainedSource
 from pera_lightning.loading.pretrained_tokenizer import load_tokenizer
 from pera_lightning.option_checks import check_flags, one_of
 from pera_lightning.storage.out_folder import check_room
@@ -149,12 +151,12 @@ class _Job:
         merge = merge_shards(PeraTensors.of(self.adapter), folder, out, dtype=dtype)
         # The files, not the hub, which may have moved on.
         reference = self._reference(PretrainedSource(str(folder))) if self.compare else None
-        return self._report(merge, reference, out)
+        return self._finish(merge, reference, out)
 
     def in_memory(self, out: Path, max_shard_size: str) -> ExportReport:
         reference = self._reference(self.source) if self.compare and self.onto_original else None
         quantization = None if self.onto_original else adapter_quantization(self.manifest, self.source)
-        model = load_causal_lm(self.source, dtype=self._loaded_dtype, quantization=quantization)
+        model = load_base(self.manifest, self.source, dtype=self._loaded_dtype, quantization=quantization)
         stored = model.dtype
         load_adapter(model, self.adapter, allow_other_quantization=self.onto_original)
         if self.compare and not self.onto_original:
@@ -169,7 +171,7 @@ class _Job:
         model.save_pretrained(out, max_shard_size=max_shard_size)
         self._write_tokenizer(out)
         del model
-        return self._report(merge, reference, out)
+        return self._finish(merge, reference, out)
 
     @property
     def _loaded_dtype(self) -> str:
@@ -192,7 +194,9 @@ class _Job:
         else:
             load_tokenizer(self.source).save_pretrained(out)
 
-    def _report(self, merge: MergeReport, reference: Reference | None, out: Path) -> ExportReport:
+    def _finish(self, merge: MergeReport, reference: Reference | None, out: Path) -> ExportReport:
+        if is_classifier(model_class(self.manifest)):
+            pad_as_trained(out, self.source)
         certificate = None
         if reference is not None:
             if self.onto_original:

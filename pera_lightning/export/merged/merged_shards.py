@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pera_lightning.checkpoint.manifest.class_names import are_named, as_config
+from pera_lightning.checkpoint import Manifest
+from pera_lightning.checkpoint.manifest.class_names import as_config
 from pera_lightning.checkpoint.manifest.manifest import FLOATING
 from pera_lightning.errors import ExportError
 from pera_lightning.export.lora.lora_factors import LoraFactors
@@ -57,11 +59,16 @@ def merge_shards(adapter: PeraTensors, base: Path, folder: Path, *, dtype: torch
         errors |= merge.write(file, folder)
     if files.index is not None:
         _write_index(files, folder)
-    names = adapter.manifest.labels
-    write_model_config(files.config | (as_config(names) if are_named(names) else {}), folder, dtype)
+    write_model_config(_config(files.config, adapter.manifest, merge.plan), folder, dtype)
     copy_companions(base, folder)
     quantized = set(adapter.manifest.quantization) != {FLOATING}
     return MergeReport.of(errors, "original" if quantized else "dense")
+
+
+def _config(base: dict[str, Any], manifest: Manifest, plan: MergePlan) -> dict[str, Any]:
+    """The base's config; with the names of a classifier's classes, and its own class where its head was added."""
+    classes = as_config(manifest.labels) if manifest.labels else {}
+    return {**base, **classes, **({"architectures": [manifest.architecture]} if plan.added else {})}
 
 
 def _size(base: BaseFiles, dtype: torch.dtype | None) -> int:
@@ -84,20 +91,35 @@ class _Merge:
     def write(self, file: str, folder: Path) -> dict[str, Norms]:
         """Write one file; returns the errors of its layers."""
         keys = self.base.keys(file)
-        if self.dtype is None and self.plan.changed.isdisjoint(keys):
+        if self.dtype is None and self.plan.changed.isdisjoint(keys) and not self.plan.added:
             shutil.copyfile(self.base.folder / file, folder / file)
             return {}
-        tensors, errors = {}, {}
+        tensors, errors = self._added(file), {}
         for key in keys:
+            name = self.plan.name_of(key)
+            if name is None:
+                continue
             weight = self.base.read(key)
-            tensors[key], norms = self._merged(key, weight)
-            _refuse_overflow(key, tensors[key], weight)
+            tensors[name], norms = self._merged(key, weight)
+            _refuse_overflow(key, tensors[name], weight)
             if norms is not None:
                 errors[self.plan.layers.get(key) or self.plan.rows[key]] = norms
         with safe_open(self.base.folder / file, framework="pt") as opened:
             metadata = opened.metadata()
         save_file(tensors, folder / file, metadata=metadata or {"format": "pt"})
         return errors
+
+    def _added(self, file: str) -> dict[str, Tensor]:
+        """The parts of the head that the base lacks; they come into the last file."""
+        if file != self.base.files[-1]:
+            return {}
+        found = {}
+        for name, own in self.plan.added.items():
+            value = self.adapter.tensors[own]
+            dtype = self.dtype or self.base.dtype
+            found[name] = value.to(dtype if value.is_floating_point() else value.dtype, copy=True).contiguous()
+            _refuse_overflow(name, found[name], value)
+        return found
 
     def _merged(self, key: str, weight: Tensor) -> tuple[Tensor, Norms | None]:
         dtype = self.dtype if self.dtype is not None and weight.is_floating_point() else weight.dtype
@@ -153,12 +175,12 @@ def _refuse_overflow(key: str, tensor: Tensor, before: Tensor) -> None:
 
 
 def _write_index(base: BaseFiles, folder: Path) -> None:
-    size = 0
+    size, weight_map = 0, {}
     for file in base.files:
         with safe_open(folder / file, framework="pt") as opened:
             for key in opened.keys():  # noqa: SIM118  it is no dict
                 size += opened.get_tensor(key).nbytes
+                weight_map[key] = file
     metadata = {**((base.index or {}).get("metadata") or {}), "total_size": size}
-    weight_map = {key: tensor.file for key, tensor in sorted(base.tensors.items())}
-    text = json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2)
+    text = json.dumps({"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}, indent=2)
     (folder / INDEX_FILE).write_text(text + "\n", encoding="utf-8")

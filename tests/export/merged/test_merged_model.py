@@ -71,7 +71,7 @@ def test_the_merged_model_computes_what_the_adapted_one_does(tmp_path: Path, cas
 
 def test_files_of_the_base_are_never_loaded_as_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, adapter = save_base_and_adapter(tiny_llama(), tmp_path)
-    monkeypatch.setattr(merged_model, "load_causal_lm", None)
+    monkeypatch.setattr(merged_model, "load_base", None)
     report = export_merged(adapter, tmp_path / "out", compare=False)
     assert report.certificate is None
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == len(list(base.glob("*.safetensors")))
