@@ -9,7 +9,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from typing_extensions import override
 
-from pera_lightning.analysis.inspection import inspect_tensors
 from pera_lightning.callback.adapter_root import adapter_root
 from pera_lightning.callback.strategies.flattened import is_flattened
 from pera_lightning.checkpoint import adapter_state_dict, manifest_of
@@ -60,7 +59,8 @@ class AdapterPictures(Callback):
         # In every process: sharded tensors come from all of them.
         tensors = {key: whole(value).cpu() for key, value in adapter_state_dict(root).items()}
         if trainer.is_global_zero:
-            # Imported late: matplotlib would slow every --help down.
+            # Imported late: every start of the command line imports this file.
+            from pera_lightning.analysis.inspection import inspect_tensors
             from pera_lightning.analysis.plots import plot_inspection
 
             for name, figure in plot_inspection(inspect_tensors(manifest_of(root), tensors)).items():

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from pera_lightning.checkpoint.adapter_fit import check_fit, check_sizes
 from pera_lightning.checkpoint.adapter_folder import check_adapter_place, read_both, refuse_damage, stored_tensors
-from pera_lightning.checkpoint.adapter_kind import ADAPTER, CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from pera_lightning.checkpoint.adapter_mismatch import (
     base_difference,
     form_difference,
@@ -33,6 +32,7 @@ from pera_lightning.injection.inject import OWN_MODEL
 from pera_lightning.injection.saved_modules import kept_infinities
 from pera_lightning.injection.targets.names import fitting_place
 from pera_lightning.option_checks import check_flags
+from pera_lightning.storage.recognition.adapter_kind import ADAPTER, CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from pera_lightning.storage.remote import Place, place
 from pera_lightning.storage.whole_folder import whole_folder
 

@@ -12,13 +12,13 @@ from safetensors.torch import load, load_file
 from torch import Tensor
 
 from pera_lightning.checkpoint.adapter_fit import check_alone
-from pera_lightning.checkpoint.adapter_kind import ADAPTER, CONFIG_FILE, WEIGHTS_FILE
 from pera_lightning.checkpoint.adapter_tensors import check_tensors
 from pera_lightning.checkpoint.checksums import damage
 from pera_lightning.checkpoint.manifest.manifest import Manifest, read_manifest
 from pera_lightning.errors import AdapterFileError, FolderError, PeraError, one_line
 from pera_lightning.storage.folder_kind import COMMIT, check_ours
 from pera_lightning.storage.journal import settle
+from pera_lightning.storage.recognition.adapter_kind import ADAPTER, CONFIG_FILE, WEIGHTS_FILE
 from pera_lightning.storage.regular_file import check_regular
 from pera_lightning.storage.remote import Place, RemotePath, place
 

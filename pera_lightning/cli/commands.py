@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from pera_lightning.cli.options.checked import check_names, check_trainer_options
-from pera_lightning.cli.options.given import given_options
+from pera_lightning.cli.options.given import given_options, unnamed_words
 from pera_lightning.cli.options.help_pages import tool_help, trainer_help
-from pera_lightning.cli.options.places import check_adapter, check_places
+from pera_lightning.cli.options.places import check_places
 from pera_lightning.cli.options.signatures import Parameter, parameters
+from pera_lightning.cli.options.tool_places import check_tool_places
+from pera_lightning.cli.quick_imports import quick_imports
 from pera_lightning.cli.screen import show
 from pera_lightning.did_you_mean import did_you_mean, near
 from pera_lightning.errors import ConfigError
@@ -60,7 +62,7 @@ def _function(name: str, *, positional: bool = False, listing: str | None = None
             return
         options = given_options(words)
         check_names(options, known | {"config": Parameter()})
-        check_adapter(options)
+        check_tool_places(options, unnamed_words(words) if positional else ())
         from jsonargparse import auto_cli
 
         from pera_lightning.cli.options.parser import OptionParser, with_flags
@@ -99,7 +101,8 @@ def _trainer(command: str) -> Callable[[list[str]], None]:
 
 def run_lightning_cli() -> None:
     """Run `fit`, `validate`, `test` or `predict`: LightningCLI reads the words of the process, as its launchers do."""
-    from pera_lightning.cli.fit.trainer import PeraCLI, make_cli
+    with quick_imports():
+        from pera_lightning.cli.fit.trainer import PeraCLI, make_cli
 
     make_cli(PeraCLI)
 

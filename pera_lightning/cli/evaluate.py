@@ -53,12 +53,12 @@ def evaluate(
     """
     import torch
 
-    from pera_lightning.checkpoint.adapter_kind import CONFIG_FILE
     from pera_lightning.checkpoint.manifest.manifest import read_manifest
     from pera_lightning.evaluation import evaluate_commonsense
     from pera_lightning.evaluation.results import RESULTS
     from pera_lightning.storage.folder_kind import check_ours
     from pera_lightning.storage.out_folder import check_out_folder
+    from pera_lightning.storage.recognition.adapter_kind import CONFIG_FILE
     from pera_lightning.storage.remote import local_path, place
 
     questions = local_path(tasks, "--tasks")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pera_lightning.checkpoint.adapter_kind import CONFIG_FILE
 from pera_lightning.checkpoint.manifest.manifest import read_manifest
 from pera_lightning.cli.screen import show
 from pera_lightning.errors import ConfigError
 from pera_lightning.export.forms import LORA_FORMS, MODEL_FORMS, ExportForm
 from pera_lightning.option_checks import one_of
+from pera_lightning.storage.recognition.adapter_kind import CONFIG_FILE
 from pera_lightning.storage.remote import local_path, place
 
 if TYPE_CHECKING:

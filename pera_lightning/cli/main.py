@@ -9,6 +9,7 @@ from traceback import walk_tb
 from pera_lightning import __version__
 from pera_lightning.cli.commands import command_named, overview, run_lightning_cli
 from pera_lightning.cli.library_noise import hush_libraries
+from pera_lightning.cli.options.given import CONFIG_OPTIONS
 from pera_lightning.cli.screen import accept_all_characters, show
 from pera_lightning.errors import PeraError
 from pera_lightning.requirements import refuse_compromised_lightning
@@ -47,7 +48,7 @@ def _run(words: list[str]) -> None:
         sys.exit(0 if words else 2)
     if words[0] == "--version":
         show(f"pera_lightning {__version__}")
-    elif words[0].startswith("-"):
+    elif words[0].partition("=")[0] in CONFIG_OPTIONS:
         # LightningCLI takes its configs before the command too.
         run_lightning_cli()
     else:

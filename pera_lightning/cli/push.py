@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from pera_lightning.checkpoint.adapter_folder import read_adapter, read_weights
-from pera_lightning.checkpoint.adapter_kind import ADAPTER, CARD_FILE, CONFIG_FILE
 from pera_lightning.checkpoint.finite_values import describe_infinite, not_finite
 from pera_lightning.cli.screen import show
 from pera_lightning.errors import AdapterFileError, ConfigError, one_line
@@ -15,6 +14,7 @@ from pera_lightning.export.place import export_kind
 from pera_lightning.option_checks import check_flags
 from pera_lightning.storage.bounded_json import read_json
 from pera_lightning.storage.folder_kind import is_ours, listed_files
+from pera_lightning.storage.recognition.adapter_kind import ADAPTER, CARD_FILE, CONFIG_FILE
 from pera_lightning.storage.remote import local_path
 
 WEIGHTS = tuple(dict.fromkeys(name for form in LORA_FORMS.values() for name in form.files))

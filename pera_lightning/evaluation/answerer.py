@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from pera_lightning.checkpoint.adapter_kind import CONFIG_FILE
 from pera_lightning.checkpoint.manifest.manifest import read_manifest
 from pera_lightning.data.chat.as_trained import encoder_as_trained
 from pera_lightning.data.chat.conversations import Message
@@ -19,6 +18,7 @@ from pera_lightning.loading.adapted_model import load_adapted_model
 from pera_lightning.models.generation import generate_answers
 from pera_lightning.models.token_sampling import GREEDY, Sampling
 from pera_lightning.option_checks import count
+from pera_lightning.storage.recognition.adapter_kind import CONFIG_FILE
 from pera_lightning.storage.remote import place
 from pera_lightning.visible_text import visible_text
 

@@ -12,7 +12,6 @@ from shlex import quote
 from typing import Any, Literal
 
 from pera_lightning.checkpoint import Manifest
-from pera_lightning.checkpoint.adapter_kind import WEIGHTS_FILE
 from pera_lightning.checkpoint.base_code import auto_class
 from pera_lightning.errors import ConfigError, ExportError
 from pera_lightning.export.export_report import ExportReport
@@ -25,6 +24,7 @@ from pera_lightning.export.lora.lora_losses import LLAMA_CPP, refuse_losses
 from pera_lightning.export.lora.peft_format import read_peft, write_peft
 from pera_lightning.export.lora.plain_lora import PlainLora
 from pera_lightning.export.merged.merged_model import export_merged
+from pera_lightning.storage.recognition.adapter_kind import WEIGHTS_FILE
 
 ExportForm = Literal["peft", "vllm", "llamacpp", "merged", "gguf", "safetensors"]
 """What users call them; a literal, so that `--help` can list them."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from pera_lightning.checkpoint.adapter_folder import is_folder_of
-from pera_lightning.checkpoint.adapter_kind import CARD_FILE, CONFIG_FILE, PEFT_TYPE, WEIGHTS_FILE
 from pera_lightning.errors import FolderError
 from pera_lightning.export.export_report import REPORT_FILE
 from pera_lightning.export.gguf.gguf_adapter import GGUF_FILE
@@ -16,6 +15,7 @@ from pera_lightning.export.lora.factors_format import FACTORS_FILE
 from pera_lightning.storage.bounded_json import JsonError, read_json
 from pera_lightning.storage.folder_kind import FolderKind, check_ours, listed_files
 from pera_lightning.storage.out_folder import check_out_folder
+from pera_lightning.storage.recognition.adapter_kind import CARD_FILE, CONFIG_FILE, PEFT_TYPE, WEIGHTS_FILE
 
 _PEFT = (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)
 _OF_EARLIER_VERSIONS = {

@@ -7,13 +7,13 @@ import warnings
 from typing import TYPE_CHECKING
 
 from pera_lightning.checkpoint import Manifest, load_adapter
-from pera_lightning.checkpoint.adapter_kind import CONFIG_FILE
 from pera_lightning.checkpoint.manifest.manifest import read_manifest
 from pera_lightning.errors import ConfigError
 from pera_lightning.injection.untrained import is_idle
 from pera_lightning.loading.adapter_source import adapter_quantization, adapter_source
 from pera_lightning.loading.pretrained import load_causal_lm
 from pera_lightning.loading.pretrained_tokenizer import load_tokenizer
+from pera_lightning.storage.recognition.adapter_kind import CONFIG_FILE
 from pera_lightning.storage.remote import Place, place
 from pera_lightning.visible_text import visible
 

@@ -7,11 +7,11 @@ from typing import cast
 
 from pera_lightning.base_layers import QUANTIZATIONS, Quantization
 from pera_lightning.checkpoint import Manifest
-from pera_lightning.checkpoint.adapter_kind import CONFIG_FILE
 from pera_lightning.checkpoint.manifest.manifest import FLOATING
 from pera_lightning.errors import ConfigError
 from pera_lightning.loading.pretrained import PretrainedSource
 from pera_lightning.storage.bounded_json import read_json
+from pera_lightning.storage.recognition.adapter_kind import CONFIG_FILE
 from pera_lightning.storage.remote import Place, local_name
 
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from pera_lightning import AdapterSet, PeraConfig, adapter_state_dict, inject_adapter, load_adapter, save_adapter
 from pera_lightning.checkpoint import adapter_folder
 from pera_lightning.checkpoint.adapter_folder import read_adapter
-from pera_lightning.checkpoint.adapter_kind import WEIGHTS_FILE
 from pera_lightning.checkpoint.checksums import of_weights
 from pera_lightning.errors import AdapterFileError, FolderError, PeraError
 from pera_lightning.injection import adapted_layers
 from pera_lightning.storage import journal, whole_folder
 from pera_lightning.storage.folder_kind import COMMIT, FolderKind
+from pera_lightning.storage.recognition.adapter_kind import WEIGHTS_FILE
 from tests.support.earlier_adapters import forget_checksums
 from tests.support.models import randomise_adapter
 

@@ -136,7 +136,7 @@ def test_diff_of_other_forms(project: Path) -> None:
     assert "options: " in printed
     assert "the same" not in printed
     assert "model.layers.0.mlp.up_proj" in printed
-    assert "config is missing" in run("diff", "first", "nowhere", folder=project, ok=False)
+    assert "no such adapter" in run("diff", "first", "nowhere", folder=project, ok=False)
 
 
 def test_diff_without_a_common_layer(project: Path) -> None:

@@ -17,8 +17,8 @@ from pera_lightning.callback.resume.restored_callbacks import callback_problem
 from pera_lightning.callback.resume.restored_optimizers import optimizer_problem, own_groups
 from pera_lightning.callback.resume.restored_training import EARLIER, check_training_state, refuse_optimizer
 from pera_lightning.checkpoint.training.checkpoint_archive import refuse_other_files
-from pera_lightning.checkpoint.training.found_instead import found_instead
 from pera_lightning.errors import CheckpointError, PeraError, one_line, shown
+from pera_lightning.storage.recognition.found_instead import found_instead
 from pera_lightning.storage.remote import Place, place
 
 _MOST = 1 << 62

@@ -10,9 +10,9 @@ import lightning.pytorch as pl
 
 from pera_lightning.callback.adapter_root import adapter_root, prefix_of
 from pera_lightning.checkpoint.adapter_folder import read_both, refuse_damage
-from pera_lightning.checkpoint.adapter_kind import CONFIG_FILE
 from pera_lightning.checkpoint.adapter_tensors import check_tensors
 from pera_lightning.injection import clean_name
+from pera_lightning.storage.recognition.adapter_kind import CONFIG_FILE
 from pera_lightning.storage.remote import Place
 
 

@@ -13,10 +13,10 @@ from typing import Any
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from pera_lightning.checkpoint.training.checkpoint_archive import check_archive, check_parts
-from pera_lightning.checkpoint.training.found_instead import found_instead
 from pera_lightning.checkpoint.training.named_objects import reason_of_torch, unneeded
 from pera_lightning.checkpoint.training.training_checkpoint import META_FILE
 from pera_lightning.errors import CheckpointError
+from pera_lightning.storage.recognition.found_instead import found_instead
 from pera_lightning.storage.remote import place
 
 _FORCE, _FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"

@@ -12,9 +12,9 @@ from typing_extensions import override
 from pera_lightning.callback.strategies.refuse_quantized import SHARD_INSTEAD, refuse_quantized
 from pera_lightning.callback.strategies.strategy import RunStrategy
 from pera_lightning.checkpoint import Manifest, install_state_hooks
-from pera_lightning.checkpoint.training.checkpoint_archive import refuse_other_folders
 from pera_lightning.errors import ConfigError
 from pera_lightning.requirements import EXCLUDES_FROZEN, require
+from pera_lightning.storage.recognition.no_checkpoint import refuse_other_folders
 from pera_lightning.storage.remote import place
 
 

@@ -13,11 +13,11 @@ from typing_extensions import override
 from pera_lightning.callback.strategies.fitting_checkpoint import fitting_checkpoint
 from pera_lightning.callback.strategies.strategy import RunStrategy
 from pera_lightning.checkpoint import Manifest
-from pera_lightning.checkpoint.training.checkpoint_archive import refuse_other_folders
 from pera_lightning.checkpoint.training.training_checkpoint import TrainingCheckpoint
 from pera_lightning.errors import CheckpointError, InjectionError
 from pera_lightning.functional.distributed import is_distributed
 from pera_lightning.injection.sharding import shard_adapters, unsharded
+from pera_lightning.storage.recognition.no_checkpoint import refuse_other_folders
 from pera_lightning.storage.remote import place
 
 

@@ -15,10 +15,10 @@ from pera_lightning.callback.strategies.checkpoint_contents import keep_base_out
 from pera_lightning.callback.strategies.checkpoint_objects import plain_values_alone
 from pera_lightning.callback.strategies.flattened import is_flattened
 from pera_lightning.checkpoint import Manifest, adapter_state_dict, install_state_hooks
-from pera_lightning.checkpoint.training.checkpoint_archive import refuse_other_folders
 from pera_lightning.checkpoint.training.plain_tensors import check_plain
 from pera_lightning.errors import CheckpointError, InjectionError
 from pera_lightning.functional.distributed import is_distributed
+from pera_lightning.storage.recognition.no_checkpoint import refuse_other_folders
 from pera_lightning.storage.remote import Place, place
 
 

@@ -20,7 +20,6 @@ from pera_lightning.callback.trained.run_summary import run_summary
 from pera_lightning.checkpoint import Manifest, adapter_state_dict, write_adapter
 from pera_lightning.checkpoint.adapter_files import refuse_infinite
 from pera_lightning.checkpoint.adapter_folder import check_adapter_place
-from pera_lightning.checkpoint.adapter_kind import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from pera_lightning.checkpoint.manifest.manifest import base_name
 from pera_lightning.errors import AdapterFileError, PeraError, one_line
 from pera_lightning.functional.distributed import whole
@@ -28,6 +27,7 @@ from pera_lightning.injection import clean_name
 from pera_lightning.injection.saved_modules import kept_infinities
 from pera_lightning.run_log.messages import rank_zero_info
 from pera_lightning.storage.out_folder import check_out_folder
+from pera_lightning.storage.recognition.adapter_kind import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from pera_lightning.storage.remote import Place, place
 
 _SMALL_FILES = 1 << 20

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pera_lightning.checkpoint.adapter_kind import CONFIG_FILE, PEFT_TYPE
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import AdapterFileError, ConfigError, one_line, shown
 from pera_lightning.form_bounds import LEAST_SCALE, MAX_RANK, MOST_SCALE
 from pera_lightning.injection import LayerPlan
 from pera_lightning.patterns import FirstMatch, LinearMatcher, literal
 from pera_lightning.storage.bounded_json import JsonError, read_json
+from pera_lightning.storage.recognition.adapter_kind import CONFIG_FILE, PEFT_TYPE
 from pera_lightning.storage.remote import Place
 from pera_lightning.storage.schema import SchemaError, fields, flag, list_of, mapping_of, number, or_none, text, whole
 

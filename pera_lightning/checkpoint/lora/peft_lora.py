@@ -9,7 +9,6 @@ from typing import NamedTuple
 from torch import Tensor
 
 from pera_lightning.checkpoint.adapter_folder import read_weights
-from pera_lightning.checkpoint.adapter_kind import CONFIG_FILE, WEIGHTS_FILE
 from pera_lightning.checkpoint.adapter_tensors import STORED, dtype_name
 from pera_lightning.checkpoint.lora.peft_config import as_pera_config, read_config
 from pera_lightning.checkpoint.lora.saved_names import PREFIX, saved_modules
@@ -18,6 +17,7 @@ from pera_lightning.errors import AdapterFileError
 from pera_lightning.injection import LayerPlan
 from pera_lightning.injection.targets.names import parents
 from pera_lightning.patterns import LONGEST_PATTERN
+from pera_lightning.storage.recognition.adapter_kind import CONFIG_FILE, WEIGHTS_FILE
 from pera_lightning.storage.remote import Place, place
 
 _EMBEDDING = (".lora_embedding_A", ".lora_embedding_B")

@@ -9,14 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from pera_lightning.checkpoint.adapter_kind import PEFT_TYPE
 from pera_lightning.checkpoint.checksums import Checksums
 from pera_lightning.checkpoint.manifest.base_record import base_record
 from pera_lightning.checkpoint.manifest.base_sample import base_sample
 from pera_lightning.checkpoint.manifest.class_names import class_names
 from pera_lightning.checkpoint.manifest.layer_traits import layer_traits
 from pera_lightning.checkpoint.manifest.manifest_schema import FORMAT_VERSION, checked_manifest
-from pera_lightning.checkpoint.manifest.missing_adapter import missing_adapter
 from pera_lightning.concurrency import reading
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import AdapterFileError, InjectionError, one_line, shown
@@ -32,6 +30,8 @@ from pera_lightning.injection import (
 )
 from pera_lightning.layers import PeraLinear
 from pera_lightning.storage.bounded_json import JsonError, read_json
+from pera_lightning.storage.recognition.adapter_kind import PEFT_TYPE
+from pera_lightning.storage.recognition.missing_adapter import missing_adapter
 from pera_lightning.storage.remote import Place
 from pera_lightning.storage.schema import SchemaError
 from pera_lightning.version import __version__

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import IO
 
 from pera_lightning.checkpoint.training.archive_parts import START, ArchiveDamage, archive_parts
-from pera_lightning.checkpoint.training.found_instead import LEGACY, found_instead
 from pera_lightning.checkpoint.training.pickle_walk import refuse_endless_pickle
 from pera_lightning.checkpoint.training.tensor_records import check_records
 from pera_lightning.errors import CheckpointError, one_line
+from pera_lightning.storage.recognition.found_instead import LEGACY, found_instead
 from pera_lightning.storage.regular_file import check_regular, open_regular
 from pera_lightning.storage.remote import Place
 
@@ -98,18 +98,6 @@ def refuse_other_files(path: Place) -> None:
             expected="what a Trainer has written",
             fix="correct the path",
         ) from error
-
-
-def refuse_other_folders(path: Place) -> None:
-    """Raise CheckpointError for a folder that is no checkpoint, such as an adapter's."""
-    found = found_instead(path) if isinstance(path, Path) and path.is_dir() else None
-    if found is not None:
-        raise CheckpointError(
-            "The folder is no checkpoint of a Trainer.",
-            got=f"{path}, which is {found.what}",
-            expected="a .ckpt file, or the folder that several processes wrote together",
-            fix=found.cure,
-        )
 
 
 def _check(file: IO[bytes], path: Place) -> None:

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from pera_lightning.checkpoint.manifest.manifest import Manifest
 from pera_lightning.checkpoint.training.checkpoint_archive import check_archive, check_parts
-from pera_lightning.checkpoint.training.found_instead import found_instead
 from pera_lightning.checkpoint.training.named_objects import reason_of_torch
 from pera_lightning.checkpoint.training.plain_tensors import check_plain
 from pera_lightning.checkpoint.training.without_objects import load_without_objects
 from pera_lightning.errors import CheckpointError, PeraError, one_line
+from pera_lightning.storage.recognition.found_instead import found_instead
 from pera_lightning.storage.remote import Place, RemotePath, place
 
 META_FILE = "meta.pt"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from pera_lightning import _HOMES
 from pera_lightning.cli.options.given import CONFIG_OPTIONS, Given, given_options, has_unread_config, option_words
-from pera_lightning.cli.options.known import DATA_MODULES, MODELS, trainer_options
+from pera_lightning.cli.options.known import DATA_MODULES, MODELS, short_name, trainer_options
 from pera_lightning.cli.options.signatures import Parameter, parameters
 from pera_lightning.did_you_mean import did_you_mean, near
 from pera_lightning.errors import ConfigError
@@ -78,8 +78,8 @@ def missing_options(names: Sequence[str], asked: str) -> ConfigError:
 
 
 def chosen_classes(given: Sequence[Given]) -> dict[str, str]:
-    """What `model` and `data` are set to, where they are."""
-    return {group: str(one.value) for one in given if (group := _group_of_class(one)) is not None}
+    """What `model` and `data` are set to, where they are; of classes of ours the short names."""
+    return {group: short_name(str(one.value)) for one in given if (group := _group_of_class(one)) is not None}
 
 
 def _group_of_class(given: Given) -> str | None:

@@ -57,6 +57,15 @@ def option_words(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
             yield option, value if is_joined else (after if is_value else None)
 
 
+def unnamed_words(words: Sequence[str]) -> list[str]:
+    """Words that are neither options nor stand behind one."""
+    return [
+        word
+        for before, word in zip(("", *words), words, strict=False)
+        if not word.startswith("-") and not (_is_option(before) and "=" not in before)
+    ]
+
+
 def _is_option(word: str) -> bool:
     return word.startswith("--") or word in CONFIG_OPTIONS
 

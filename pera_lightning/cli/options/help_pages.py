@@ -12,7 +12,7 @@ from typing_extensions import override
 from pera_lightning import _HOMES
 from pera_lightning.cli.options.checked import CLASSES
 from pera_lightning.cli.options.given import option_words
-from pera_lightning.cli.options.known import OF_COMMAND_LINE, TRAINER, trainer_options
+from pera_lightning.cli.options.known import OF_COMMAND_LINE, TRAINER, short_name, trainer_options
 from pera_lightning.cli.options.signatures import Parameter, parameters, summary
 
 _MORE = """\
@@ -54,7 +54,7 @@ def trainer_help(command: str, words: Sequence[str]) -> str | None:
             return _page(f"pera_lightning {command}", *place, option[2:-5], {})
         if option in ("--model.help", "--data.help"):
             group = option[2:-5]
-            name = (value or CLASSES[group][0]).removeprefix("pera_lightning.")
+            name = short_name(value or CLASSES[group][0])
             if name in CLASSES[group]:
                 others = "" if value else f"Others: {', '.join(CLASSES[group][1:])}, or your own by class_path."
                 return _page(f"pera_lightning {command}", _HOMES[name], name, group, {}, others)

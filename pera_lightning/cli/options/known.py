@@ -58,7 +58,7 @@ def trainer_options(command: str, classes: dict[str, str]) -> dict[str, Paramete
 
     Args:
         command: Which of them.
-        classes: What `model` and `data` were set to.
+        classes: What `model` and `data` were set to, by `short_name`.
 
     Returns:
         By name, such as "pera.rank". Without `trainer.*` where lightning's source is not found, and without
@@ -70,11 +70,16 @@ def trainer_options(command: str, classes: dict[str, str]) -> dict[str, Paramete
     found = OF_COMMAND_LINE | taken
     found |= _prefixed("trainer", parameters(module, trainer))
     found |= _prefixed("pera", parameters(_HOMES["PeraCallback"], "PeraCallback"))
-    for group, chosen in classes.items():
-        name = chosen.removeprefix("pera_lightning.")
+    for group, name in classes.items():
         if name in (*MODELS, *DATA_MODULES):
             found |= _prefixed(group, parameters(_HOMES[name], name) | OF_CLASSES)
     return found
+
+
+def short_name(chosen: str) -> str:
+    """The name of a class of ours without the module that configs written by `fit` have; others as given."""
+    name = chosen.rpartition(".")[2]
+    return name if chosen in (f"pera_lightning.{name}", f"{_HOMES.get(name)}.{name}") else chosen
 
 
 def _prefixed(group: str, options: dict[str, Parameter]) -> dict[str, Parameter]:

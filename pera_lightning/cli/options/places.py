@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import yaml
 
+from pera_lightning import _HOMES
 from pera_lightning.cli.options.checked import asks_for_help, chosen_classes
 from pera_lightning.cli.options.given import Given, given_options
 from pera_lightning.cli.options.known import DATA_MODULES, MODELS
+from pera_lightning.cli.options.signatures import parameters
 from pera_lightning.did_you_mean import did_you_mean, near_paths
-from pera_lightning.errors import AdapterFileError, CheckpointError, DataError
-from pera_lightning.loading.model_place import check_model_place
+from pera_lightning.errors import AdapterFileError, CheckpointError, DataError, PeraError
+from pera_lightning.loading.model_place import check_model_place, is_path
+from pera_lightning.storage.folder_kind import is_ours
+from pera_lightning.storage.recognition.adapter_kind import ADAPTER
+from pera_lightning.storage.recognition.no_checkpoint import refuse_no_checkpoint, refuse_other_folders
 from pera_lightning.storage.remote import RemotePath, local_name, place
 
-_OF_TRAINING = ("train_files", "val_files", "train_file", "folder")
-_OF_TEST = ("test_files", "test_folder", "folder")
-_DATA = {"fit": _OF_TRAINING, "validate": ("val_files", "folder"), "test": _OF_TEST, "predict": _OF_TEST}
-"""Options of our DataModules that name files or folders, by the command that reads them."""
+_READ = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+"""The splits that a command reads."""
+_NAMES_PATHS = re.compile(r"(?:(train|val|test)_)?(?:files?|folder)")
+"""What options of DataModules that name files or folders are called, with the split that they are of."""
+_ANY = "any"
+_MEASURING = ("validate", "test", "predict")
+"""Commands that an adapter's folder will do for, in place of a checkpoint."""
 _NOT_PATHS = ("last", "hpc", "registry")
 
 
@@ -33,45 +42,31 @@ def check_places(command: str, words: Sequence[str], *, resumes: bool = True) ->
     Raises:
         ConfigError: There is no such model.
         DataError: There is no such data file.
-        CheckpointError: There is no such checkpoint, or `fit` cannot go on from it.
+        CheckpointError: There is no such checkpoint, or the command cannot take it.
+        AdapterFileError: There is no such LoRA to start from.
     """
     given = given_options(words)
     if asks_for_help(words, given):
         return
-    # What comes later counts.
-    last = {one.key: one for one in given}
-    classes = {group: name.removeprefix("pera_lightning.") for group, name in chosen_classes(given).items()}
-    checkpoint, pretrained = last.get("ckpt_path"), last.get("model.pretrained")
-    if resumes and checkpoint is not None and checkpoint.value not in (None, "null"):
-        check_checkpoint(command, checkpoint.value)
+    classes = chosen_classes(given)
+    for one in _that_count(given, "ckpt_path") if resumes else ():
+        check_checkpoint(command, one.value, as_archive=_reads_archives(given))
+    _check_exist(_that_count(given, "pera.init_from"), AdapterFileError, "The LoRA to start from does not exist.")
     if classes.get("data") in DATA_MODULES:
-        for name in _DATA[command]:
-            _check_files(last.get(f"data.{name}"))
-    if classes.get("model") in MODELS and pretrained is not None and pretrained.value:
-        check_model_place(local_name(pretrained.value, "the base model"))
+        _check_data(command, classes["data"], given)
+    if classes.get("model") in MODELS:
+        for one in _that_count(given, "model.pretrained"):
+            if one.value:
+                check_model_place(local_name(one.value, "the base model"))
 
 
-def check_adapter(given: Sequence[Given]) -> None:
-    """Look for the folder in `--adapter` of a tool; raises AdapterFileError if there is none."""
-    named = next((one.value for one in reversed(given) if one.key == "adapter"), None)
-    path = place(named) if named else None
-    if not isinstance(path, Path) or path.is_dir():
-        return
-    consolidate = f"make a folder of it: `pera_lightning consolidate --checkpoint {path} --out FOLDER`"
-    raise AdapterFileError(
-        "There is no such adapter.",
-        got=f"{path} (from {Path.cwd()}), which is {'a file' if path.exists() else 'nothing'}",
-        expected="a folder that a fit or save_adapter has written",
-        fix=consolidate if path.is_file() else did_you_mean(near_paths(path), "correct the path"),
-    )
-
-
-def check_checkpoint(command: str | None, path: str | Path | None) -> None:
+def check_checkpoint(command: str | None, path: str | Path | None, *, as_archive: bool = False) -> None:
     """Look for a checkpoint before the model and the data are loaded.
 
     Args:
-        command: Of the command line; `fit` alone cannot go on from an adapter folder.
+        command: Of the command line.
         path: What `ckpt_path` is.
+        as_archive: Whether a file has to be as `torch.save` writes it.
 
     Raises:
         CheckpointError: There is none.
@@ -83,19 +78,17 @@ def check_checkpoint(command: str | None, path: str | Path | None) -> None:
             expected="the path of a checkpoint",
             fix="name the file; the fit's log and the card of its adapter folder say which it is",
         )
-    if path is None or str(path) in _NOT_PATHS or str(path).lower().startswith("registry:"):
+    if path in (None, *_NOT_PATHS) or str(path).lower().startswith("registry:"):
         return
     found = place(path)
     # An empty path would be the working directory.
     if str(path) and found.exists():
-        if command == "fit" and isinstance(found, Path) and found.is_dir():
-            from pera_lightning.checkpoint.training.checkpoint_archive import refuse_other_folders
-
-            refuse_other_folders(found)
+        if isinstance(found, Path) and not (command in _MEASURING and is_ours(found, ADAPTER)):
+            (refuse_no_checkpoint if as_archive else refuse_other_folders)(found)
         return
     if isinstance(found, RemotePath):
         found.check_reached()
-    otherwise = "correct ckpt_path; a fit that ended before its first validation has no best checkpoint"
+    otherwise = "correct the path; a fit that ended before its first validation has no best checkpoint"
     raise CheckpointError(
         "There is no such checkpoint.",
         got=f"{path or 'an empty path'} (from {Path.cwd()})",
@@ -104,16 +97,47 @@ def check_checkpoint(command: str | None, path: str | Path | None) -> None:
     )
 
 
-def _check_files(given: Given | None) -> None:
-    for name in _names(given.value) if given is not None and given.value else ():
-        path = place(name)
-        if given is not None and isinstance(path, Path) and not path.exists():
-            raise DataError(
-                "A data file or folder does not exist.",
-                got=f"{given.key}: {name} ({given.place}; from {Path.cwd()})",
-                expected="a path that exists",
-                fix=did_you_mean(near_paths(path), "correct the path"),
-            )
+def _that_count(given: Sequence[Given], key: str) -> list[Given]:
+    """What an option was set to last, with what `--option+` added to that; nothing for null."""
+    found: list[Given] = []
+    for one in given:
+        if one.key == key:
+            found = [*found, one] if one.place.endswith("+") else [one]
+    return [one for one in found if one.value not in (None, "null")]
+
+
+def _reads_archives(given: Sequence[Given]) -> bool:
+    """Whether files have to be archives of torch: without `PeraCallback` or safe loading a plugin may write others."""
+    last = {one.key: one.value for one in given}
+    return last.get("pera") != "null" and last.get("weights_only") != "false"
+
+
+def _check_data(command: str, name: str, given: Sequence[Given]) -> None:
+    options: dict[str, list[Given]] = {}
+    for option in parameters(_HOMES[name], name):
+        if found := _NAMES_PATHS.fullmatch(option):
+            options.setdefault(found[1] or _ANY, []).extend(_that_count(given, f"data.{option}"))
+    splits = _READ[command]
+    if splits == ("val",) and not options.get("val"):
+        # Held out of those.
+        splits = ("train",)
+    for split in (*splits, _ANY):
+        _check_exist(options.get(split, ()), DataError, "A data file or folder does not exist.")
+    named = [one for one in _that_count(given, "data.dataset") if one.value and is_path(one.value)]
+    _check_exist(named, DataError, "The folder of the data set does not exist.")
+
+
+def _check_exist(options: Iterable[Given], kind: type[PeraError], problem: str) -> None:
+    for one in options:
+        for name in _names(one.value or ""):
+            path = place(name)
+            if isinstance(path, Path) and not path.exists():
+                raise kind(
+                    problem,
+                    got=f"{one.key}: {name} ({one.place}; from {Path.cwd()})",
+                    expected="a path that exists",
+                    fix=did_you_mean(near_paths(path), "correct the path"),
+                )
 
 
 def _names(value: str) -> Iterator[str]:
@@ -123,5 +147,5 @@ def _names(value: str) -> Iterator[str]:
     except yaml.YAMLError:
         values = value
     for one in values if isinstance(values, list) else [value]:
-        if isinstance(one, str) and one != "null":
+        if isinstance(one, str) and one not in ("", "null"):
             yield one

@@ -9,7 +9,6 @@ from typing import Literal, get_args
 import torch
 
 from pera_lightning.checkpoint import load_adapter
-from pera_lightning.checkpoint.adapter_kind import CONFIG_FILE
 from pera_lightning.checkpoint.manifest.manifest import read_manifest
 from pera_lightning.errors import ConfigError
 from pera_lightning.export.certificate import Certificate
@@ -22,6 +21,7 @@ from pera_lightning.export.place import check_place, export_kind
 from pera_lightning.loading.adapter_source import adapter_source
 from pera_lightning.loading.pretrained import PretrainedSource, load_causal_lm
 from pera_lightning.option_checks import check_flags, one_of
+from pera_lightning.storage.recognition.adapter_kind import CONFIG_FILE
 from pera_lightning.storage.remote import Place, local_path, place
 from pera_lightning.storage.whole_folder import whole_folder
 

@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pera_lightning.checkpoint import Manifest
-from pera_lightning.checkpoint.adapter_kind import CONFIG_FILE, WEIGHTS_FILE
 from pera_lightning.checkpoint.lora.peft_lora import read_peft_lora
 from pera_lightning.checkpoint.lora.saved_names import PREFIX
 from pera_lightning.checkpoint.manifest.layer_traits import CONV1D, EMBEDDING, ENDS_ANOTHER, expert_parts
 from pera_lightning.export.lora.lora_factors import LoraFactors, StoredLora
 from pera_lightning.export.lora.plain_lora import PlainLora
+from pera_lightning.storage.recognition.adapter_kind import CONFIG_FILE, WEIGHTS_FILE
 
 _TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForSequenceClassification": "SEQ_CLS"}
 _HEADS = frozenset({"classifier", "score"})

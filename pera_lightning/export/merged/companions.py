@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from pera_lightning.checkpoint.adapter_kind import CONFIG_FILE
 from pera_lightning.export.export_report import REPORT_FILE
 from pera_lightning.export.merged.base_files import MODEL_CONFIG_FILE
+from pera_lightning.storage.recognition.adapter_kind import CONFIG_FILE
 from pera_lightning.visible_text import visible_logger
 
 logger = visible_logger(__name__)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from pera_lightning.checkpoint import Manifest
-from pera_lightning.checkpoint.adapter_kind import CARD_FILE
 from pera_lightning.checkpoint.base_code import auto_class
 from pera_lightning.checkpoint.model_card import hub_header
 from pera_lightning.export.export_report import ExportReport
 from pera_lightning.storage.card_text import in_markdown
+from pera_lightning.storage.recognition.adapter_kind import CARD_FILE
 
 
 def write_merged_card(folder: Path, manifest: Manifest, report: ExportReport) -> None:

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from pera_lightning.checkpoint import Manifest, load_adapter
-from pera_lightning.checkpoint.adapter_kind import CONFIG_FILE
 from pera_lightning.checkpoint.manifest.manifest import FLOATING, read_manifest
 from pera_lightning.errors import ConfigError
 from pera_lightning.export.certificate import Reference
@@ -32,6 +31,7 @@ from pera_lightning.loading.pretrained import PretrainedSource
 from pera_lightning.loading.pretrained_tokenizer import load_tokenizer
 from pera_lightning.option_checks import check_flags, one_of
 from pera_lightning.storage.out_folder import check_room
+from pera_lightning.storage.recognition.adapter_kind import CONFIG_FILE
 from pera_lightning.storage.remote import Place, local_path, place
 from pera_lightning.storage.whole_folder import whole_folder
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel
 
@@ -118,6 +117,9 @@ class MetaModel:
         Args:
             device: Of this process.
         """
+        # Imported late: torch's part for distributed checkpoints is large.
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
         model = self.model
         for module in model.modules():
             own = (*module.parameters(recurse=False), *module.buffers(recurse=False))

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from pera_lightning import PeraCallback
 from pera_lightning.analysis.memory import CONTEXT, GB, SLACK
-from pera_lightning.cli.estimate import command
+from pera_lightning.cli.estimate import what_fits
 from pera_lightning.cli.estimate.command import estimate
 from pera_lightning.cli.estimate.fit_on_meta import FitOnMeta
 from pera_lightning.cli.estimate.fit_options import FitOptions
@@ -94,8 +94,8 @@ def test_answers_first_in_one_unit(config: Path) -> None:
 
 
 def test_a_card_that_is_a_little_too_small(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "needed", lambda held, step: 8.01 * GB)
-    assert command._answers(FitOnMeta(options(config)), (8, 12)) == [
+    monkeypatch.setattr(what_fits, "needed", lambda held, step: 8.01 * GB)
+    assert what_fits.answers(FitOnMeta(options(config)), (8, 12)) == [
         "fits in 8 GB: no, 8.1 of 8.0 GB",
         "fits in 12 GB: yes, 8.1 of 12.0 GB",
     ]

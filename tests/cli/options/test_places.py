@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from pera_lightning.cli.options.given import given_options
-from pera_lightning.cli.options.places import check_adapter, check_checkpoint, check_places
+from pera_lightning.cli.options.places import check_checkpoint, check_places
 from pera_lightning.errors import AdapterFileError, CheckpointError, ConfigError, DataError
 
 BOTH = ("--model", "PeraCausalLM", "--data", "InstructionDataModule")
@@ -17,11 +17,15 @@ BOTH = ("--model", "PeraCausalLM", "--data", "InstructionDataModule")
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with a model, data and an adapter."""
+    """The working directory, with a model, data, an adapter and checkpoints."""
     for name in ("model", "run/adapter", "run/checkpoints"):
         (tmp_path / name).mkdir(parents=True)
-    for name in ("rows.jsonl", "run/checkpoints/best.ckpt"):
+    (tmp_path / "shards").mkdir()
+    for name in ("rows.jsonl", "shards/.metadata", "shards/meta.pt"):
         (tmp_path / name).touch()
+    with zipfile.ZipFile(tmp_path / "run/checkpoints/best.ckpt", "w") as archive:
+        archive.writestr("best/data.pkl", "")
+    (tmp_path / "notes.txt").write_text("words")
     (tmp_path / "run/adapter/adapter_config.json").write_text('{"peft_type": "PERA"}')
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -37,12 +41,10 @@ def test_options_of_other_classes_are_left_to_them() -> None:
     check_places("fit", ["--model", "my.Model", "--model.pretrained", "./no", "--data", "my.Data", "--data.folder=no"])
 
 
-@pytest.mark.parametrize("value", ["rws.jsonl", "[rows.jsonl, rws.jsonl]"])
+@pytest.mark.parametrize("value", ["rws.jsonl", "[rows.jsonl, rws.jsonl]", "\n    - rows.jsonl\n    - rws.jsonl"])
 def test_data_files(folder: Path, value: str) -> None:
-    with pytest.raises(DataError, match=r"did you mean rows\.jsonl\?"):
-        check_places("fit", [*BOTH, "--data.train_files", value])
     (folder / "fit.yaml").write_text(f"data:\n  class_path: TextDataModule\n  init_args:\n    train_files: {value}\n")
-    with pytest.raises(DataError, match=r"rws\.jsonl \(fit\.yaml, line 4"):
+    with pytest.raises(DataError, match=r"rws\.jsonl \(fit\.yaml, line 4(.|\n)*did you mean rows\.jsonl\?"):
         check_places("fit", ["--config", "fit.yaml"])
     # What comes later counts, and what a command does not read need not exist.
     check_places("fit", ["--config", "fit.yaml", "--data.train_files", "rows.jsonl"])
@@ -50,17 +52,61 @@ def test_data_files(folder: Path, value: str) -> None:
     check_places("fit", ["--config", "fit.yaml", "--print_config"])
 
 
-def test_a_url_is_not_looked_for() -> None:
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("fit", "--data TextDataModule --data.init_args.train_files rws.jsonl"),
+        ("fit", "--data TextDataModule --data.train_files=[rows.jsonl,rws.jsonl]"),
+        ("fit", "--data TextDataModule --data.train_files+ rws.jsonl --data.train_files+=rows.jsonl"),
+        ("fit", "--data pera_lightning.data.text.TextDataModule --data.train_files rws.jsonl"),
+        ("fit", "--data pera_lightning.CommonsenseDataModule --data.train_file rws.jsonl"),
+        ("fit", "--data InstructionDataModule --data.train_files rows.jsonl --data.val_files rws.jsonl"),
+        ("fit", "--data GlueDataModule --data.task sst2 --data.folder ./rws.jsonl"),
+        ("fit", "--data TextDataModule --data.dataset ./rws.jsonl"),
+        ("validate", "--data ClassificationDataModule --data.val_files rws.jsonl"),
+        ("validate", "--data InstructionDataModule --data.train_files rws.jsonl --data.val_split 0.1"),
+        ("test", "--data GlueDataModule --data.task sst2 --data.folder rws.jsonl"),
+        ("predict", "--data ClassificationDataModule --data.test_files rws.jsonl"),
+    ],
+)
+def test_options_of_data(command: str, options: str) -> None:
+    with pytest.raises(DataError, match=r"does not exist(.|\n)*did you mean rows\.jsonl\?"):
+        check_places(command, options.split())
+
+
+def test_what_is_not_looked_for() -> None:
     check_places("fit", [*BOTH, "--data.train_files", "s3://bucket/rows.jsonl"])
+    check_places("fit", [*BOTH, "--data.dataset", "org/rows"])
+    check_places("validate", [*BOTH, "--data.train_files", "rws.jsonl", "--data.val_files", "rows.jsonl"])
 
 
-def test_a_checkpoint() -> None:
+def test_a_lora_to_start_from() -> None:
+    check_places("fit", ["--pera.init_from", "run/adapter"])
+    with pytest.raises(AdapterFileError, match=r"did you mean run/adapter\?"):
+        check_places("fit", ["--pera.init_from", "run/adaptr"])
+
+
+def test_a_checkpoint(folder: Path) -> None:
     check_places("fit", ["--ckpt_path", "run/checkpoints/best.ckpt"])
     check_places("fit", ["--ckpt_path", "null"])
     with pytest.raises(CheckpointError, match=r"did you mean run/checkpoints/best\.ckpt\?"):
         check_places("test", ["--ckpt_path", "run/checkpoints/bset.ckpt"])
     with pytest.raises(CheckpointError, match="only the process of the fit knows"):
         check_places("test", ["--ckpt_path", "best"])
+    (folder / "fit.yaml").write_text("ckpt_path: run/checkpoints/bset.ckpt\n")
+    with pytest.raises(CheckpointError, match="There is no such checkpoint"):
+        check_places("fit", ["--config", "fit.yaml"])
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_what_is_no_checkpoint(command: str) -> None:
+    for path, what in (("run", "a folder with checkpoints in it"), ("model", "an empty folder"), ("notes.txt", "text")):
+        with pytest.raises(CheckpointError, match=f"is no checkpoint of a Trainer(.|\\n)*{what}"):
+            check_places(command, ["--ckpt_path", path])
+    check_places(command, ["--ckpt_path", "shards"])
+    # A plugin of the Trainer may have written it.
+    check_places(command, ["--ckpt_path", "notes.txt", "--weights_only", "false"])
+    check_places(command, ["--ckpt_path", "notes.txt", "--pera", "null"])
 
 
 def test_fit_cannot_go_on_from_an_adapter() -> None:
@@ -70,19 +116,24 @@ def test_fit_cannot_go_on_from_an_adapter() -> None:
         check_checkpoint("fit", "run/adapter")
 
 
-def test_the_adapter_of_a_tool() -> None:
-    check_adapter(given_options(["--adapter", "run/adapter"]))
-    check_adapter(given_options(["--adapter", "s3://bucket/adapter"]))
-    with pytest.raises(AdapterFileError, match=r"did you mean run/adapter\?"):
-        check_adapter(given_options(["--adapter", "run/adaptor"]))
-    with pytest.raises(AdapterFileError, match=r"consolidate --checkpoint run/checkpoints/best\.ckpt"):
-        check_adapter(given_options(["--adapter", "run/checkpoints/best.ckpt"]))
-
-
-def test_nothing_heavy_is_imported() -> None:
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("fit", [*BOTH, "--model.pretrained", "./model", "--data.train_files", "rws.jsonl"]),
+        ("fit", [*BOTH, "--model.pretrained", "./model", "--data.train_files", "rows.jsonl", "--ckpt_path", "run"]),
+        ("test", [*BOTH, "--ckpt_path", "model"]),
+        ("generate", ["--adapter", "model", "--prompt", "a"]),
+        ("diff", ["run/adapter", "model"]),
+        ("consolidate", ["--checkpoint", "run/adapter", "--out", "out"]),
+    ],
+)
+def test_nothing_heavy_is_imported(command: str, words: list[str]) -> None:
     code = (
-        "import sys; from pera_lightning.cli.options.places import check_places\n"
-        f"check_places('fit', {[*BOTH, '--model.pretrained', './model', '--data.train_files', 'rows.jsonl']})\n"
+        "import sys; from pera_lightning.cli.commands import command_named\n"
+        f"try: command_named({command!r}).run({words!r})\n"
+        "except Exception as error: print(error)\n"
         "assert not {'torch', 'lightning', 'transformers'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "\n  fix: " in done.stdout

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from pera_lightning.checkpoint.adapter_kind import CONFIG_FILE, PEFT_TYPE, WEIGHTS_FILE
 from pera_lightning.errors import one_line
 from pera_lightning.storage.bounded_json import JsonError, read_json
+from pera_lightning.storage.recognition.adapter_kind import CONFIG_FILE, PEFT_TYPE, WEIGHTS_FILE
 from pera_lightning.storage.regular_file import open_regular
 from pera_lightning.storage.remote import Place
 

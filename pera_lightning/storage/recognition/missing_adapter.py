@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from pera_lightning.checkpoint.training.found_instead import PATH, found_instead
 from pera_lightning.did_you_mean import did_you_mean, near_paths
 from pera_lightning.errors import AdapterFileError
+from pera_lightning.storage.recognition.found_instead import PATH, found_instead
 from pera_lightning.storage.remote import Place
 
 _DEFAULT = "check the path, or save the adapter again"

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pera_lightning.checkpoint.training.found_instead import found_instead
+from pera_lightning.storage.recognition.found_instead import found_instead
 from pera_lightning.storage.remote import place
 
 
