@@ -14,7 +14,7 @@ from pera_lightning.cli.options.given import Given, given_options
 from pera_lightning.cli.options.known import DATA_MODULES, MODELS
 from pera_lightning.cli.options.signatures import parameters
 from pera_lightning.did_you_mean import did_you_mean, near_paths
-from pera_lightning.errors import AdapterFileError, CheckpointError, DataError, PeraError
+from pera_lightning.errors import AdapterFileError, CheckpointError, DataError
 from pera_lightning.loading.model_place import check_model_place, is_path
 from pera_lightning.storage.folder_kind import is_ours
 from pera_lightning.storage.recognition.adapter_kind import ADAPTER
@@ -51,7 +51,9 @@ def check_places(command: str, words: Sequence[str], *, resumes: bool = True) ->
     classes = chosen_classes(given)
     for one in _that_count(given, "ckpt_path") if resumes else ():
         check_checkpoint(command, one.value, as_archive=_reads_archives(given))
-    _check_exist(_that_count(given, "pera.init_from"), AdapterFileError, "The LoRA to start from does not exist.")
+    if missing := _missing(_that_count(given, "pera.init_from")):
+        got, fix = missing
+        raise AdapterFileError("The LoRA to start from does not exist.", got=got, expected="its folder", fix=fix)
     if classes.get("data") in DATA_MODULES:
         _check_data(command, classes["data"], given)
     if classes.get("model") in MODELS:
@@ -121,23 +123,22 @@ def _check_data(command: str, name: str, given: Sequence[Given]) -> None:
     if splits == ("val",) and not options.get("val"):
         # Held out of those.
         splits = ("train",)
-    for split in (*splits, _ANY):
-        _check_exist(options.get(split, ()), DataError, "A data file or folder does not exist.")
-    named = [one for one in _that_count(given, "data.dataset") if one.value and is_path(one.value)]
-    _check_exist(named, DataError, "The folder of the data set does not exist.")
+    named = [one for split in (*splits, _ANY) for one in options.get(split, ())]
+    named += [one for one in _that_count(given, "data.dataset") if one.value and is_path(one.value)]
+    if missing := _missing(named):
+        got, fix = missing
+        raise DataError("A data file or folder does not exist.", got=got, expected="a path that exists", fix=fix)
 
 
-def _check_exist(options: Iterable[Given], kind: type[PeraError], problem: str) -> None:
+def _missing(options: Iterable[Given]) -> tuple[str, str] | None:
+    """The first path in some options that does not exist: where it was named, and what may have been meant."""
     for one in options:
         for name in _names(one.value or ""):
             path = place(name)
             if isinstance(path, Path) and not path.exists():
-                raise kind(
-                    problem,
-                    got=f"{one.key}: {name} ({one.place}; from {Path.cwd()})",
-                    expected="a path that exists",
-                    fix=did_you_mean(near_paths(path), "correct the path"),
-                )
+                got = f"{one.key}: {name} ({one.place}; from {Path.cwd()})"
+                return got, did_you_mean(near_paths(path), "correct the path")
+    return None
 
 
 def _names(value: str) -> Iterator[str]:

@@ -14,7 +14,7 @@ def refuse_no_checkpoint(path: Place) -> None:
     found = found_instead(path) if isinstance(path, Path) else None
     if found is not None:
         raise CheckpointError(
-            f"The {'folder' if path.is_dir() else 'file'} is no checkpoint of a Trainer.",
+            "This is no checkpoint of a Trainer.",
             got=f"{path}, which is {found.what}",
             expected="a .ckpt file, or the folder that several processes wrote together",
             fix=found.cure,

@@ -199,7 +199,7 @@ REFUSALS = {
     "rank": "the rank of 'net.0' is 2 there and 3 here",
     "rank in validation": "is 2 there and 3 here",
     "targets": "layer 'net.2' is adapted there only",
-    "folder": "The folder is no checkpoint",
+    "folder": "This is no checkpoint",
     "policy": "wraps 2 adapted layers, e.g. 'net.0'",
     "wrapped": "FSDP1 has taken the shapes",
     "quantized": "over a base in nf4",

@@ -254,7 +254,7 @@ REFUSALS = {
     "rest": "holds objects beside tensors",
     "rank": "the rank of 'net.0' is 3 there and 2 here",
     "targets": "layer 'net.2' is adapted there only",
-    "no checkpoint": "The folder is no checkpoint",
+    "no checkpoint": "This is no checkpoint",
     "unsharded": "Parts of the adapter are not sharded",
     "partly": "An adapter is in no sharded module",
     "only split": "Parts of the adapter are not sharded",
