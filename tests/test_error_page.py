@@ -73,7 +73,7 @@ OTHER_RAISES = {
     ("data/chat/prompts.py", "raise found"),
     ("data/chat/conversations.py", "raise error"),
     ("data/chat/conversations.py", "raise row"),
-    ("data/chat/conversations.py", "raise next((row for row in rows if isinstance(row, DataError)))"),
+    ("data/chat/row_formats.py", "raise next((row for row in rows if isinstance(row, DataError)))"),
     ("data/reading/text_lines.py", "raise line"),
     ("evaluation/questions.py", "raise row"),
 }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from pera_lightning.cli.options.checked import check_names, check_trainer_options
+from pera_lightning.cli.options.first_rows import check_first_rows
 from pera_lightning.cli.options.given import given_options, unnamed_words
 from pera_lightning.cli.options.help_pages import tool_help, trainer_help
 from pera_lightning.cli.options.places import check_places
@@ -94,6 +95,7 @@ def _trainer(command: str) -> Callable[[list[str]], None]:
             return
         check_trainer_options(command, words)
         check_places(command, words)
+        check_first_rows(command, words)
         run_lightning_cli()
 
     return run

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from pera_lightning.data.chat.conversations import OnBadRow, RowFormat
+from pera_lightning.data.chat.conversations import OnBadRow
 from pera_lightning.data.chat.prompts import ChatEncoder
+from pera_lightning.data.chat.row_formats import RowFormat
 from pera_lightning.data.collate import PaddingCollator, collate_packs, lay_end_to_end
 from pera_lightning.data.data_module import Batch, Collate, TokenisedDataModule
 from pera_lightning.data.examples import last_answer

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from pera_lightning.checkpoint.manifest.manifest import read_manifest
 from pera_lightning.data.chat.as_trained import encoder_as_trained
-from pera_lightning.data.chat.conversations import Message
+from pera_lightning.data.chat.row_formats import Message
 from pera_lightning.errors import ConfigError
 from pera_lightning.export import merge_adapter
 from pera_lightning.injection import adapter_disabled

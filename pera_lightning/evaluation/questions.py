@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pera_lightning.data.chat.conversations import Message, to_messages
+from pera_lightning.data.chat.row_formats import Message, to_messages
 from pera_lightning.data.commonsense import task_files
 from pera_lightning.data.reading.parsed_row import Row, shorten
 from pera_lightning.data.reading.row_files import read_rows

@@ -21,9 +21,11 @@ from pera_lightning.storage.recognition.adapter_kind import ADAPTER
 from pera_lightning.storage.recognition.no_checkpoint import refuse_no_checkpoint, refuse_other_folders
 from pera_lightning.storage.remote import RemotePath, local_name, place
 
-_READ = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+_READ = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 """The splits that a command reads."""
-_NAMES_PATHS = re.compile(r"(?:(train|val|test)_)?(?:files?|folder)")
+_INSTEAD = {"val": "train", "predict": "test"}
+"""What they are taken from where they have no files of their own."""
+_NAMES_PATHS = re.compile(r"(?:(train|val|test|predict)_)?(?:files?|folder)")
 """What options of DataModules that name files or folders are called, with the split that they are of."""
 _ANY = "any"
 _MEASURING = ("validate", "test", "predict")
@@ -49,15 +51,19 @@ def check_places(command: str, words: Sequence[str], *, resumes: bool = True) ->
     if asks_for_help(words, given):
         return
     classes = chosen_classes(given)
-    for one in _that_count(given, "ckpt_path") if resumes else ():
+    for one in that_count(given, "ckpt_path") if resumes else ():
         check_checkpoint(command, one.value, as_archive=_reads_archives(given))
-    if missing := _missing(_that_count(given, "pera.init_from")):
+    if missing := _missing(that_count(given, "pera.init_from")):
         got, fix = missing
         raise AdapterFileError("The LoRA to start from does not exist.", got=got, expected="its folder", fix=fix)
     if classes.get("data") in DATA_MODULES:
-        _check_data(command, classes["data"], given)
+        named = data_options(command, classes["data"], given)
+        named += [one for one in that_count(given, "data.dataset") if one.value and is_path(one.value)]
+        if missing := _missing(named):
+            got, fix = missing
+            raise DataError("A data file or folder does not exist.", got=got, expected="a path that exists", fix=fix)
     if classes.get("model") in MODELS:
-        for one in _that_count(given, "model.pretrained"):
+        for one in that_count(given, "model.pretrained"):
             if one.value:
                 check_model_place(local_name(one.value, "the base model"))
 
@@ -99,7 +105,7 @@ def check_checkpoint(command: str | None, path: str | Path | None, *, as_archive
     )
 
 
-def _that_count(given: Sequence[Given], key: str) -> list[Given]:
+def that_count(given: Sequence[Given], key: str) -> list[Given]:
     """What an option was set to last, with what `--option+` added to that; nothing for null."""
     found: list[Given] = []
     for one in given:
@@ -114,26 +120,26 @@ def _reads_archives(given: Sequence[Given]) -> bool:
     return last.get("pera") != "null" and last.get("weights_only") != "false"
 
 
-def _check_data(command: str, name: str, given: Sequence[Given]) -> None:
+def data_options(command: str, name: str, given: Sequence[Given]) -> list[Given]:
+    """The options with files or folders that a command reads.
+
+    Args:
+        command: Of the Trainer's.
+        name: Of a DataModule of ours.
+        given: All options.
+    """
     options: dict[str, list[Given]] = {}
     for option in parameters(_HOMES[name], name):
         if found := _NAMES_PATHS.fullmatch(option):
-            options.setdefault(found[1] or _ANY, []).extend(_that_count(given, f"data.{option}"))
-    splits = _READ[command]
-    if splits == ("val",) and not options.get("val"):
-        # Held out of those.
-        splits = ("train",)
-    named = [one for split in (*splits, _ANY) for one in options.get(split, ())]
-    named += [one for one in _that_count(given, "data.dataset") if one.value and is_path(one.value)]
-    if missing := _missing(named):
-        got, fix = missing
-        raise DataError("A data file or folder does not exist.", got=got, expected="a path that exists", fix=fix)
+            options.setdefault(found[1] or _ANY, []).extend(that_count(given, f"data.{option}"))
+    splits = [split if options.get(split) else _INSTEAD.get(split, split) for split in _READ[command]]
+    return [one for split in (*splits, _ANY) for one in options.get(split, ())]
 
 
 def _missing(options: Iterable[Given]) -> tuple[str, str] | None:
     """The first path in some options that does not exist: where it was named, and what may have been meant."""
     for one in options:
-        for name in _names(one.value or ""):
+        for name in paths_in(one.value or ""):
             path = place(name)
             if isinstance(path, Path) and not path.exists():
                 got = f"{one.key}: {name} ({one.place}; from {Path.cwd()})"
@@ -141,7 +147,7 @@ def _missing(options: Iterable[Given]) -> tuple[str, str] | None:
     return None
 
 
-def _names(value: str) -> Iterator[str]:
+def paths_in(value: str) -> Iterator[str]:
     """The paths in an option's value: one, or a list as YAML."""
     try:
         values = yaml.safe_load(value)

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pera_lightning.data.chat.conversations import Message
+from pera_lightning.data.chat.row_formats import Message
 from pera_lightning.data.chat.template_process import SECONDS, Rendering, render_apart
 from pera_lightning.errors import ConfigError
 from pera_lightning.loading.tokenizer_trial import while_tokenising

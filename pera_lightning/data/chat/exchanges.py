@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pera_lightning.data.chat.conversations import Message
+from pera_lightning.data.chat.row_formats import Message
 from pera_lightning.data.chat.template_process import Rendering
 from pera_lightning.data.reading.parsed_row import shorten
 from pera_lightning.errors import DataError

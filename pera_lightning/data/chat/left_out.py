@@ -8,8 +8,9 @@ from functools import partial
 from typing import Any
 
 from pera_lightning.data.chat.chat_template import ChatTemplate
-from pera_lightning.data.chat.conversations import TEMPLATE_FIELDS, Conversation, Message
+from pera_lightning.data.chat.conversations import TEMPLATE_FIELDS, Conversation
 from pera_lightning.data.chat.exchanges import Exchange
+from pera_lightning.data.chat.row_formats import Message
 from pera_lightning.data.reading.parsed_row import shorten
 from pera_lightning.errors import DataError
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pera_lightning.data.chat.chat_template import ChatTemplate
-from pera_lightning.data.chat.conversations import Conversation, Message
+from pera_lightning.data.chat.conversations import Conversation
 from pera_lightning.data.chat.exchanges import (
     Exchange,
     each_continues_the_last,
@@ -22,6 +22,7 @@ from pera_lightning.data.chat.exchanges import (
     without_first_exchanges,
 )
 from pera_lightning.data.chat.left_out import LeftOut
+from pera_lightning.data.chat.row_formats import Message
 from pera_lightning.data.examples import IGNORE_INDEX, Example, truncate
 from pera_lightning.data.reading.parsed_row import shorten
 from pera_lightning.data.token_stream import TokenStream, restarts_of

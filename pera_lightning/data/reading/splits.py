@@ -6,13 +6,8 @@ import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from pera_lightning.data.chat.conversations import (
-    FORMATS,
-    BadRows,
-    Conversation,
-    RowFormat,
-    read_conversations,
-)
+from pera_lightning.data.chat.conversations import BadRows, Conversation, read_conversations
+from pera_lightning.data.chat.row_formats import FORMATS, RowFormat
 from pera_lightning.data.option_errors import check_at_least_one, check_choice, contradiction
 from pera_lightning.data.reading.held_out import check_val_split, hold_out, share_of
 from pera_lightning.data.reading.split_sources import RowSources, Split, no_data

@@ -5,14 +5,8 @@ from typing import Any, get_args
 
 import pytest
 
-from pera_lightning.data.chat.conversations import (
-    FORMATS,
-    BadRows,
-    Format,
-    RowFormat,
-    read_conversations,
-    to_messages,
-)
+from pera_lightning.data.chat.conversations import BadRows, read_conversations
+from pera_lightning.data.chat.row_formats import FORMATS, Format, RowFormat, to_messages
 from pera_lightning.data.instruction import InstructionDataModule
 from pera_lightning.data.reading.parsed_row import Row
 from pera_lightning.errors import DataError
