@@ -22,6 +22,7 @@ from pera_lightning.checkpoint.adapter_tensors import check_tensors
 from pera_lightning.checkpoint.checksums import with_checksums
 from pera_lightning.checkpoint.finite_values import describe_infinite, not_finite
 from pera_lightning.checkpoint.manifest.class_names import are_named, name_classes
+from pera_lightning.checkpoint.manifest.layer_traits import READ
 from pera_lightning.checkpoint.manifest.manifest import Manifest, manifest_of
 from pera_lightning.checkpoint.model_card import model_card
 from pera_lightning.concurrency import changing, reading
@@ -30,7 +31,8 @@ from pera_lightning.functional.distributed import is_distributed, whole
 from pera_lightning.injection import InjectionReport, init_loftq, inject_plan, is_adapted, remove_adapter
 from pera_lightning.injection.inject import OWN_MODEL
 from pera_lightning.injection.saved_modules import kept_infinities
-from pera_lightning.injection.targets.names import fitting_place
+from pera_lightning.injection.targets.names import fitting_place, original_names
+from pera_lightning.layers import PeraLinear
 from pera_lightning.option_checks import check_flags
 from pera_lightning.storage.recognition.adapter_kind import ADAPTER, CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from pera_lightning.storage.remote import Place, place
@@ -188,7 +190,15 @@ def load_adapter(
             if are_named(manifest.labels):
                 name_classes(model, manifest.labels)
         copy_into(model, tensors)
+        _note_reads(model, manifest)
         return report
+
+
+def _note_reads(model: nn.Module, manifest: Manifest) -> None:
+    """What training saw of layers that are read and not called; without a backward pass nobody sees it again."""
+    for name, layer in original_names(model):
+        if isinstance(layer, PeraLinear) and READ in manifest.traits.get(name, ()):
+            layer.read_as_weight = True
 
 
 def _inject(model: nn.Module, manifest: Manifest, folder: Place) -> InjectionReport:

@@ -18,6 +18,12 @@ from pera_lightning.export.probe import model_outputs
 from pera_lightning.export.rounding import Rounding, measured_rounding, row_differences
 from pera_lightning.injection import adapter_disabled
 
+READ_ITSELF = (
+    "where the model reads a layer's weight itself, a LoRA does nothing: merge the adapter, which holds everything "
+    "(--to merged, or merge_adapter(model) in Python), or train without these layers (exclude_modules). Nothing was "
+    "written"
+)
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -47,8 +53,17 @@ class Certificate:
     dtype: str | None = None
     expected: str | None = None
 
-    def refuse_inexact(self) -> None:
-        """Raise ExportError if the export does not compute what it should."""
+    @property
+    def inexact(self) -> bool:
+        """Whether the export differs from what it should compute by more than rounding."""
+        return self.roundings is not None and self.limit is not None and not self.roundings <= self.limit
+
+    def refuse_inexact(self, uncalled: Sequence[str] = ()) -> None:
+        """Raise ExportError if the export does not compute what it should.
+
+        Args:
+            uncalled: Adapted layers that the model did not call: what is known of the cause.
+        """
         if not math.isfinite(self.max_difference):
             raise ExportError(
                 "The export cannot be compared with the adapter.",
@@ -57,15 +72,17 @@ class Certificate:
                 fix="compare in a dtype that holds them (bfloat16 or float32); if the adapter's own outputs are NaN, "
                 "export that of an earlier checkpoint",
             )
-        if self.roundings is not None and self.limit is not None and not self.roundings <= self.limit:
+        if self.inexact:
             raise ExportError(
                 "The export does not compute what the adapter does.",
                 got=f"outputs that differ by up to {self.max_difference:.1e}, {self.roundings:.1e} times what one "
                 f"rounding to {self.dtype} does to them; the largest is the same at {self.agreement:.2%} of "
-                f"{self.positions:,} positions (loaded back by {self.route})",
+                f"{self.positions:,} positions (loaded back by {self.route}){_not_called(uncalled)}",
                 expected=f"at most {self.limit:g} roundings",
-                fix="check that the base is the one of the training, and that no hook or code of your own changes what "
-                "its layers compute; if that is so, report it. Nothing was written",
+                fix=READ_ITSELF
+                if uncalled
+                else "check that the base is the one of the training, and that no hook or code of your own changes "
+                "what its layers compute; if that is so, report it. Nothing was written",
             )
 
     def __str__(self) -> str:
@@ -144,6 +161,12 @@ class Reference:
         rows = torch.cat([row_differences(a, b) for a, b in zip(found, wanted, strict=True)])
         dtype = str(self.rounding.dtype).removeprefix("torch.")
         return replace(plain, roundings=self.rounding.count(rows), limit=self.rounding.limit, dtype=dtype)
+
+
+def _not_called(names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    return f"; adapted layers that the model does not call: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
 
 
 def _refuse_empty(outputs: list[Tensor]) -> None:

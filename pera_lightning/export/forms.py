@@ -62,7 +62,7 @@ class LoraForm:
 
     def refuse_losses(self, manifest: Manifest) -> None:
         """Raise ExportError if it would not hold all of an adapter."""
-        refuse_losses(self.title, manifest, linear_only=self.linear_only)
+        refuse_losses(self.title, manifest, linear_only=self.linear_only, in_calls=self.of_peft)
 
     def refuse_rank(self, rank: int) -> None:
         """Raise ExportError if there is no room for a LoRA of this rank."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pera_lightning.injection import adapted_layers
 from pera_lightning.models.evaluation_mode import evaluation_mode
 
 PROBE_LENGTH = 64
@@ -58,6 +61,17 @@ def token_probe(model: nn.Module) -> dict[str, Tensor] | None:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(vocabulary, (1, length), generator=generator)
     return {"input_ids": tokens.to(next(model.parameters()).device)}
+
+
+def uncalled_layers(model: nn.Module, inputs: Sequence[Any]) -> list[str]:
+    """Adapted layers that a model does not call for these inputs."""
+    called: set[str] = set()
+    with ExitStack() as hooks:
+        for name, layer in adapted_layers(model):
+            hooks.enter_context(layer.register_forward_hook(lambda *_, name=name: called.add(name)))
+        for values in inputs:
+            model_outputs(model, values)
+    return [name for name, _ in adapted_layers(model) if name not in called]
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> float:

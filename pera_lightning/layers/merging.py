@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pera_lightning.base_layers import base_of, beyond_multiplying, expect_base, replaced_forward
 from pera_lightning.errors import InjectionError
 from pera_lightning.functional.distributed import is_distributed, whole
+from pera_lightning.functional.linear import needs_gradient
 from pera_lightning.layers.call_hooks import changes_output
 
 MergeTarget = Literal["auto", "dequantized", "requantized"]
@@ -160,6 +161,46 @@ def refuse_more(base_layer: nn.Module, around: nn.Module | None = None, name: st
             "merged layer",
             fix="undo it before the merge (handle.remove() for a hook), or set hooks on the adapted layer and not on "
             "its base_layer",
+        )
+
+
+def refuse_merging_twice(layer: Any, what: str) -> None:
+    """Raise InjectionError if a layer is merged already; `what` of it, for the message."""
+    if layer.merged:
+        raise InjectionError(
+            "What is merged already cannot be merged again.",
+            got=f"merge() twice, of {what}",
+            expected="one merge()",
+            fix="unmerge() first",
+        )
+
+
+def expect_merged(before: Unmerged | None, what: str) -> Unmerged:
+    """What there was before a merge; raises InjectionError if nothing is merged."""
+    if before is None:
+        raise InjectionError(
+            "What is not merged cannot be unmerged.",
+            got=f"unmerge() of {what}",
+            expected="merge() before",
+            fix="leave the call out",
+        )
+    return before
+
+
+def refuse_training_merged(layer: Any, what: str, trained: Tensor) -> None:
+    """Raise InjectionError if a merged layer is to train.
+
+    Args:
+        layer: That is called.
+        what: Is merged, for the message.
+        trained: The parameter that would get no gradient.
+    """
+    if layer.merged and layer.training and needs_gradient(trained):
+        raise InjectionError(
+            "What is merged cannot be trained.",
+            got=f"a training step of {what}",
+            expected="an unmerged layer",
+            fix="call unmerge() on the layer first, or model.eval()",
         )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pera_lightning.functional.precision import without_autocast
 from pera_lightning.functional.weight import expanded_factors
+from pera_lightning.layers.merging import refuse_training_merged
 from pera_lightning.layers.pera_linear import PeraLinear
 
 
@@ -69,7 +70,7 @@ class PeraEmbedding(PeraLinear):
         Raises:
             InjectionError: The adapter is merged and the layer trains: it would get no gradient.
         """
-        self._refuse_training_while_merged()
+        refuse_training_merged(self, "a merged adapter", self.pera_A)
         rows = self.base_layer(x, *args, **kwargs)
         if self.merged or not self.enabled:
             return rows

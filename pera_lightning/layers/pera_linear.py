@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from pera_lightning.base_layers import Base, adaptable_base, expect_base
 from pera_lightning.concurrency import in_turn
 from pera_lightning.config import PeraConfig
-from pera_lightning.errors import InjectionError
 from pera_lightning.form_bounds import check_columns
 from pera_lightning.functional import delta_weight, expanded_rank
 from pera_lightning.functional.call import Options, chosen_path, options_of
@@ -23,7 +22,16 @@ from pera_lightning.functional.linear import add_adapter, apply_operands, needs_
 from pera_lightning.functional.operands import Operands, prepare
 from pera_lightning.functional.precision import factor_dtype, product_dtype, without_autocast
 from pera_lightning.functional.tensor_parallel import add_local_adapter, local_part
-from pera_lightning.layers.merging import MergeTarget, Unmerged, fold, refuse_infinite, refuse_other_values
+from pera_lightning.layers.merging import (
+    MergeTarget,
+    Unmerged,
+    expect_merged,
+    fold,
+    refuse_infinite,
+    refuse_merging_twice,
+    refuse_other_values,
+    refuse_training_merged,
+)
 from pera_lightning.layers.operand_cache import Factors, OperandCache, can_be_compared
 
 
@@ -44,6 +52,7 @@ class PeraLinear(nn.Module):
             whole model afterwards (Trainer(precision="bf16-true")) converts it too.
         pera_B: Shape (out, rank), the dtype of A.
         pera_h: Shape (number of monomials,), the dtype of A; None at order 1, where no coefficients exist.
+        read_as_weight: Whether a gradient has come through `weight`, which the model reads without calling the layer.
 
     Raises:
         ConfigError, TargetError: Too many expanded columns; a layer of no supported kind, or that does more.
@@ -76,6 +85,7 @@ class PeraLinear(nn.Module):
         self.in_features, self.out_features = base.features(base_layer)
         check_columns("a layer", self.rank, config.order, config.terms, base.features(base_layer))
         self.enabled = True
+        self.read_as_weight = False
         # Hides its layer from the module tree: it must neither be saved nor follow the base to another dtype.
         self._unmerged: Unmerged | None = None
         self._operand_cache = OperandCache()
@@ -144,7 +154,13 @@ class PeraLinear(nn.Module):
         weight = base.weight(self.base_layer).to(base.dtype(self.base_layer))
         if self.merged or not self.enabled:
             return weight
-        return weight + self.delta_weight().to(weight.dtype)
+        weight = weight + self.delta_weight().to(weight.dtype)
+        if weight.requires_grad and not torch.compiler.is_compiling():
+            weight.register_hook(self._note_read)
+        return weight
+
+    def _note_read(self, _: Tensor) -> None:
+        self.read_as_weight = True
 
     @property
     def bias(self) -> Tensor | None:
@@ -249,20 +265,11 @@ class PeraLinear(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _forward_merged(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        self._refuse_training_while_merged()
+        refuse_training_merged(self, "a merged adapter", self.pera_A)
         if self._unmerged is None or not self._unmerged.stand_in:
             return self.base_layer(x, *args, **kwargs)
         # The quantised layer took inputs of any dtype, the plain one in its place only those of its own.
         return self.base_layer(x.to(self._base.dtype(self.base_layer)), *args, **kwargs).to(x.dtype)
-
-    def _refuse_training_while_merged(self) -> None:
-        if self.merged and self.training and torch.is_grad_enabled() and self.pera_A.requires_grad:
-            raise InjectionError(
-                "A merged adapter cannot be trained.",
-                got="a training step while merged",
-                expected="an unmerged adapter",
-                fix="call unmerge() on the layer first, or model.eval()",
-            )
 
     @in_turn
     @torch.no_grad()
@@ -277,10 +284,7 @@ class PeraLinear(nn.Module):
         Raises:
             InjectionError: Already merged, or a value is not finite, of the adapter or of the sum in its dtype.
         """
-        if self.merged:
-            raise InjectionError(
-                "The adapter is merged already.", got="merge() twice", expected="one merge()", fix="unmerge() first"
-            )
+        refuse_merging_twice(self, "the adapter")
         refuse_infinite(self.adapter())
         self.base_layer, self._unmerged = fold(self.base_layer, self.merged_weight(), into)
 
@@ -303,13 +307,10 @@ class PeraLinear(nn.Module):
         Raises:
             InjectionError: Not merged.
         """
-        if self._unmerged is None:
-            raise InjectionError(
-                "The adapter is not merged.", got="unmerge()", expected="merge() before", fix="leave the call out"
-            )
-        if self._unmerged.stand_in:
-            self._unmerged.layer.train(self.training)
-        self.base_layer, self._unmerged = self._unmerged.restore(), None
+        unmerged = expect_merged(self._unmerged, "the adapter")
+        if unmerged.stand_in:
+            unmerged.layer.train(self.training)
+        self.base_layer, self._unmerged = unmerged.restore(), None
 
     def extra_repr(self) -> str:
         """Shape and form of the adapter."""

@@ -11,18 +11,20 @@ from torch import Tensor, nn
 
 from pera_lightning.concurrency import in_turn
 from pera_lightning.errors import InjectionError
-from pera_lightning.functional.linear import needs_gradient
 from pera_lightning.functional.precision import factor_dtype, product_dtype, without_autocast
 from pera_lightning.layers.merging import (
     MergeTarget,
     Unmerged,
     check_merge_target,
+    expect_merged,
     give_new_weight,
     has_own_weight,
     refuse_infinite,
+    refuse_merging_twice,
     refuse_more,
     refuse_other_values,
     refuse_overflow,
+    refuse_training_merged,
 )
 
 
@@ -149,10 +151,7 @@ class TokenRowsLayer(nn.Module):
                 longer.
         """
         check_merge_target(into)
-        if self.merged:
-            raise InjectionError(
-                "The token rows are merged already.", got="merge() twice", expected="one merge()", fix="unmerge() first"
-            )
+        refuse_merging_twice(self, "the token rows")
         self.check_merge()
         before, tokens, rows = self._weight, self.token_rows.tokens, self.merged_rows()
         # A weight for these layers alone: others that theirs is tied to keep it.
@@ -192,11 +191,7 @@ class TokenRowsLayer(nn.Module):
         Raises:
             InjectionError: Not merged.
         """
-        if self.token_rows.replaced is None:
-            raise InjectionError(
-                "The token rows are not merged.", got="unmerge()", expected="merge() before", fix="leave it out"
-            )
-        replaced = self.token_rows.replaced
+        replaced = expect_merged(self.token_rows.replaced, "the token rows")
         if replaced.weight is None:
             self._weight[self.token_rows.tokens] = replaced.snapshot.to(self._weight)
         else:
@@ -209,15 +204,6 @@ class TokenRowsLayer(nn.Module):
         if self.merged:
             refuse_other_values(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def _refuse_training_while_merged(self) -> None:
-        if self.merged and self.training and needs_gradient(self.token_rows.delta):
-            raise InjectionError(
-                "Merged token rows cannot be trained.",
-                got="a training step while merged",
-                expected="unmerged rows",
-                fix="call unmerge() on the layer first, or model.eval()",
-            )
 
 
 class TokenRowsEmbedding(TokenRowsLayer):
@@ -240,7 +226,7 @@ class TokenRowsEmbedding(TokenRowsLayer):
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Look up tokens, shape (*input.shape, dim); the sum of row and delta is rounded once."""
-        self._refuse_training_while_merged()
+        refuse_training_merged(self, "merged token rows", self.token_rows.delta)
         rows: Tensor = self.base_layer(input, *args, **kwargs)
         if not self.token_rows.adds:
             return rows
@@ -272,7 +258,7 @@ class TokenRowsLinear(TokenRowsLayer):
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Logits, shape (..., tokens), the dtype of the base's output."""
-        self._refuse_training_while_merged()
+        refuse_training_merged(self, "merged token rows", self.token_rows.delta)
         logits: Tensor = self.base_layer(input, *args, **kwargs)
         if not self.token_rows.adds:
             return logits

@@ -9,6 +9,7 @@ from torch import nn
 
 from pera_lightning.injection import original_names, saved_modules
 from pera_lightning.injection.shared_memory import SharedMemory
+from pera_lightning.injection.weight_readers import read_by_torch
 from pera_lightning.layers import PeraEmbedding, PeraLinear, stored_weight
 
 EMBEDDING = "embedding"
@@ -16,6 +17,9 @@ CONV1D = "conv1d"
 """The weight is stored as (in, out), as in GPT-2."""
 TIED = "tied"
 """The weight of the base, or of a module saved whole, belongs to another module too."""
+
+READ = "read"
+"""The model reads the weight instead of calling the layer, always or at times (`nn.MultiheadAttention`'s out_proj)."""
 
 ENDS_ANOTHER = "ends_another"
 """Of a module saved whole: the name of another module ends in its name, as `pre_head` in `head`."""
@@ -50,10 +54,10 @@ def _is_part(name: str) -> bool:
 def layer_traits(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """Adapted layer or module saved whole -> what sets it apart; those with nothing of the kind are left out."""
     modules = list(original_names(model))
-    memory = SharedMemory(model)
+    memory, read = SharedMemory(model), read_by_torch(model)
     fused = any(name in module._parameters for _, module in modules for name in _FUSED)
     found = {
-        name: _traits(layer, memory) + ((EXPERT_PART,) if fused and _is_part(name) else ())
+        name: _traits(layer, memory, read) + ((EXPERT_PART,) if fused and _is_part(name) else ())
         for name, layer in modules
         if isinstance(layer, PeraLinear)
     }
@@ -61,13 +65,14 @@ def layer_traits(model: nn.Module) -> dict[str, tuple[str, ...]]:
     return {name: traits for name, traits in found.items() if traits}
 
 
-def _traits(layer: PeraLinear, memory: SharedMemory) -> tuple[str, ...]:
+def _traits(layer: PeraLinear, memory: SharedMemory, read: set[int]) -> tuple[str, ...]:
     base = layer.base_layer
     kind = type(base).__name__ if layer.quantization is None else getattr(base, "source_cls", nn.Linear).__name__
     traits = {
         EMBEDDING: isinstance(layer, PeraEmbedding),
         CONV1D: kind == "Conv1D",
         TIED: bool(memory.owners(stored_weight(layer), besides=[base])),
+        READ: layer.read_as_weight or id(layer) in read,
     }
     return tuple(name for name, holds in traits.items() if holds)
 

@@ -20,7 +20,7 @@ from pera_lightning.export.lora.lora_factors import StoredLora
 from pera_lightning.export.lora.peft_loading import has_peft, try_peft
 from pera_lightning.export.lora.plain_lora import PeraTensors, PlainLora, plain_lora, smaller_rank
 from pera_lightning.export.place import check_place, export_kind
-from pera_lightning.export.probe import token_probe
+from pera_lightning.export.probe import token_probe, uncalled_layers
 from pera_lightning.injection import adapted_layers, adapter_layers, marked_modules, original_names
 from pera_lightning.layers import PeraLinear
 from pera_lightning.layers.call_hooks import changes_output
@@ -111,7 +111,9 @@ def export_lora(
                     try_peft(model_or_dir, temporary)
                 if reference is not None:
                     certificate = (check or _plain_check(form, model_config))(model_or_dir, temporary, reference)
-                    certificate.refuse_inexact()
+                    certificate.refuse_inexact(
+                        uncalled_layers(model_or_dir, reference.inputs) if certificate.inexact else ()
+                    )
             name = str(dtype).removeprefix("torch.")
             report = ExportReport(
                 *(to, lora.rank, name, lora.exact, lora.fits, lora.saved_rounding, certificate),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from pera_lightning.checkpoint.manifest.layer_traits import READ, layer_traits
 from pera_lightning.concurrency import changing
 from pera_lightning.errors import AdapterFileError
 from pera_lightning.export.lora.lora_factors import LoraFactors, StoredLora
@@ -27,14 +28,13 @@ def lora_applied(model: nn.Module, lora: StoredLora) -> Iterator[nn.Module]:
         AdapterFileError: The LoRA does not hold all that the model's adapter does.
     """
     with changing(model), ExitStack() as hooks:
-        own = dict(saved_tensors(model))
+        own, traits = dict(saved_tensors(model)), layer_traits(model)
         _check_complete(model, own, lora)
         layers = [(name, layer) for name, layer in original_names(model) if isinstance(layer, PeraLinear)]
         # Not adapter_disabled, which would take modules saved whole back to their start.
         enabled = [layer for _, layer in layers if layer.enabled]
         for name, layer in layers:
-            add = _adding(lora.factors[name], isinstance(layer, PeraEmbedding))
-            hooks.enter_context(layer.base_layer.register_forward_hook(add))
+            hooks.enter_context(_applied(layer, lora.factors[name], READ in traits.get(name, ())))
         trained = {key: value.detach().clone() for key, value in own.items()}
         try:
             for layer in enabled:
@@ -63,6 +63,26 @@ def _check_complete(model: nn.Module, own: Mapping[str, Tensor], lora: StoredLor
 def _copy(values: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
     for key, target in into.items():
         target.copy_(values[key])
+
+
+def _applied(layer: PeraLinear, factors: LoraFactors, read: bool) -> AbstractContextManager[object]:
+    base, embedding = layer.base_layer, isinstance(layer, PeraEmbedding)
+    # What the model reads is not called, and the other way round on torch's fast path: the weight serves both.
+    if read and layer.quantization is None and isinstance(base, nn.Linear | nn.Embedding):
+        return _in_the_weight(base, factors, embedding)
+    return base.register_forward_hook(_adding(factors, embedding))
+
+
+@contextmanager
+def _in_the_weight(base: nn.Linear | nn.Embedding, factors: LoraFactors, embedding: bool) -> Iterator[None]:
+    weight = base.weight
+    down, up = (part.to(weight.device, torch.promote_types(part.dtype, weight.dtype)) for part in factors)
+    change = (up @ down).T if embedding else up @ down
+    base.weight = nn.Parameter((weight.detach() + change).to(weight.dtype), requires_grad=False)
+    try:
+        yield
+    finally:
+        base.weight = weight
 
 
 def _adding(factors: LoraFactors, embedding: bool) -> Callable[..., Tensor]:

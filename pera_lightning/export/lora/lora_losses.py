@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pera_lightning.checkpoint import Manifest
-from pera_lightning.checkpoint.manifest.layer_traits import EMBEDDING, TIED
+from pera_lightning.checkpoint.manifest.layer_traits import EMBEDDING, READ, TIED
 from pera_lightning.errors import ExportError
 
 LLAMA_CPP = "llama.cpp"
@@ -14,18 +14,19 @@ MERGE = "export the merged model, which holds everything: --to merged, or merge_
 """The way out of every format that cannot hold an adapter."""
 
 
-def refuse_losses(title: str, manifest: Manifest, *, linear_only: bool = False) -> None:
+def refuse_losses(title: str, manifest: Manifest, *, linear_only: bool = False, in_calls: bool = False) -> None:
     """Raise if a program would not apply all of an adapter.
 
     Args:
         title: Of the program, for the message.
         manifest: Of the adapter.
         linear_only: Whether it takes adapters of linear layers and nothing else.
+        in_calls: Whether it adds the LoRA where the model calls a layer.
 
     Raises:
         ExportError: Trained token rows or biases, which no LoRA format holds; modules saved whole that share a weight
             with others, which would keep the old one; and with `linear_only` adapted embeddings, adapted output heads
-            that share the embedding's weight, and modules saved whole.
+            that share the embedding's weight, and modules saved whole; with `in_calls` layers that are not called.
     """
     biases = [name for name in manifest.saved if name.rpartition(".")[2] == "bias"]
     _refuse(title, "trained biases", biases)
@@ -33,6 +34,8 @@ def refuse_losses(title: str, manifest: Manifest, *, linear_only: bool = False) 
     # PEFT gives a module saved whole a copy of its own: the other side of the tie would keep the base's weight.
     tied = [name for name in _with(manifest, TIED) if name in manifest.saved]
     _refuse(title, "the tie between a module saved whole and another module", tied)
+    if in_calls:
+        _refuse(title, "layers whose weight the model reads instead of calling them", _with(manifest, READ))
     if linear_only:
         _refuse(title, "adapted embeddings", _with(manifest, EMBEDDING))
         _refuse(title, "an adapted output head that is tied to the embedding", _with(manifest, TIED))

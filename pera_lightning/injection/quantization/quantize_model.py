@@ -24,6 +24,7 @@ from pera_lightning.injection.shared_memory import SharedMemory
 from pera_lightning.injection.targets.names import clean_name, has_suffix, near_names
 from pera_lightning.injection.targets.output_head import output_head
 from pera_lightning.injection.targets.plan import refuse_adapted
+from pera_lightning.injection.weight_readers import read_by_torch
 from pera_lightning.layers.call_hooks import carry_hooks
 
 
@@ -117,7 +118,7 @@ def layers_to_quantize(model: nn.Module, skip_modules: Sequence[str] = ()) -> tu
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     _check_skipped(modules, skip_modules)
-    head, read = output_head(model), _read_by_torch(model)
+    head, read = output_head(model), read_by_torch(model)
     memory = SharedMemory(model)
     chosen: dict[int, list[str]] = {}
     left = []
@@ -140,17 +141,6 @@ def layers_to_quantize(model: nn.Module, skip_modules: Sequence[str] = ()) -> tu
             fix="skip fewer modules",
         )
     return list(chosen.values()), left
-
-
-def _read_by_torch(model: nn.Module) -> set[int]:
-    """Layers whose weights torch's attention modules read instead of calling them."""
-    read: set[int] = set()
-    for module in model.modules():
-        if isinstance(module, nn.MultiheadAttention):
-            read.add(id(module.out_proj))
-        elif isinstance(module, nn.TransformerEncoderLayer):
-            read |= {id(module.linear1), id(module.linear2)}
-    return read
 
 
 def _check_device(device: torch.device | str | None) -> None:
