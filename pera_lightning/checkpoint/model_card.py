@@ -10,6 +10,19 @@ from pera_lightning.checkpoint.manifest.class_names import are_named
 from pera_lightning.checkpoint.manifest.manifest import Manifest
 from pera_lightning.storage.card_text import in_header, in_markdown
 
+OWN_MODULE = (
+    "To use it without this library, merge it into the weights, or write the plain LoRA that it is:",
+    "",
+    "```python",
+    "from pera_lightning import export_lora, merge_adapter",
+    "",
+    "export_lora(model, 'lora', inputs=[...])  # to=\"safetensors\": factors for code of your own",
+    "merge_adapter(model)",
+    "torch.save(model.state_dict(), 'merged.pt')  # the module's own names, for load_state_dict",
+    "```",
+)
+"""How an adapter is served whose base no hub knows."""
+
 
 def model_card(manifest: Manifest, parameters: int, run: Mapping[str, str]) -> str:
     """Markdown text of the model card, with the YAML header that model hubs read.
@@ -46,20 +59,25 @@ def model_card(manifest: Manifest, parameters: int, run: Mapping[str, str]) -> s
 
 
 def _usage(code: BaseCode | None, *, is_classifier: bool) -> list[str]:
-    served = "--check false" if is_classifier else "--to peft"
     return [
         "```python",
         *(code.imports if code else ()),
         "from pera_lightning import load_adapter",
         "",
-        f"model = {code.call}" if code else "# model: the base model, already loaded",
+        f"model = {code.call}" if code else "# model: the module that was adapted, with its base's weights",
         "load_adapter(model, 'this folder')" + ("  # also fills and names the head" if is_classifier else ""),
         "```",
         "",
+        *(_served("--check false" if is_classifier else "--to peft") if code else OWN_MODULE),
+    ]
+
+
+def _served(options: str) -> list[str]:
+    return [
         "To serve it, export it as the plain LoRA that it is (PEFT, vLLM, SGLang; `--to llamacpp`) or merge it:",
         "",
         "```",
-        f"python -m pera_lightning export --adapter THIS_FOLDER --out lora {served}",
+        f"python -m pera_lightning export --adapter THIS_FOLDER --out lora {options}",
         "python -m pera_lightning export --adapter THIS_FOLDER --out merged --to merged",
         "```",
     ]

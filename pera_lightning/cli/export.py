@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pera_lightning.checkpoint.base_code import base_code
 from pera_lightning.checkpoint.manifest.manifest import read_manifest
 from pera_lightning.cli.screen import show
 from pera_lightning.errors import ConfigError
@@ -55,8 +56,9 @@ def export(
             weights in a GGUF file, by default float16.
         into: For "merged", where training quantised the base: onto the dequantised weights ("auto"), which computes
             what was trained, or onto the original ones.
-        check: Load the base model and the export (by PEFT where it is installed) and compare outputs. Without it no
-            base model is needed.
+        check: Load the base model and the export (by PEFT where it is installed) and compare outputs. A LoRA of a
+            module of one's own, whose adapter names no base model, is not compared here: `export_lora(model, ...)` in
+            Python does it.
         base: Hub id or folder of the base model; by default the one that the adapter names.
         gguf_file: Name of a GGUF file in `base`.
         base_dtype: Dtype of the base's weights in the comparison.
@@ -94,6 +96,9 @@ def export(
     options: dict[str, Any] = {"to": to, "max_error": max_error, "dtype": getattr(torch, dtype or "float32")}
     options["overwrite"] = overwrite
     source: Any = adapter
+    own_module = base_code(manifest) is None and manifest.base_model is None
+    if check and own_module and base is None and not form.needs_config:
+        check = _refuse_rows(rows)
     if check:
         if form.of_peft and has_peft():
             options["check"] = check_with_peft
@@ -110,6 +115,22 @@ def export(
     show(report)
     assert report.rank is not None
     show(form.how_to_load(folder, base or manifest.base_model or "BASE", report.rank))
+
+
+def _refuse_rows(rows: str | None) -> Literal[False]:
+    """Say that nothing will be compared; refuse what there is to compare on."""
+    if rows is not None:
+        raise ConfigError(
+            "Without a base model there is nothing to compare.",
+            got="--rows, and an adapter that names no base model",
+            expected="its base model",
+            fix="name it with --base, or leave --rows out",
+        )
+    show(
+        "Not compared: the adapter names no base model. It is of a module of your own: export_lora(model, folder, "
+        "inputs=[...]) in Python compares the export with it."
+    )
+    return False
 
 
 def _inputs(

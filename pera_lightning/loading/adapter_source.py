@@ -36,7 +36,8 @@ def adapter_source(
                 "The adapter does not say which base model it belongs to.",
                 got=f"no base_model_name_or_path in {adapter / CONFIG_FILE}",
                 expected="the base model it was trained on",
-                fix="name it with --base (and --gguf_file)",
+                fix="name it with --base (and --gguf_file); of a module of your own: load_adapter(model, folder), "
+                "merge_adapter(model) and torch.save(model.state_dict(), path) in Python",
             )
         base = recorded
     base = local_name(base, "the base model")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from pera_lightning import PeraConfig, export_lora, inject_adapter, save_adapter
 from pera_lightning.checkpoint import Manifest, manifest_of
 from pera_lightning.checkpoint.base_code import base_code
 from pera_lightning.checkpoint.model_card import model_card
-from tests.support.models import tiny_llama
+from tests.support.models import randomise_adapter, tiny_llama
 
 
 def classifier(labels: int) -> nn.Module:
@@ -63,4 +65,26 @@ def test_other_modules_are_left_to_their_owner() -> None:
     model = nn.Sequential(nn.Linear(4, 4))
     manifest = adapted(model)
     assert base_code(manifest) is None
-    assert "already loaded" in model_card(manifest, 1, {})
+    card = model_card(manifest, 1, {})
+    assert "# model: the module that was adapted" in card
+    assert "python -m" not in card
+
+
+def test_the_card_of_a_module_of_ones_own_holds_code_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    start = copy.deepcopy(model)
+    inject_adapter(model, PeraConfig(rank=2, target_modules=["0"]))
+    randomise_adapter(model)
+    save_adapter(model, "this folder")
+    x = torch.randn(3, 4)
+    with torch.no_grad():
+        wanted = model(x)
+    load, serve = [part.split("```")[0] for part in Path("this folder/README.md").read_text().split("```python")[1:]]
+    loaded = copy.deepcopy(start)
+    exec(load + serve.replace("[...]", "[x]"), {"model": loaded, "torch": torch, "x": x})
+    start.load_state_dict(torch.load("merged.pt", weights_only=True))
+    with torch.no_grad():
+        # float32: one rounding of the merged weight.
+        torch.testing.assert_close(start(x), wanted, rtol=1e-5, atol=1e-5)
+    assert Path("lora/adapter_model.safetensors").is_file()

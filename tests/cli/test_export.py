@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from pera_lightning import PeraConfig, inject_adapter, load_adapter, save_adapter
@@ -102,6 +103,7 @@ def test_a_classifier_is_exported_without_its_model(project: Path) -> None:
 
 
 def test_a_name_with_spaces_can_be_pasted(project: Path) -> None:
+    (project / "my model").mkdir()
     words = ("--to", "vllm", "--check", "false", "--base", "my model")
     printed = run("export", "--adapter", "adapter", "--out", "my lora", *words, folder=project)
     assert shlex.split(printed.splitlines()[-1])[2::5] == ["my model", "my lora=my lora"]
@@ -119,7 +121,7 @@ def test_what_a_user_gets_wrong(project: Path) -> None:
         (("--adapter", "nowhere", "--out", "x"), "There is no such adapter"),
         (("--adapter", ".", "--out", "x"), "name adapter"),
         (("--adapter", "adapter", "--out", "adapter"), "take the place of a PERA adapter"),
-        (("--adapter", "adapter", "--out", "x", "--rows", "missing.jsonl"), "missing.jsonl does not exist"),
+        (("--adapter", "adapter", "--out", "x", "--rows", "missing.jsonl"), "--rows missing.jsonl (from"),
         (("--adapter", "adapter", "--out", "x", "--base", "nowhere"), "nowhere"),
         (("--adapter", "adapter", "--out", "x", "--rank", "0"), "rank cannot have this value"),
         (("--adapter", "adapter", "--out", "x", "--to", "ollama"), "ollama"),
@@ -133,3 +135,22 @@ def test_what_a_user_gets_wrong(project: Path) -> None:
     ):
         assert message in run("export", *words, folder=project, ok=False)
     assert not (project / "x").exists()
+
+
+def test_an_adapter_of_ones_own_module(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    inject_adapter(model, PeraConfig(rank=2, target_modules=["0"]))
+    randomise_adapter(model)
+    save_adapter(model, tmp_path / "own")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}')
+    for options, words in (
+        (("--rows", "rows.jsonl"), "Without a base model there is nothing to compare."),
+        (("--to", "merged"), r"of a module of your own: load_adapter(model, folder), merge_adapter(model)"),
+        (("--to", "llamacpp"), "The adapter does not say which base model it belongs to."),
+    ):
+        assert words in run("export", "--adapter", "own", "--out", "out", *options, folder=tmp_path, ok=False)
+        assert not (tmp_path / "out").exists()
+    printed = run("export", "--adapter", "own", "--out", "out", folder=tmp_path)
+    assert "Not compared: the adapter names no base model." in printed
+    assert "exact but for rounding" in printed
+    assert report(tmp_path / "out")["certificate"] is None

@@ -38,7 +38,14 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     inject_adapter(model, PeraConfig(rank=2))
     save_adapter(model, "weather-folder")
     public = {name: getattr(pera_lightning, name) for name in pera_lightning.__all__}
-    return {"__name__": "__main__", "torch": torch, "model": network(), "base": network(), **public}
+    return {
+        "__name__": "__main__",
+        "torch": torch,
+        "model": network(),
+        "base": network(),
+        "folder": "weather-folder",
+        **public,
+    }
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
