@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Around imports: no garbage is looked for among what they make, then or later.
+    """Around the first import of torch and lightning: no garbage is looked for among what they make, then or later.
 
-    All of it stays as long as the process, and with torch and lightning it is a million objects: to look through them
-    time and again takes a sixth of the start.
+    It stays as long as the process, and is most of a million objects: to look through them time and again takes a
+    sixth of the start.
     """
-    was_enabled = gc.isenabled()
+    if "torch" in sys.modules or not gc.isenabled():
+        # Then there are objects of others, which may become garbage.
+        yield
+        return
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        if was_enabled:
-            gc.enable()
+        gc.enable()
