@@ -68,16 +68,16 @@ def _usage(code: BaseCode | None, *, is_classifier: bool) -> list[str]:
         "load_adapter(model, 'this folder')" + ("  # also fills and names the head" if is_classifier else ""),
         "```",
         "",
-        *(_served("--check false" if is_classifier else "--to peft") if code else OWN_MODULE),
+        *(_served() if code else OWN_MODULE),
     ]
 
 
-def _served(options: str) -> list[str]:
+def _served() -> list[str]:
     return [
         "To serve it, export it as the plain LoRA that it is (PEFT, vLLM, SGLang; `--to llamacpp`) or merge it:",
         "",
         "```",
-        f"python -m pera_lightning export --adapter THIS_FOLDER --out lora {options}",
+        "python -m pera_lightning export --adapter THIS_FOLDER --out lora --to peft",
         "python -m pera_lightning export --adapter THIS_FOLDER --out merged --to merged",
         "```",
     ]

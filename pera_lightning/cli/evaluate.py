@@ -102,11 +102,12 @@ def _load(
     adapter: str | None, base: str | None, gguf_file: str | None, merged: bool, dtype: str
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     from pera_lightning.export import merge_adapter
-    from pera_lightning.loading.adapted_model import load_adapted_model
+    from pera_lightning.loading.adapted_model import check_language_model, load_adapted_model
     from pera_lightning.loading.pretrained import PretrainedSource, load_causal_lm
     from pera_lightning.loading.pretrained_tokenizer import load_tokenizer
 
     if adapter is not None:
+        check_language_model(adapter)
         model, tokenizer = load_adapted_model(adapter, base=base, gguf_file=gguf_file, dtype=dtype)
         return (merge_adapter(model) if merged else model), tokenizer
     if base is None:

@@ -14,7 +14,7 @@ from pera_lightning.data.chat.row_formats import Message
 from pera_lightning.errors import ConfigError
 from pera_lightning.export import merge_adapter
 from pera_lightning.injection import adapter_disabled
-from pera_lightning.loading.adapted_model import load_adapted_model
+from pera_lightning.loading.adapted_model import check_language_model, load_adapted_model
 from pera_lightning.models.generation import generate_answers
 from pera_lightning.models.token_sampling import GREEDY, Sampling
 from pera_lightning.option_checks import count
@@ -66,6 +66,7 @@ class Answerer:
             )
         self.sampling = sampling
         self.max_new_tokens = count("max_new_tokens", max_new_tokens, least=1)
+        check_language_model(adapter)
         model, self.tokenizer = load_adapted_model(
             adapter, base=base, gguf_file=gguf_file, dtype=dtype, without_adapter=without_adapter
         )

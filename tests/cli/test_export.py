@@ -31,7 +31,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         randomise_adapter(model)
         save_adapter(model, folder / name, base_model="model")
     classifier = tiny_bert_classifier()
+    save_pretrained(folder / "bert", classifier)
     inject_adapter(classifier, PeraConfig(2, modules_to_save=["classifier"]))
+    randomise_adapter(classifier)
     save_adapter(classifier, folder / "classifier", base_model="bert")
     rows = [{"prompt": f"say {word}", "completion": word} for word in ("a", "b", "c", "d") * 4]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -102,6 +104,14 @@ def test_a_classifier_is_exported_without_its_model(project: Path) -> None:
     assert json.loads((project / "bert lora/adapter_config.json").read_text())["task_type"] == "SEQ_CLS"
 
 
+@pytest.mark.parametrize(("form", "route"), [("peft", "PEFT"), ("merged", "transformers")])
+def test_a_classifier_is_compared(project: Path, form: str, route: str) -> None:
+    printed = run("export", "--adapter", "classifier", "--out", f"bert {form}", "--to", form, folder=project)
+    assert f"loaded back by {route}" in printed
+    found = report(project / f"bert {form}")["certificate"]
+    assert found["max_difference"] < 1e-5 < found["max_change"]
+
+
 def test_a_name_with_spaces_can_be_pasted(project: Path) -> None:
     (project / "my model").mkdir()
     words = ("--to", "vllm", "--check", "false", "--base", "my model")
@@ -129,7 +139,6 @@ def test_what_a_user_gets_wrong(project: Path) -> None:
         (("--adapter", "adapter", "--out", "x", "--into", "original"), "--into would do nothing"),
         (("--adapter", "adapter", "--out", "x", "--rows", "rows.jsonl", "--check", "false"), "--rows would do nothing"),
         (("--adapter", "adapter", "--out", "x", "--to", "merged", "--base_dtype", "bfloat16"), "--base_dtype would do"),
-        (("--adapter", "classifier", "--out", "x"), "adapter of a BertForSequenceClassification"),
         (("--adapter", "adapter", "--out", "model"), "place of its base model"),
         (("--adapter", "adapter", "--out", "rows.jsonl/x"), "rows.jsonl, which is a file"),
     ):

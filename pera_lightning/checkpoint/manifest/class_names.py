@@ -15,7 +15,9 @@ REGRESSION = "regression"
 def class_names(model: Any) -> tuple[str, ...]:
     """Names of the outputs of a model that classifies texts, in their order; of any other model none."""
     names = getattr(getattr(model, "config", None), "id2label", None)
-    if "ForSequenceClassification" not in type(model).__name__ or not isinstance(names, dict):
+    # What torch.compile returns stands for the model within.
+    kind = type(getattr(model, "_orig_mod", model)).__name__
+    if "ForSequenceClassification" not in kind or not isinstance(names, dict):
         return ()
     return tuple(str(names[number]) for number in sorted(names))
 

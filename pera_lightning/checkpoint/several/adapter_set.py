@@ -13,12 +13,13 @@ from torch import nn
 
 from pera_lightning.checkpoint.adapter_files import load_adapter
 from pera_lightning.checkpoint.several.adapter_comparison import AdapterComparison, compare_layers
+from pera_lightning.checkpoint.several.adapter_names import check_known, check_new
+from pera_lightning.checkpoint.several.classes_by_adapter import ClassesByAdapter
 from pera_lightning.checkpoint.several.mixing import inject_mixture
 from pera_lightning.concurrency import changing, guard_calls, kept, reading
 from pera_lightning.errors import ConfigError, InjectionError
 from pera_lightning.injection import InjectionReport, adapted_layers, is_adapted
 from pera_lightning.injection.detached import DetachedAdapter, attach_adapter, detach_adapter, refuse_unsettled
-from pera_lightning.injection.targets.names import near_names
 from pera_lightning.layers import scaled_factors
 
 _CHANGED = "make a new AdapterSet; use switch(None) in place of remove_adapter, and merge a copy of the model"
@@ -34,8 +35,8 @@ class AdapterSet:
     Every adapter keeps layers of its own over the same base, whose weights exist once. A switch puts those of one
     adapter where those of another were: it neither copies nor rebuilds anything. With an adapter in place the model is
     what it would be had that one alone been loaded: `save_adapter`, `merge_adapter`, `adapter_disabled`,
-    `remove_adapter`, state dicts and training work on it. With none it is the base, with the `requires_grad` flags it
-    had before.
+    `remove_adapter`, state dicts and training work on it, and a classifier's config has the names of its classes. With
+    none it is the base, with the `requires_grad` flags it had before.
 
     Only `switch`, `using` and `remove` change what the model computes: `load` and `mix` leave in place what is there.
     Once `merge_adapter` or `remove_adapter` was called on the model, the set is of no use any more.
@@ -59,6 +60,7 @@ class AdapterSet:
         self._model = model
         self._adapters: dict[str, DetachedAdapter] = {}
         self._active: str | None = None
+        self._classes = ClassesByAdapter(model)
         adapted = is_adapted(model)
         if adapted != (name is not None):
             raise ConfigError(
@@ -69,7 +71,7 @@ class AdapterSet:
             )
         guard_calls(model)
         if name is not None:
-            self._check_new(name)
+            check_new(name, self._adapters)
             with changing(model):
                 self._adapters[name] = detach_adapter(model)
                 self._put(name)
@@ -110,7 +112,7 @@ class AdapterSet:
         """
         with changing(self._model):
             if name is not None:
-                self._check_known(name)
+                check_known(name, self._adapters)
             self._check_settled()
             if name != self._active:
                 with self._detached():
@@ -166,7 +168,7 @@ class AdapterSet:
             InjectionError: The adapter in place is merged or disabled, or the model was changed past the set.
         """
         with changing(self._model):
-            self._check_new(name)
+            check_new(name, self._adapters)
             with self._detached():
                 report = load_adapter(
                     self._model,
@@ -175,6 +177,7 @@ class AdapterSet:
                     allow_other_base=allow_other_base,
                 )
                 self._adapters[name] = detach_adapter(self._model)
+                self._classes.keep(name)
         # The model held no adapter, so there is a report.
         return cast("InjectionReport", report)
 
@@ -225,12 +228,13 @@ class AdapterSet:
                 changed past the set.
         """
         with changing(self._model):
-            self._check_new(name)
+            check_new(name, self._adapters)
             for part in weights:
-                self._check_known(part)
+                check_known(part, self._adapters)
             with self._detached():
                 report = inject_mixture(self._model, {part: (self._adapters[part], weights[part]) for part in weights})
                 self._adapters[name] = detach_adapter(self._model)
+                self._classes.keep_mixture(name, weights)
         return report
 
     def compare(self, first: str, second: str) -> AdapterComparison:
@@ -242,7 +246,7 @@ class AdapterSet:
         with reading(self._model):
             found = []
             for name in (first, second):
-                self._check_known(name)
+                check_known(name, self._adapters)
                 layers = self._adapters[name].layers.items()
                 found.append({layer: partial(scaled_factors, adapted) for layer, adapted in layers})
             return compare_layers((first, second), *found)
@@ -255,7 +259,7 @@ class AdapterSet:
             InjectionError: It is in place and merged or disabled, or the model was changed past the set.
         """
         with changing(self._model):
-            self._check_known(name)
+            check_known(name, self._adapters)
             if name == self._active:
                 self.switch(None)
             del self._adapters[name]
@@ -269,6 +273,7 @@ class AdapterSet:
         with torch.inference_mode(mode=False):
             if before is not None:
                 self._adapters[before] = detach_adapter(self._model)
+                self._classes.put(None)
             try:
                 yield
                 self._put(self._active)
@@ -280,6 +285,7 @@ class AdapterSet:
     def _put(self, name: str | None) -> None:
         if name is not None:
             attach_adapter(self._model, self._adapters[name])
+        self._classes.put(name)
 
     def _check_settled(self) -> None:
         """Raise unless the model holds the active adapter, neither merged nor disabled."""
@@ -293,28 +299,3 @@ class AdapterSet:
                 fix=_CHANGED if self._active else _PUT_IN,
             )
         refuse_unsettled(expected)
-
-    def _check_known(self, name: str) -> None:
-        if name not in self._adapters:
-            raise ConfigError(
-                "The set holds no adapter of this name.",
-                got=repr(name),
-                expected=f"one of {self._listed()}",
-                fix=f"near names: {near_names(str(name), self._adapters)}; load(name, folder) adds one",
-            )
-
-    def _check_new(self, name: str) -> None:
-        if not isinstance(name, str) or not name:
-            raise ConfigError(
-                "An adapter needs a name.", got=repr(name), expected="a non-empty string", fix="name it by its task"
-            )
-        if name in self._adapters:
-            raise ConfigError(
-                "The set holds an adapter of this name already.",
-                got=f"{name!r}; there are {self._listed()}",
-                expected="a new name",
-                fix="replace(name, folder) for other values of the same form, or remove(name) first",
-            )
-
-    def _listed(self) -> str:
-        return ", ".join(map(repr, self._adapters)) or "no adapters"
