@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
-from transformers import DistilBertConfig, DistilBertForSequenceClassification
+from transformers import AutoModelForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
 
-from pera_lightning import export_lora, inject_lora
+from pera_lightning import PeraConfig, export_lora, inject_adapter, inject_lora, save_adapter
 from pera_lightning.export.lora.peft_format import read_peft
+from pera_lightning.loading.pretrained import PretrainedSource
+from pera_lightning.loading.pretrained_classifier import load_classifier
+from tests.support.classifiers import save_encoder
 from tests.support.exports import adapted, by_peft, logits
-from tests.support.models import tied_llama, tiny_bert_classifier, tiny_llama, token_ids
+from tests.support.models import randomise_adapter, tied_llama, tiny_bert_classifier, tiny_llama, token_ids
 
 # PEFT looks at an attribute of transformers that is about to be renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -79,3 +83,24 @@ def test_a_head_whose_name_ends_another(tmp_path: Path) -> None:
     expected = logits(model, ids)
     export_lora(model, tmp_path)
     torch.testing.assert_close(by_peft(model, tmp_path, ids), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta", "DistilBert", "DebertaV2", "ModernBert", "Llama"])
+def test_peft_loads_the_head_that_a_classifier_trained(kind: str, tmp_path: Path) -> None:
+    name = f"{kind}ForSequenceClassification"
+    base = save_encoder(tmp_path / "base", name)
+    model, head = load_classifier(PretrainedSource(base), num_labels=3)
+    inject_adapter(model, PeraConfig(2, modules_to_save=list(head)))
+    randomise_adapter(model, 0.1)
+    with torch.no_grad():
+        for part in head:
+            for value in model.get_submodule(part).parameters():
+                value.add_(torch.randn_like(value))
+    save_adapter(model, tmp_path / "adapter", base_model=base)
+    export_lora(tmp_path / "adapter", tmp_path / "lora")
+    plain, ids = (
+        AutoModelForSequenceClassification.from_pretrained(base, num_labels=3, ignore_mismatched_sizes=True),
+        token_ids(),
+    )
+    exported = PeftModel.from_pretrained(plain, tmp_path / "lora").eval()
+    torch.testing.assert_close(logits(exported, ids), logits(model, ids), rtol=1e-5, atol=1e-5)

@@ -89,6 +89,20 @@ def test_a_module_with_the_options_in_a_checkpoint_knows_them(
     assert data.labels == tuple(NAMES)
 
 
+def test_load_from_checkpoint_predicts_as_trained(trained: tuple[Path, Any]) -> None:
+    folder, module = trained
+    file = folder / "last.ckpt"
+    # The adapter and the head alone.
+    assert all(".pera_" in key or ".classifier." in key for key in torch.load(file, weights_only=True)["state_dict"])
+    loaded = PeraSequenceClassifier.load_from_checkpoint(file, **SAFE_LOADING)
+    batch = {"input_ids": torch.randint(6, 30, (3, 7))}
+    found, wanted = loaded.eval().predict_step(batch, 0), module.eval().predict_step(batch, 0)
+    assert torch.equal(found["scores"], wanted["scores"])
+    assert torch.equal(found["labels"], wanted["labels"])
+    assert loaded.labels == NAMES
+    assert loaded.model.config.id2label == dict(enumerate(NAMES))
+
+
 def test_other_classes_or_another_order_are_refused(
     trained: tuple[Path, Any], tmp_path: Path, encoder: str, rows: str
 ) -> None:
