@@ -46,6 +46,7 @@ def model_card(manifest: Manifest, parameters: int, run: Mapping[str, str]) -> s
         "trained token rows": ", ".join(f"{len(plan.ids)} of {name}" for name, plan in tokens.items()) or "none",
         "modules saved whole": ", ".join(manifest.saved) or "none",
         **({"classes": ", ".join(manifest.labels)} if are_named(manifest.labels) else {}),
+        **prompt_rows(manifest),
         "parameters": f"{parameters:,}",
         **run,
         "written with": ", ".join(f"{name} {number}" for name, number in manifest.versions.items()),
@@ -81,6 +82,20 @@ def _served() -> list[str]:
         "python -m pera_lightning export --adapter THIS_FOLDER --out merged --to merged",
         "```",
     ]
+
+
+def prompt_rows(manifest: Manifest) -> dict[str, str]:
+    """What answers as in training need beside the tokenizer's chat template, for cards: what it is -> its text."""
+    chat = manifest.chat
+    prompt, different = chat.get("system_prompt"), chat.get("different_system_prompts")
+    rows = {} if prompt is None else {"system prompt": prompt or "empty"}
+    if different:
+        rows["system prompt"] = f"{different:,} different ones in training" + (f", else: {prompt}" if prompt else "")
+    if "template" in chat:
+        rows["prompt template"] = chat["template"]
+    elif chat.get("use_chat_template") is False:
+        rows["prompt template"] = "headings (### User:, ### Assistant:)"
+    return rows
 
 
 def hub_header(manifest: Manifest, library: str, tags: list[str]) -> list[str]:

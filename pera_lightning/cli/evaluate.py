@@ -54,6 +54,7 @@ def evaluate(
     import torch
 
     from pera_lightning.checkpoint.manifest.manifest import read_manifest
+    from pera_lightning.data.chat.as_trained import system_prompt_as_trained
     from pera_lightning.evaluation import evaluate_commonsense
     from pera_lightning.evaluation.results import RESULTS
     from pera_lightning.storage.folder_kind import check_ours
@@ -70,7 +71,8 @@ def evaluate(
     trained = {} if adapter is None else read_manifest(place(adapter) / CONFIG_FILE).chat
     # Trained on other conversations it knows its chat template.
     template = template or trained.get("template", "chat" if trained else "alpaca")
-    system_prompt = trained.get("system_prompt") if system_prompt is None else system_prompt
+    system_prompt = system_prompt_as_trained(trained, system_prompt)
+    system_prompt = system_prompt_as_trained(trained, system_prompt)
     model, tokenizer = _load(adapter, base, gguf_file, merged, dtype)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     evaluation = evaluate_commonsense(
@@ -79,7 +81,7 @@ def evaluate(
         questions,
         how=how,
         template=template,
-        system_prompt=system_prompt or None,
+        system_prompt=system_prompt,
         limit=limit,
         batch_size=batch_size,
         num_beams=num_beams,

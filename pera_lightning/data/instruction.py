@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from pera_lightning.data.chat.conversations import OnBadRow
 from pera_lightning.data.chat.prompts import ChatEncoder
 from pera_lightning.data.chat.row_formats import RowFormat
+from pera_lightning.data.chat.system_prompts import SystemPrompts
 from pera_lightning.data.collate import PaddingCollator, collate_packs, lay_end_to_end
 from pera_lightning.data.data_module import Batch, Collate, TokenisedDataModule
 from pera_lightning.data.examples import last_answer
@@ -51,7 +52,8 @@ class InstructionDataModule(TokenisedDataModule):
             messages (a list of {role, content}); auto finds out from the first rows of every file.
         use_chat_template: Use the tokenizer's chat template where it has one; else a plain template of
             "### User:" and "### Assistant:" headings.
-        system_prompt: System message of rows that have none, in place of the template's default one.
+        system_prompt: System message of rows that have none, in place of the template's default one. The adapter's
+            folder keeps it, or the one that all training rows have, for generate, chat and evaluate.
         tokenizer: Name, folder or object; by default the tokenizer of the LightningModule.
         max_length: Most tokens of an example.
         batch_size: Examples (with packing: packs) of a training step on each device.
@@ -131,12 +133,14 @@ class InstructionDataModule(TokenisedDataModule):
         self.padding_free = padding_free
         self._end_to_end = packing or padding_free
         self._packs: PackedDataset | None = None
+        # Until the training rows are read.
+        self._system_prompts = SystemPrompts((), system_prompt)
         self._check_options()
 
     @property
     def chat_options(self) -> dict[str, Any]:
         """How conversations become text, for the folder of the adapter that is trained on them."""
-        return {"use_chat_template": self.use_chat_template, "system_prompt": self.system_prompt or None}
+        return {"use_chat_template": self.use_chat_template, **self._system_prompts.kept()}
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """The same batches as in a test."""
@@ -174,6 +178,10 @@ class InstructionDataModule(TokenisedDataModule):
             self._packs = PackedDataset(examples, self.pack_length, self.seed)
             packs = f", {len(self._packs):,} packs"
         rank_zero_info(f"{split}: {examples.summary}{packs}")
+        if split == "train":
+            self._system_prompts = SystemPrompts(rows.conversations, self.system_prompt)
+            if told := str(self._system_prompts):
+                rank_zero_info(f"{split}: {told}")
         return examples
 
     def _training_rows(self) -> Any:

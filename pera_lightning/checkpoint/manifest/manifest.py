@@ -59,8 +59,9 @@ class Manifest:
         architecture: Class of the model that the names belong to, e.g. "LlamaForCausalLM".
         labels: Names of a classifier's outputs in their order, "LABEL_0", ... where nobody named them; one of a
             regression, none of other models.
-        chat: How conversations became text in training: `system_prompt`, `use_chat_template`, `template`; empty where
-            none did, or it is not known.
+        chat: How conversations became text in training: `system_prompt`, `use_chat_template`, `template`; where rows
+            had several system messages, `different_system_prompts` counts them and `most_frequent_system_prompt` is
+            that of most rows. Empty where no conversation did, or it is not known.
         checksums: What the folder that it was read from says of itself; not part of `to_dict`.
     """
 

@@ -30,6 +30,7 @@ FORMAT_VERSION = 1
 MOST_LAYERS = 200_000
 MOST_IDS = 1_000_000
 MOST_LABELS = 100_000
+MOST_ROWS = 10**12
 _FLOAT32 = 3.5e38
 _LONGEST_PROMPT = 1_000_000
 
@@ -90,7 +91,17 @@ def _record(value: Any, where: str) -> str:
 
 _LAYER = fields({"rank": whole(1, MAX_RANK), "alpha": or_none(number(LEAST_SCALE, MOST_SCALE))})
 _ROWS = fields({"ids": _rising, "tied": list_of(_clean, MOST_LAYERS)})
-_CHAT = fields({}, {"system_prompt": or_none(text(_LONGEST_PROMPT)), "use_chat_template": flag, "template": text()})
+_PROMPT = text(_LONGEST_PROMPT, least=0)
+_CHAT = fields(
+    {},
+    {
+        "system_prompt": or_none(_PROMPT),
+        "different_system_prompts": whole(2, MOST_ROWS),
+        "most_frequent_system_prompt": _PROMPT,
+        "use_chat_template": flag,
+        "template": text(),
+    },
+)
 _MANIFEST = fields(
     {
         "format_version": whole(1, FORMAT_VERSION),

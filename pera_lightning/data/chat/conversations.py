@@ -48,6 +48,12 @@ class Conversation:
     messages: list[Message]
     variables: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def own_system_prompt(self) -> str | None:
+        """Its system message; None without one."""
+        first = self.messages[0]
+        return first["content"] if first["role"] == "system" else None
+
 
 class BadRows:
     """Raises at the first bad row, or counts bad rows, as `on_bad_row` says."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pera_lightning.checkpoint import Manifest
 from pera_lightning.checkpoint.base_code import auto_class
-from pera_lightning.checkpoint.model_card import hub_header
+from pera_lightning.checkpoint.model_card import hub_header, prompt_rows
 from pera_lightning.export.export_report import ExportReport
 from pera_lightning.storage.card_text import in_markdown
 from pera_lightning.storage.recognition.adapter_kind import CARD_FILE
@@ -31,6 +31,7 @@ def write_merged_card(folder: Path, manifest: Manifest, report: ExportReport) ->
         "of the base model's licence go on.",
         "",
         *(f"- {in_markdown(line)}" for line in str(report).splitlines()),
+        *(f"- trained with {name}: {in_markdown(text)}" for name, text in prompt_rows(manifest).items()),
         "",
         "```python",
         f"from transformers import {loader}",
