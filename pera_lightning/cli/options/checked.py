@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pera_lightning import _HOMES
+from pera_lightning.cli.options.class_paths import check_class_paths
 from pera_lightning.cli.options.given import CONFIG_OPTIONS, Given, given_options, has_unread_config, option_words
 from pera_lightning.cli.options.known import DATA_MODULES, MODELS, short_name, trainer_options
 from pera_lightning.cli.options.signatures import Parameter, parameters
@@ -30,7 +31,10 @@ def check_trainer_options(command: str, words: Sequence[str]) -> None:
             _check_class(group, one)
     check_names(given, trainer_options(command, chosen_classes(given)))
     missing = [f"--{group}" for group in CLASSES if not any(one.key.partition(".")[0] == group for one in given)]
-    if missing and not asks_for_help(words, given) and not has_unread_config(words):
+    if asks_for_help(words, given) or has_unread_config(words):
+        return
+    check_class_paths(given)
+    if missing:
         raise missing_options(missing, f"`pera_lightning {command} --help` says what it takes")
 
 

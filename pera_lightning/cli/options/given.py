@@ -14,6 +14,8 @@ from pera_lightning.did_you_mean import did_you_mean, near_paths
 from pera_lightning.errors import ConfigError
 
 CONFIG_OPTIONS = ("--config", "-c")
+_OF_CLASS = ("class_path", "<<", "init_args", "dict_kwargs")
+_RANKS = {"class_path": 0, "<<": 1}
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,14 @@ class Given:
         value: What it was set to, as text, a list in YAML; None where it was given none, or one of several parts.
         place: Where it stands, for messages.
         is_word: Whether on the command line.
+        is_beside_class: Whether beside a class_path, which stands in YAML with `init_args` alone.
     """
 
     key: str
     value: str | None
     place: str
     is_word: bool
+    is_beside_class: bool = False
 
 
 def given_options(words: Sequence[str]) -> list[Given]:
@@ -120,11 +124,26 @@ def _of_node(node: yaml.Node, prefix: str, path: str, depth: int) -> Iterator[Gi
     """The keys of a mapping and of the mappings in it; options of options have no names that we could know."""
     if not isinstance(node, yaml.MappingNode) or depth > 3:
         return
-    for name, value in node.value:
+    # A class is named for all that stands beside it.
+    pairs = sorted(node.value, key=lambda pair: _RANKS.get(str(pair[0].value), len(_RANKS)))
+    has_class = any(name.value == "class_path" for name, _ in pairs)
+    for name, value in pairs:
         key = _key(f"{prefix}{name.value}")
         if key and key != prefix.rstrip("."):
-            yield Given(key, _text(value), f"{path}, line {name.start_mark.line + 1}", is_word=False)
-        yield from _of_node(value, f"{key}." if key else "", path, depth + 1)
+            is_beside = has_class and name.value not in _OF_CLASS
+            line = f"{path}, line {name.start_mark.line + 1}"
+            yield Given(key, _text(value), line, is_word=False, is_beside_class=is_beside)
+        for inner, part in _parts(value, key, is_merged=name.value == "<<"):
+            yield from _of_node(part, inner, path, depth + 1)
+
+
+def _parts(node: yaml.Node, key: str, *, is_merged: bool) -> Iterator[tuple[str, yaml.Node]]:
+    """A mapping, or the mappings of a list, each with what stands before its keys."""
+    if not isinstance(node, yaml.SequenceNode):
+        yield f"{key}." if key else "", node
+        return
+    for number, part in enumerate(node.value):
+        yield from _parts(part, key if is_merged else f"{key}.{number}", is_merged=is_merged)
 
 
 def _text(node: yaml.Node) -> str | None:

@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence, Set
+from inspect import signature
 from itertools import zip_longest
 from typing import NoReturn
 
@@ -13,6 +14,7 @@ from jsonargparse import ArgumentParser
 from typing_extensions import override
 
 from pera_lightning.cli.options.checked import missing_options
+from pera_lightning.cli.options.class_paths import missing_class
 from pera_lightning.cli.options.given import Given, given_options
 from pera_lightning.cli.options.signatures import Parameter
 from pera_lightning.did_you_mean import did_you_mean, near
@@ -21,7 +23,9 @@ from pera_lightning.errors import ConfigError
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _VALUE = re.compile(r"(?:Got value|Given value): (.+)")
 _NESTED = re.compile(r"NestedArg\(key='([^']*)', val=(.*)\)$")
-_UNKNOWN = re.compile(r"Option '([^']+)' is not accepted")
+_UNKNOWN = re.compile(r"class_path '([^']+)':\s+Option '([^']+)' is not accepted")
+_BASES = ("lightning.LightningModule", "lightning.LightningDataModule", "lightning.Callback")
+"""What jsonargparse takes options for where no class is named."""
 _EXPECTED = re.compile(r"Expected a(?:n)? (.+?)(?:\. Got value.*)?$", re.MULTILINE)
 _UNIMPORTABLE = re.compile(r"(No module named '[^']+'|module '[^']+' has no attribute '[^']+')")
 _TYPES = {
@@ -105,9 +109,7 @@ def _wrong_value(keys: list[str], message: str, given: Sequence[Given], asked: s
     if nested := _NESTED.match(value):
         key, value = key if len(keys) > 1 else f"{key}.{nested[1]}", nested[2]
     if unknown := _UNKNOWN.search(message):
-        return ConfigError(
-            "There is no such option.", got=f"{keys[0]}.{unknown[1]}", expected=f"an option of {keys[0]}", fix=asked
-        )
+        return _unknown_option(keys[0], unknown[1], unknown[2], given, asked)
     value = _shortened(value)
     what = f"{key} = {value}" + (f" ({places[-1]})" if places and not places[-1].startswith("--") else "")
     if reason := _UNIMPORTABLE.search(message):
@@ -122,12 +124,27 @@ def _wrong_value(keys: list[str], message: str, given: Sequence[Given], asked: s
         # What follows is about the class that the option belongs to.
         wanted = wanted[:1]
     classes = _known_classes() if "a class" in wanted else []
-    is_list = "," in value and any("list" in text for text in wanted)
+    is_list = "," in value and "{" not in value and any("list" in text for text in wanted)
     return ConfigError(
         f"{key} cannot have this value.",
         got=what,
         expected=" or ".join(wanted) or "another one",
         fix=f"a list is written [{value}]" if is_list else did_you_mean(near(value, classes), asked),
+    )
+
+
+def _unknown_option(key: str, class_path: str, option: str, given: Sequence[Given], asked: str) -> ConfigError:
+    places = [one.place for one in given if one.key.startswith(f"{key}.") and one.key.endswith(f".{option}")]
+    place = places[-1] if places else f"--{key}"
+    if class_path in _BASES:
+        return missing_class(key, option, place)
+    module, _, name = class_path.rpartition(".")
+    chosen = getattr(sys.modules.get(module), name, None)
+    return ConfigError(
+        "There is no such option.",
+        got=f"{key}.{option} ({place})",
+        expected=f"an option of {class_path}",
+        fix=did_you_mean(near(option, signature(chosen).parameters) if callable(chosen) else (), asked),
     )
 
 

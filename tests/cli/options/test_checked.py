@@ -88,6 +88,7 @@ def test_what_has_to_be_given(words: tuple[str, ...], missing: str) -> None:
             *BOTH,
             "--pera.rank",
             "4",
+            "--trainer.logger=CSVLogger",
             "--trainer.logger.init_args.version",
             "x",
             "--trainer.callbacks+=LearningRateMonitor",

@@ -116,7 +116,21 @@ def test_flags_count_as_true() -> None:
         (
             "Parser key \"model\":\n    - Problem with given class_path 'a.B':\n        Option 'lr' is not accepted\n"
             "  Given value: NestedArg(key='lr', val='3')",
-            ("There is no such option.", "model.lr"),
+            ("There is no such option.", "model.lr", "an option of a.B"),
+        ),
+        (
+            "Parser key \"trainer.callbacks\":\n    - Problem with given class_path 'pathlib.Path':\n"
+            "        Option 'arg' is not accepted",
+            (
+                "trainer.callbacks.arg (--trainer.callbacks)",
+                "an option of pathlib.Path",
+                "did you mean args or kwargs?",
+            ),
+        ),
+        (
+            "Parser key \"trainer.callbacks\":\n    - Problem with given class_path 'lightning.Callback':\n"
+            "        Option 'dirpath' is not accepted",
+            ("class_path is missing: no class is named for trainer.callbacks.", "the option dirpath"),
         ),
         (
             "Parser key \"model\":\n  Errors:\n    - Problem with given class_path 'a.B':\n        "
