@@ -76,7 +76,9 @@ class Evaluation:
         return statistics.fmean(prediction.correct for prediction in self.predictions[task])
 
     def error(self, task: str) -> float:
-        """Standard error of the accuracy: `sqrt(p (1 - p) / n)`."""
+        """Standard error of the accuracy: `sqrt(p (1 - p) / n)`; nan of a single question."""
+        if len(self.predictions[task]) == 1:
+            return math.nan
         return math.sqrt(self.accuracy(task) * (1 - self.accuracy(task)) / len(self.predictions[task]))
 
     @property
@@ -86,21 +88,21 @@ class Evaluation:
 
     @property
     def mean_error(self) -> float:
-        """Standard error of the mean accuracy, tasks taken as independent."""
+        """Standard error of the mean accuracy, tasks taken as independent; nan where that of a task is unknown."""
         return math.hypot(*map(self.error, self.predictions)) / len(self.predictions)
 
     def summary(self) -> dict[str, Any]:
-        """The numbers, as `results.json` holds them."""
+        """The numbers, as `results.json` holds them; an unknown standard error is None."""
         tasks = {
             task: {
                 "accuracy": self.accuracy(task),
-                "standard_error": self.error(task),
+                "standard_error": _known(self.error(task)),
                 "questions": len(rows),
                 "no_answer": sum(row.predicted is None for row in rows),
             }
             for task, rows in self.predictions.items()
         }
-        mean = {"accuracy": self.mean_accuracy, "standard_error": self.mean_error}
+        mean = {"accuracy": self.mean_accuracy, "standard_error": _known(self.mean_error)}
         return {"how": self.how, "tasks": tasks, "mean": mean, "seconds": self.seconds}
 
     def table(self) -> PlainTable:
@@ -111,10 +113,11 @@ class Evaluation:
         for heading in ("accuracy", "standard error", "questions", "no answer"):
             table.add_column(heading, justify="right")
         for task, row in self.summary()["tasks"].items():
-            numbers = (f"{100 * row['accuracy']:.1f}", f"{100 * row['standard_error']:.1f}")
+            numbers = (f"{100 * row['accuracy']:.1f}", _in_percent(row["standard_error"]))
             table.add_row(task, *numbers, str(row["questions"]), str(row["no_answer"]))
         table.add_section()
-        table.add_row("mean of the tasks", f"{100 * self.mean_accuracy:.1f}", f"{100 * self.mean_error:.1f}", "", "")
+        mean_error = _known(self.mean_error)
+        table.add_row("mean of the tasks", f"{100 * self.mean_accuracy:.1f}", _in_percent(mean_error), "", "")
         return table
 
     def write(self, folder: str | Path, about: Mapping[str, Any] | None = None, *, overwrite: bool = False) -> None:
@@ -136,3 +139,12 @@ class Evaluation:
                 (new / f"{task}.jsonl").write_text("".join(lines), encoding="utf-8")
             results = json.dumps({**(about or {}), **self.summary()}, indent=2) + "\n"
             (new / RESULTS_FILE).write_text(results, encoding="utf-8")
+
+
+def _known(error: float) -> float | None:
+    # JSON has no nan.
+    return None if math.isnan(error) else error
+
+
+def _in_percent(error: float | None) -> str:
+    return "unknown" if error is None else f"{100 * error:.1f}"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pera_lightning import PeraConfig, adapter_disabled, inject_adapter
+from pera_lightning.cli.screen import show_table
 from pera_lightning.errors import ConfigError, DataError, FolderError
 from pera_lightning.evaluation import Evaluation, Prediction, evaluate_commonsense
 from pera_lightning.evaluation.ranking import best_option
@@ -120,7 +121,7 @@ def test_ties_go_to_the_first() -> None:
 
 def made_up() -> Evaluation:
     right, wrong, none = (Prediction("?", "answer1", predicted) for predicted in ("answer1", "answer2", None))
-    return Evaluation("generate", {"boolq": [right, right, wrong, none], "piqa": [right]}, 1.5)
+    return Evaluation("generate", {"boolq": [right, right, wrong, none], "piqa": [right, right]}, 1.5)
 
 
 def test_accuracies_and_their_errors() -> None:
@@ -129,6 +130,18 @@ def test_accuracies_and_their_errors() -> None:
     assert found.error("boolq") == 0.25
     assert found.mean_accuracy == 0.75
     assert found.mean_error == pytest.approx(math.sqrt(0.25**2 + 0.0**2) / 2)
+
+
+def test_of_one_question_the_error_is_unknown(capsys: pytest.CaptureFixture[str]) -> None:
+    some = made_up().predictions
+    found = Evaluation("generate", {"boolq": some["boolq"], "piqa": some["piqa"][:1]}, 1.5)
+    assert math.isnan(found.error("piqa"))
+    assert math.isnan(found.mean_error)
+    summary = json.loads(json.dumps(found.summary(), allow_nan=False))
+    assert summary["tasks"]["piqa"]["standard_error"] is summary["mean"]["standard_error"] is None
+    show_table(found.table())
+    rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert [row[2].strip() for row in rows] == ["25.0", "unknown", "unknown"]
 
 
 def test_files(tmp_path: Path) -> None:
