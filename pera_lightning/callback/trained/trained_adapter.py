@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
+import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -17,6 +19,7 @@ from pera_lightning.callback.adapter_root import adapter_root, prefix_of
 from pera_lightning.callback.trained.best_checkpoint import EarlierBests, StepsOfBests, WrittenWeights, best_weights
 from pera_lightning.callback.trained.measured_steps import StepsOfMetrics
 from pera_lightning.callback.trained.run_summary import run_summary
+from pera_lightning.callback.trained.written_checkpoints import written_checkpoints
 from pera_lightning.checkpoint import Manifest, adapter_state_dict, write_adapter
 from pera_lightning.checkpoint.adapter_files import refuse_infinite
 from pera_lightning.checkpoint.adapter_folder import check_adapter_place
@@ -108,13 +111,20 @@ class TrainedAdapter:
     def on_exception(self, trainer: pl.Trainer) -> None:
         """Say that nothing was written, and what holds the adapter."""
         if self._trained and trainer.is_global_zero:
-            written = (getattr(callback, "last_model_path", "") for callback in trainer.checkpoint_callbacks)
-            last = next(filter(None, written), None)
-            rank_zero_info(
-                f"PERA: the fit ended before its time and has not written {self._folder}; "
-                + (f"its last checkpoint is {last}, of which `consolidate` makes a folder" if last else "no checkpoint")
-                + "; in an interactive session save_adapter(module, folder) writes what the module holds"
-            )
+            checkpoints = written_checkpoints(trainer)
+            told = f"PERA: the fit ended before its time and has not written {self._folder}; "
+            if checkpoints:
+                last = shlex.quote(str(checkpoints[0]))
+                told += (
+                    f"its last checkpoint is {checkpoints[0]}. `pera_lightning consolidate --checkpoint {last} --out "
+                    "FOLDER` makes an adapter folder of it; fit with it as ckpt_path goes on"
+                )
+            else:
+                told += "no checkpoint was written"
+            # Where the module is still at hand.
+            if hasattr(sys, "ps1"):
+                told += "; save_adapter(module, folder) writes what the module holds"
+            rank_zero_info(told)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, manifest: Manifest) -> None:
         """Write the adapter of the best checkpoint where a ModelCheckpoint monitors a metric, else the present one.
