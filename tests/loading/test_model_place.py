@@ -1,4 +1,4 @@
-"""The hub is asked at most once, and only where something here has a near name."""
+"""The hub is asked at most once, and what it says is told at once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError
 
 from pera_lightning.errors import ConfigError
 from pera_lightning.loading.model_place import check_model_place
@@ -19,7 +20,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def model_info(name: str, timeout: float) -> None:
         questions.append(name)
-        assert timeout <= 5
+        assert timeout <= 10
         if not name.startswith("known"):
             raise OSError("no network")
 
@@ -43,16 +44,55 @@ def test_what_the_hub_knows_may_have_near_names(asked: list[str]) -> None:
     assert asked == ["known"]
 
 
-def test_without_near_names_the_loading_asks(asked: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("models/something", "name a folder there: models/tiny"),
+        ("knwon/something", "bring the model: knwon holds no folder"),
+        ("org/something", "correct the name, or the connection"),
+        ("something", "correct the name, or the connection"),
+    ],
+)
+def test_without_near_names_the_hub_is_asked_once_too(asked: list[str], name: str, fix: str) -> None:
+    with pytest.raises(ConfigError, match=f"(?s){name}: no folder.*the hub cannot be reached.*{fix}"):
+        check_model_place(name)
+    assert asked == [name]
+
+
+def test_models_that_were_not_brought(asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(ConfigError, match="`make models`"):
+        check_model_place("models/tiny")
+
+
+def test_a_copy_of_any_revision_will_do(asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache" / "models--org--something" / "snapshots").mkdir(parents=True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     check_model_place("org/something")
     check_model_place("models/tiny")
     assert not asked
+
+
+def test_an_odd_answer_of_the_hub_is_left_to_the_loading(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Busy(HfHubHTTPError):
+        def __init__(self) -> None:
+            Exception.__init__(self, "busy")
+
+    def busy(name: str, timeout: float) -> None:
+        raise Busy
+
+    monkeypatch.setattr(huggingface_hub, "model_info", busy)
+    check_model_place("org/something")
+    with pytest.raises(ConfigError, match=r"(?s)the hub answers: .*busy.*did you mean models/tiny"):
+        check_model_place("models/tinny")
 
 
 def test_offline_nobody_is_asked(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match="may not be asked"):
         check_model_place("models/tinny")
+    check_model_place("org/something")
     assert not asked
 
 
