@@ -94,6 +94,6 @@ def _refuse_other_tasks(manifest: Manifest, expected: str) -> None:
             "The adapter belongs to another kind of model than this loads.",
             got=f"an adapter of a {architecture}",
             expected=f"one of {expected}",
-            fix="`predict` and `test` use classifiers, `export --to merged` writes them for transformers' pipelines; in "
-            "Python load_adapter(model, folder) into the model of its training",
+            fix="`predict` and `test` use classifiers, `export --to merged` writes them for transformers' pipelines; "
+            "in Python load_adapter(model, folder) into the model of its training",
         )
