@@ -13,6 +13,7 @@ from pera_lightning.cli.options.given import given_options, unnamed_words
 from pera_lightning.cli.options.help_pages import tool_help, trainer_help
 from pera_lightning.cli.options.places import check_places
 from pera_lightning.cli.options.signatures import Parameter, parameters
+from pera_lightning.cli.options.stray_words import check_stray_words
 from pera_lightning.cli.options.tool_places import check_tool_places
 from pera_lightning.cli.quick_imports import quick_imports
 from pera_lightning.cli.screen import show
@@ -63,13 +64,16 @@ def _function(name: str, *, positional: bool = False, listing: str | None = None
             return
         options = given_options(words)
         check_names(options, known | {"config": Parameter()})
+        words = words if listing is None else _as_list(words, listing)
+        if not positional:
+            check_stray_words(words, known)
         check_tool_places(options, unnamed_words(words) if positional else ())
         from jsonargparse import auto_cli
 
         from pera_lightning.cli.options.parser import OptionParser, with_flags
 
         function = getattr(import_module(f"pera_lightning.cli.{name}"), name)
-        given = with_flags(words if listing is None else _as_list(words, listing), known)
+        given = with_flags(words, known)
         prog = f"pera_lightning {name}"
         auto_cli(function, args=given, as_positional=positional, prog=prog, parser_class=OptionParser)
 

@@ -9,6 +9,7 @@ from pera_lightning.cli.options.class_paths import check_class_paths
 from pera_lightning.cli.options.given import CONFIG_OPTIONS, Given, given_options, has_unread_config, option_words
 from pera_lightning.cli.options.known import DATA_MODULES, MODELS, short_name, trainer_options
 from pera_lightning.cli.options.signatures import Parameter, parameters
+from pera_lightning.cli.options.stray_words import check_stray_words
 from pera_lightning.did_you_mean import did_you_mean, near
 from pera_lightning.errors import ConfigError
 from pera_lightning.storage.remote import local_path
@@ -29,7 +30,9 @@ def check_trainer_options(command: str, words: Sequence[str]) -> None:
     for one in given:
         if (group := _group_of_class(one)) is not None:
             _check_class(group, one)
-    check_names(given, trainer_options(command, chosen_classes(given)))
+    known = trainer_options(command, chosen_classes(given))
+    check_names(given, known)
+    check_stray_words(words, known)
     missing = [f"--{group}" for group in CLASSES if not any(one.key.partition(".")[0] == group for one in given)]
     if asks_for_help(words, given) or has_unread_config(words):
         return

@@ -48,8 +48,13 @@ def given_options(words: Sequence[str]) -> list[Given]:
         if option in CONFIG_OPTIONS:
             found += _of_config(value)
         elif option.startswith("--"):
-            found.append(Given(_key(option[2:].rstrip("+")), value, option, is_word=True))
+            found.append(Given(option_name(option), value, option, is_word=True))
     return found
+
+
+def option_name(option: str) -> str:
+    """The name of an option as it is typed: "model.learning_rate" of "--model.init_args.learning_rate"."""
+    return _key(option.removeprefix("--").rstrip("+"))
 
 
 def option_words(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
