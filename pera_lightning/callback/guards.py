@@ -10,7 +10,13 @@ import lightning.pytorch as pl
 
 from pera_lightning.callback.adapter_root import adapter_root, chat_options, prefix_of
 from pera_lightning.checkpoint import Manifest, manifest_of
-from pera_lightning.checkpoint.adapter_mismatch import base_difference, form_difference, quantization_difference
+from pera_lightning.checkpoint.adapter_mismatch import (
+    PLAIN_MODEL_CURE,
+    base_difference,
+    form_difference,
+    is_of_plain_model,
+    quantization_difference,
+)
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import CheckpointError, ConfigError
 from pera_lightning.injection import InjectionReport, clean_name
@@ -80,6 +86,13 @@ def refuse_unknown_origin(checkpoint: Mapping[str, Any], path: str | Path) -> No
     )
     # Without the states of optimizers, as ModelCheckpoint(save_weights_only=True) writes it, Lightning refuses it.
     if not known and "optimizer_states" in checkpoint:
+        if is_of_plain_model(checkpoint.get("state_dict") or ()):
+            raise CheckpointError(
+                "The checkpoint holds no adapter to go on with.",
+                got=f"{path}, which looks like a checkpoint of the plain model",
+                expected="a checkpoint of a run with PeraCallback",
+                fix=PLAIN_MODEL_CURE,
+            )
         raise CheckpointError(
             "The checkpoint does not say on what base its adapter was trained.",
             got=f"{path} without the state of PeraCallback",

@@ -14,6 +14,11 @@ from pera_lightning.injection import TokenPlan
 Shapes = Mapping[str, tuple[int, ...]]
 # The axis that is the rank's; the other is a size of the layer.
 _RANK_AXES = {"pera_A": 0, "pera_B": 1}
+PLAIN_MODEL_CURE = (
+    "load weights of the plain model into the module before it has an adapter (its class's load_from_checkpoint(path), "
+    "or module.load_state_dict(torch.load(path, weights_only=True)['state_dict'])), and give the Trainer no ckpt_path; "
+    "to go on with an adapter, give a checkpoint of a run with PeraCallback"
+)
 
 
 def describe_mismatch(given: Shapes, wanted: Shapes) -> str | None:
@@ -42,26 +47,28 @@ def describe_mismatch(given: Shapes, wanted: Shapes) -> str | None:
 def mismatch_cure(given: Shapes, wanted: Shapes) -> str:
     """What to do where a checkpoint has other tensors than a run's adapter."""
     if is_of_plain_model(given, wanted):
-        return (
-            "weights of the plain model are loaded before the adapter is injected; to go on, give a checkpoint of a "
-            "run with PeraCallback"
-        )
+        return PLAIN_MODEL_CURE
     if any(_differs_in_size(key, given[key], wanted[key]) for key in _differing(given, wanted)):
         return "load the model of the run that wrote it: the layers of this one have other sizes"
     options = "use the options of the run that wrote it (adapter_config.json beside the adapter lists them)"
     return options if _layers(given) & _layers(wanted) else f"{options}, or its model: no layer is adapted in both"
 
 
-def is_of_plain_model(given: Shapes, wanted: Shapes) -> bool:
-    """Whether no tensor is of an adapter, of this one or of another."""
-    return not _layers(given) and not given.keys() & wanted.keys()
+def is_of_plain_model(given: Collection[str], wanted: Collection[str] = ()) -> bool:
+    """Whether no layer is adapted, and there are weights that are not the adapter's.
+
+    Args:
+        given: Names of the tensors.
+        wanted: Those of the adapter that is asked for: a module trained whole has its names in the plain model too.
+    """
+    return not _layers(given) and not set(given) <= set(wanted)
 
 
 def _differing(given: Shapes, wanted: Shapes) -> list[str]:
     return [key for key in sorted(wanted.keys() & given.keys()) if wanted[key] != given[key]]
 
 
-def _layers(tensors: Shapes) -> set[str]:
+def _layers(tensors: Collection[str]) -> set[str]:
     names = (key.rpartition(".") for key in tensors)
     return {layer for layer, _, name in names if name.startswith("pera_")}
 

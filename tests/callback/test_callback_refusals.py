@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pera_lightning import PeraCallback
+from pera_lightning.checkpoint.training.consolidation import consolidate
 from pera_lightning.errors import CheckpointError, ConfigError, TargetError, TrainingError
 from tests.support.callback_fits import make_trainer, trained_regressor
 from tests.support.models import Regressor
@@ -47,12 +48,27 @@ def test_refuses_a_checkpoint_of_other_options(
         getattr(trainer, run)(Regressor(), ckpt_path=trained[2])
 
 
-def test_refuses_a_checkpoint_of_the_plain_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{}, {"modules_to_save": ["2"], "target_modules": ["0"]}])
+@pytest.mark.parametrize("run", ["fit", "test"])
+def test_refuses_a_checkpoint_of_the_plain_model(tmp_path: Path, options: dict[str, Any], run: str) -> None:
     plain = make_trainer(tmp_path)
     plain.fit(Regressor())
-    trainer = make_trainer(tmp_path / "adapted", PeraCallback(rank=2))
+    path = plain.checkpoint_callback.best_model_path
+    trainer = make_trainer(tmp_path / "adapted", PeraCallback(rank=2, **options))
+    with pytest.raises(CheckpointError, match=r"(?s)checkpoint of the plain model.*module\.load_state_dict"):
+        getattr(trainer, run)(Regressor(), ckpt_path=path)
+    # What the message says to do.
+    module = Regressor()
+    module.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
+    make_trainer(tmp_path / "cured", PeraCallback(rank=2, **options)).fit(module)
+    assert torch.equal(module.net[0].base_layer.weight, plain.lightning_module.net[0].weight)
+
+
+def test_the_plain_model_is_nothing_to_consolidate(tmp_path: Path) -> None:
+    plain = make_trainer(tmp_path)
+    plain.fit(Regressor())
     with pytest.raises(CheckpointError, match="checkpoint of the plain model"):
-        trainer.test(Regressor(), ckpt_path=plain.checkpoint_callback.best_model_path)
+        consolidate(plain.checkpoint_callback.best_model_path, tmp_path / "adapter")
 
 
 class Diverging(Regressor):

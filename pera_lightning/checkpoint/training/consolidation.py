@@ -10,6 +10,7 @@ from torch import Tensor
 from pera_lightning.checkpoint.adapter_files import write_adapter
 from pera_lightning.checkpoint.adapter_fit import check_alone
 from pera_lightning.checkpoint.adapter_folder import check_adapter_place
+from pera_lightning.checkpoint.adapter_mismatch import is_of_plain_model
 from pera_lightning.checkpoint.adapter_tensors import check_tensors
 from pera_lightning.checkpoint.manifest.manifest import Manifest
 from pera_lightning.checkpoint.training.training_checkpoint import TrainingCheckpoint, read_checkpoint
@@ -45,9 +46,11 @@ def consolidate(checkpoint: str | Path, directory: str | Path, *, overwrite: boo
     if held.manifest is None:
         raise CheckpointError(
             "The checkpoint does not say what adapter it holds.",
-            got=f"{checkpoint} without the state of PeraCallback",
+            got=f"{checkpoint}, which looks like a checkpoint of the plain model"
+            if is_of_plain_model(held.shapes)
+            else f"{checkpoint} without the state of PeraCallback",
             expected="a checkpoint of a run with PeraCallback, and not of ModelCheckpoint(save_weights_only=True)",
-            fix="take another checkpoint of the run, or the adapter folder that the run wrote at its end",
+            fix="take another checkpoint of a run with PeraCallback, or the adapter folder that it wrote at its end",
         )
     prefix = _prefix(held, held.manifest)
     tensors = {key.removeprefix(prefix): value for key, value in held.tensors().items() if key.startswith(prefix)}
