@@ -52,7 +52,8 @@ class PeraConfig:
             name suffixes such as `["q_proj", "v_proj"]`, which may name embeddings too, or one regular expression
             matched against the whole names of linear layers.
         exclude_modules: Layers to leave alone, by the same rules; naming a container leaves out all within.
-        modules_to_save: Name suffixes of modules that are trained and saved whole, for example a new head.
+        modules_to_save: Name suffixes of modules that are trained and saved whole, for example a new head. They come
+            before `target_modules`: nothing in them is adapted.
         bias: Which biases are trained and saved beside the factors: "none", those of "adapted" layers, or "all" outside
             `exclude_modules`.
         trainable_tokens: Tokens whose rows of an embedding are trained and saved, and nothing else of it: ids (of the

@@ -61,6 +61,7 @@ class PeraCallback(pl.Callback):
             too), or one regular expression for whole names of linear layers.
         exclude_modules: Layers to leave alone, by the same rules; a container leaves out all within.
         modules_to_save: Name suffixes of modules trained and saved whole, e.g. a new head; besides the module's own.
+            They come before `target_modules`: nothing in them is adapted.
         bias: Which biases are trained and saved too: "none", those of "adapted" layers, or "all".
         trainable_tokens: Tokens whose rows of an embedding (and of a head tied to it) are trained and saved: ids, or
             name suffix of an embedding or output head -> ids.

@@ -52,7 +52,7 @@ class InjectionReport:
         if self.tokens:
             parts.append(f"trained rows: {', '.join(f'{count} of {name}' for name, count in self.tokens.items())}")
         if self.saved:
-            parts.append(f"trained whole: {_grouped(self.saved)}")
+            parts.append(f"trained whole, without adapters: {_grouped(self.saved)}")
         if self.head:
             parts.append(f"output head left alone: {', '.join(self.head)}")
         for what in dict.fromkeys(self.not_plain.values()):

@@ -149,6 +149,15 @@ def test_modules_saved_whole() -> None:
     assert torch.equal(logits(model, ids), expected)
 
 
+@pytest.mark.parametrize("targets", ["all-linear", r".*(q_proj|lm_head)", ["q_proj"]])
+def test_what_is_saved_whole_is_not_adapted(targets: str | list[str]) -> None:
+    model = tiny_llama()
+    report = inject_adapter(model, PeraConfig(2, target_modules=targets, modules_to_save=["lm_head", "layers.1"]))
+    assert "model.layers.0.self_attn.q_proj" in report.adapted
+    assert not [name for name in report.adapted if name.startswith(("lm_head", "model.layers.1."))]
+    assert "trained whole, without adapters: model.layers.1, lm_head" in str(report)
+
+
 def test_adapter_disabled_also_when_merged_and_after_an_exception() -> None:
     model = tiny_llama()
     ids = token_ids()
@@ -261,6 +270,8 @@ def test_torch_attention_does_not_bypass_the_adapter() -> None:
         ({"exclude_modules": ["mpl"]}, "mlp"),
         ({"modules_to_save": ["lm_had"]}, "lm_head"),
         ({"modules_to_save": ["act_fn"]}, "without parameters"),
+        ({"modules_to_save": ["lm_head"], "target_modules": ["q_proj", "lm_head"]}, "'lm_head' out of target_mod"),
+        ({"modules_to_save": ["self_attn.q_proj"], "target_modules": ["q_proj"]}, "adapted and to be trained whole"),
         ({"rank_pattern": {"q_prooj": 4}}, "q_proj"),
         ({"alpha_pattern": {"lm_head": 4}}, "no adapted layer"),
         ({"exclude_modules": ".*"}, "No layer is left"),

@@ -76,6 +76,7 @@ def plan_injection(model: nn.Module, config: PeraConfig) -> InjectionPlan:
     saved = _saved(config.modules_to_save, modules, matches)
     # What is trained of one network moves in its copy too.
     saved += mirrored(saved, exact_copies(model) if saved else {}, modules)
+    _refuse_twice(config, targets, saved)
     other = {name: what for name, what in other.items() if not within_any(name, [*excluded, *saved])}
     targets = [name for name in targets if not (name in excluded or name in other or within_any(name, saved))]
     refuse_unfit(targets, modules)
@@ -207,6 +208,19 @@ def _saved(patterns: Sequence[str], modules: dict[str, nn.Module], matches: Matc
             )
         _refuse_quantized(name, modules[name])
     return [name for name in named if not within_any(name, [other for other in named if other != name])]
+
+
+def _refuse_twice(config: PeraConfig, targets: list[str], saved: list[str]) -> None:
+    """Refuse names that both lists hold; where others meet, being trained whole comes first."""
+    for pattern in () if isinstance(config.target_modules, str) else config.target_modules:
+        named = [name for name in targets if has_suffix(name, pattern)]
+        if all(name in saved for name in named):
+            raise TargetError(
+                "A layer is to be adapted and to be trained whole.",
+                got=f"{pattern!r} of target_modules, which is {named[0]!r}, in modules_to_save too",
+                expected="each name in one of them: an adapter has no use in a layer that is trained itself",
+                fix=f"leave {pattern!r} out of target_modules to train it whole, or out of modules_to_save to adapt it",
+            )
 
 
 def _biases(modules: dict[str, nn.Module], bias: Bias, targets: list[str], left_out: list[str]) -> list[str]:
