@@ -239,6 +239,12 @@ class PeraCallback(pl.Callback):
         self._termination.on_train_epoch_end(trainer)
 
     @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._finite_run.on_train_batch(batch)
+
+    @override
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
         self._preflight.on_before_backward(loss)
         self._finite_run.on_before_backward(trainer, loss)
@@ -263,6 +269,7 @@ class PeraCallback(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._finite_run.on_train_batch(None)
         if self.config.order > 1:
             self._energy_log.on_train_batch_end(trainer, pl_module, self.energy_every_n_steps)
 

@@ -25,6 +25,10 @@ class FiniteRun:
         self._gradients.watch(trainer)
         guard_checkpoints(trainer)
 
+    def on_train_batch(self, batch: object) -> None:
+        """Note what the module is given, for a message; None when it is done with it."""
+        self._losses.batch = batch
+
     def on_before_backward(self, trainer: pl.Trainer, loss: Tensor) -> None:
         """Note a loss.
 

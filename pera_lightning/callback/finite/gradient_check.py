@@ -171,8 +171,10 @@ def _spoiled(noted: _Noted, flags: Sequence[float], losses: LossCheck) -> Traini
     place = f"{losses.last()} at step {noted.step}, epoch {noted.epoch}"
     bad = noted.bad_loss is not None and bool(noted.bad_loss)
     if noted.joint and anywhere(noted.trainer, found=bad):
-        return diverged(noted.trainer, "The loss is", place if bad else f"another process's; {place}", joint=True)
-    return diverged(noted.trainer, "Gradients are", f"{_where(noted, flags)} under {place}", joint=noted.joint)
+        where = place if bad else f"another process's; {place}"
+        return diverged(noted.trainer, "The loss is", where, joint=True, batch=losses.batch)
+    where = f"{_where(noted, flags)} under {place}"
+    return diverged(noted.trainer, "Gradients are", where, joint=noted.joint, batch=losses.batch)
 
 
 def _where(noted: _Noted, flags: Sequence[float]) -> str:

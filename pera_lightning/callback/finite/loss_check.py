@@ -40,6 +40,8 @@ class LossCheck:
     def forget(self) -> None:
         """After a run that was broken off."""
         self._noted: _Noted | None = None
+        # What the module is given now.
+        self.batch: object = None
         # Of this process, since the last step: whether any was bad, and the losses themselves.
         self.seen: Tensor | None = None
         self._losses: deque[LateNumbers] = deque(maxlen=_KEPT)
@@ -75,7 +77,8 @@ class LossCheck:
         """
         noted, self._noted = self._noted, None
         if noted is not None and noted.flag.read():
-            raise diverged(noted.trainer, "The loss is", f"{self.last()} at step {noted.step}, epoch {noted.epoch}")
+            place = f"{self.last()} at step {noted.step}, epoch {noted.epoch}"
+            raise diverged(noted.trainer, "The loss is", place, batch=self.batch)
 
     def last(self) -> str:
         """The first bad loss of this process since the last step, or its last one, in words."""

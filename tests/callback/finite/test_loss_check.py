@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from pera_lightning import PeraCallback
 from pera_lightning.callback.finite.late_number import LateNumber
@@ -64,6 +66,39 @@ def test_the_weights_are_those_of_the_step_before(
     assert module.backwards == 6
     assert late.keys() == at_once.keys()
     assert all(torch.equal(late[name], value) for name, value in at_once.items())
+
+
+class Undefined(Regressor):
+    """Whose loss is not finite from the first batch on."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) * math.nan
+
+
+def test_before_the_first_step_no_learning_rate_is_blamed(tmp_path: Path) -> None:
+    diverge(tmp_path, Undefined(), r"(?s)loss nan at step 0, epoch 0; before .*fix: +no step was made yet")
+
+
+class BadRow(Regressor):
+    """Whose data has one NaN at a later batch, and a mask of infinities everywhere."""
+
+    def train_dataloader(self) -> Any:
+        torch.manual_seed(0)
+        inputs, targets = torch.randn(12, 6), torch.randn(12, 2)
+        inputs[9, 2] = math.nan
+        mask = torch.full((12, 2), -math.inf)
+        return DataLoader(TensorDataset(inputs, targets, mask), batch_size=4)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return super().training_step(batch[:2], batch_idx)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_data_that_is_not_finite_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool) -> None:
+    if late:
+        treat_as_asynchronous(monkeypatch)
+    words = r"(?s)loss nan at step 2, .*of the data, 1 values of 'batch\[0\]' are not finite.*fix: +mend the rows"
+    diverge(tmp_path, BadRow(), words)
 
 
 class StepsByHand(Diverging):
