@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from torch import nn
 
@@ -99,11 +99,17 @@ def within_any(name: str, containers: Iterable[str]) -> bool:
 
 
 def near_names(wanted: str, names: Iterable[str], limit: int = 5) -> str:
-    """The names nearest to `wanted`, for a message: whole names and last components."""
+    """The names near to `wanted`, for a message: whole names and last components; without any, some that there are."""
     names = [name for name in names if name]
     candidates = list(dict.fromkeys([*(name.rsplit(".", 1)[-1] for name in names), *names]))
-    near = difflib.get_close_matches(wanted, candidates, n=limit, cutoff=0.5) or candidates[:limit]
-    return ", ".join(near) or "nothing"
+    near = difflib.get_close_matches(wanted, candidates, n=limit)
+    return ", ".join(near) or f"none; there are {listed(candidates)}"
+
+
+def listed(names: Collection[str], most: int = 12) -> str:
+    """Names for a message, with how many there are where not all are shown."""
+    shown = ", ".join(list(names)[:most]) or "none"
+    return f"{shown}, ... ({len(names)} in all)" if len(names) > most else shown
 
 
 def fitting_place(wanted: Iterable[str], names: Iterable[str]) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -12,12 +12,11 @@ from pera_lightning.config import ALL_LINEAR, Bias, PeraConfig
 from pera_lightning.errors import InjectionError, TargetError
 from pera_lightning.injection.copies import exact_copies, mirrored
 from pera_lightning.injection.targets.names import adapted_layers, clean_name, has_suffix, near_names, within_any
+from pera_lightning.injection.targets.no_match import Matches, matches_no_module, names_no_layer, refuse_match_in_part
 from pera_lightning.injection.targets.output_head import output_head
 from pera_lightning.injection.targets.token_plan import TokenPlan, plan_tokens
 from pera_lightning.injection.targets.unfit_layers import not_plain, refuse_unfit, refuse_wrapped
-
-Matches = Callable[[str, str], bool]
-"""Whether an expression, given first, matches the whole of a name."""
+from pera_lightning.patterns import typed_match
 
 
 @dataclass(frozen=True)
@@ -155,36 +154,27 @@ def _matching(
         found = [name for name in candidates if matches(patterns, name)]
         if not found:
             other = [name for name in modules if matches(patterns, name)]
-            _raise_no_match(field, patterns, candidates, modules, other)
+            _refuse_container(field, patterns, candidates, modules, other)
+            # Those out of files are not for `re`.
+            if matches is typed_match:
+                refuse_match_in_part(field, patterns, candidates)
+            raise matches_no_module(field, patterns, candidates, modules)
         return found
     for pattern in patterns:
         if not any(has_suffix(name, pattern) for name in candidates):
             # A name need not be a regular expression: "*_proj" is none.
             other = [name for name in modules if has_suffix(name, pattern)]
-            _raise_no_match(field, pattern, candidates, modules, other)
+            _refuse_container(field, pattern, candidates, modules, other)
+            raise matches_no_module(field, pattern, candidates, modules)
     return [name for name in candidates if any(has_suffix(name, pattern) for pattern in patterns)]
 
 
-def _raise_no_match(
-    field: str, pattern: str, candidates: dict[str, nn.Module], modules: dict[str, nn.Module], other: list[str]
+def _refuse_container(
+    field: str, pattern: str, candidates: dict[str, nn.Module], modules: dict[str, nn.Module], named: list[str]
 ) -> None:
-    if other:
-        inside = [name for name in candidates if name.startswith(other[0] + ".")]
-        kind = type(modules[other[0]]).__name__
-        raise TargetError(
-            f"{field} names a module that is no linear layer.",
-            got=f"{pattern!r}, which is {other[0]!r} of kind {kind}",
-            expected=f"layers of kind {describe_supported()}",
-            fix=f"name layers inside it: {near_names(pattern, inside)}" if inside else "name other layers",
-        )
-    raise TargetError(
-        f"{field} holds a pattern that matches no module.",
-        got=repr(pattern),
-        expected="a name suffix by whole components, or (as one string) a regular expression for whole names",
-        fix=f"name them one by one: a list is written [{pattern}] in YAML and on the command line"
-        if _is_list(pattern)
-        else f"correct the name; near names in this model: {near_names(pattern, candidates or modules)}",
-    )
+    if named:
+        inside = [name for name in candidates if name.startswith(named[0] + ".")]
+        raise names_no_layer(field, pattern, named[0], type(modules[named[0]]), inside)
 
 
 def _excluded(patterns: str | Sequence[str], modules: dict[str, nn.Module], matches: Matches) -> set[str]:
@@ -234,11 +224,6 @@ def _biases(modules: dict[str, nn.Module], bias: Bias, targets: list[str], left_
             fix="use bias='none'",
         )
     return [f"{name}.bias" for name in found if not within_any(name, left_out)]
-
-
-def _is_list(pattern: str) -> bool:
-    """Whether a text that is no regular expression to speak of holds names between commas."""
-    return "," in pattern and all(part.strip().replace(".", "_").isidentifier() for part in pattern.split(","))
 
 
 def _refuse_quantized(name: str, module: nn.Module) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pera_lightning.base_layers import base_of, beyond_multiplying, is_linear_like
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import ConfigError, TargetError
-from pera_lightning.injection.targets.names import has_suffix, near_names, original_names, within_any
+from pera_lightning.injection.targets.names import has_suffix, listed, original_names, within_any
 from pera_lightning.injection.targets.output_head import outermost_pretrained
 from pera_lightning.layers import TokenRows, TokenRowsEmbedding, TokenRowsLayer, TokenRowsLinear
 from pera_lightning.layers.call_hooks import hook_reads_weight
@@ -149,7 +149,7 @@ def _matching(suffix: str, modules: Mapping[str, nn.Module]) -> list[str]:
             "trainable_tokens names no embedding.",
             got=f"{suffix!r}{kinds}",
             expected="name suffix of an embedding or of the output head",
-            fix=f"embeddings of this model: {near_names(suffix, _tables(modules))}",
+            fix=f"embeddings of this model: {listed(_tables(modules))}",
         )
     return found
 

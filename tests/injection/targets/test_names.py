@@ -7,7 +7,7 @@ from torch import nn
 
 from pera_lightning import PeraConfig, inject_adapter, load_adapter, save_adapter
 from pera_lightning.errors import AdapterFileError
-from pera_lightning.injection.targets.names import near_names
+from pera_lightning.injection.targets.names import listed, near_names
 
 
 class Mine(nn.Module):
@@ -47,10 +47,15 @@ def test_all_parts_that_fit_are_named(tmp_path: Path) -> None:
 def test_another_model_has_near_names(module: Mine, tmp_path: Path) -> None:
     folder = saved(Mine(), tmp_path)
     other = nn.Sequential(nn.Sequential(nn.Linear(4, 4)))
-    with pytest.raises(AdapterFileError, match=r"near names in this model: 0\.0;"):
+    with pytest.raises(AdapterFileError, match=r"near names in this model: none; there are 0, 0\.0;"):
         load_adapter(other, folder)
 
 
 def test_near_names_have_no_empty_one() -> None:
-    assert near_names("net.0", ["", "0", "1"]) == "0, 1"
-    assert near_names("net.0", [""]) == "nothing"
+    assert near_names("net.0", ["", "0", "1"]) == "none; there are 0, 1"
+    assert near_names("net.0", [""]) == "none; there are none"
+
+
+def test_a_list_that_is_cut_says_so() -> None:
+    assert listed(["a", "b"], 2) == "a, b"
+    assert listed(["a", "b", "c"], 2) == "a, b, ... (3 in all)"
