@@ -99,12 +99,7 @@ def _of_config(value: str | None) -> list[Given]:
         return []
     path = Path(value)
     if not path.is_file():
-        raise ConfigError(
-            "The config cannot be read.",
-            got=f"{value} (from {Path.cwd()}), which is {'a folder' if path.is_dir() else 'no file'}",
-            expected="a YAML file with options",
-            fix=did_you_mean(near_paths(path), "correct the path"),
-        )
+        raise _no_config_file(path)
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -123,6 +118,20 @@ def _of_config(value: str | None) -> list[Given]:
             fix="correct the file",
         ) from error
     return [] if root is None else list(_of_node(root, "", str(path), depth=0))
+
+
+def _no_config_file(path: Path) -> ConfigError:
+    # As a shell writes `<(command)`. The processes of a fit each read the file, and more than once.
+    is_pipe = path.exists() and not path.is_dir()
+    kind = "a folder" if path.is_dir() else "a pipe, which can be read only once" if is_pipe else "no file"
+    return ConfigError(
+        "The config cannot be read.",
+        got=f"{path} (from {Path.cwd()}), which is {kind}",
+        expected="a YAML file with options",
+        fix='write a file, or give the YAML itself: --config "$(COMMAND)"'
+        if is_pipe
+        else did_you_mean(near_paths(path), "correct the path"),
+    )
 
 
 def _of_node(node: yaml.Node, prefix: str, path: str, depth: int) -> Iterator[Given]:

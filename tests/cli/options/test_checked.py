@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,13 @@ def test_configs_that_are_not_there(tmp_path: Path) -> None:
     assert f"did you mean {tmp_path / 'quickstart.yaml'}?" in message("--config", str(tmp_path / "quickstrt.yaml"))
     assert "a folder" in message("--config", str(tmp_path))
     assert f"did you mean {tmp_path}" in message("--config", str(tmp_path) + "x/quickstart.yaml")
+
+
+def test_pipes(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "63")
+    text = message("--config", str(tmp_path / "63"))
+    assert "a pipe, which can be read only once" in text
+    assert '--config "$(COMMAND)"' in text
 
 
 @pytest.mark.parametrize(
