@@ -13,12 +13,13 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from typing_extensions import override
 
+from pera_lightning.cli.fit.continued_log import METRICS_FILE, ContinuedLog
 from pera_lightning.errors import PeraError
 from pera_lightning.run_log.messages import rank_zero_warn
 from pera_lightning.storage.atomic import replacing
 from pera_lightning.storage.remote import Place, RemotePath, place, uploaded
 
-NAMES = ("metrics.csv", "config.yaml", "hparams.yaml")
+NAMES = (METRICS_FILE, "config.yaml", "hparams.yaml")
 """What Lightning deletes or replaces when a run is set up, before model, data and checkpoint have been looked at."""
 
 _OF_START = ("config.yaml", "hparams.yaml", "events.out.tfevents.*")
@@ -29,12 +30,15 @@ _OF_START = ("config.yaml", "hparams.yaml", "events.out.tfevents.*")
 def earlier_files_kept(trainer: pl.Trainer) -> Iterator[None]:
     """Put back what setting a run up has deleted or replaced, unless the run did a step or evaluated a batch.
 
+    A fit that goes on from a checkpoint keeps the rows of its CSV log.
+
     Args:
         trainer: Of the run, which starts within.
     """
-    work, callbacks = _Work(), cast(Any, trainer).callbacks
-    callbacks.insert(0, work)
+    callbacks = cast(Any, trainer).callbacks
     earlier, new = _earlier(trainer), [folder for folder in _folders(trainer) if not folder.exists()]
+    work, log = _Work(), ContinuedLog(earlier)
+    callbacks[:0] = [work, log]
     try:
         yield
     except BaseException:
@@ -43,6 +47,7 @@ def earlier_files_kept(trainer: pl.Trainer) -> Iterator[None]:
         raise
     finally:
         callbacks.remove(work)
+        callbacks.remove(log)
         # Here, after Lightning's own end of a failed run: its loggers write once more then.
         if not work.begun:
             _put_back(earlier)
