@@ -36,6 +36,8 @@ def plot_loss_curve(metrics: str, picture: Path) -> Path:
     axes = figure.add_subplot(xlabel="optimizer step", ylabel="loss", title="Loss while training")
     axes.locator_params(axis="x", integer=True)
     steps, losses = _column(metrics, "train_loss")
+    if not steps:
+        axes.set_title("No training loss was logged: lower log_every_n_steps (50 by default)")
     means = smoothed(losses)
     if steps:
         # Of very few points a line shows nothing.
@@ -61,7 +63,8 @@ def is_loss_curve(picture: Place) -> bool:
 
 
 def _column(metrics: str, name: str) -> tuple[list[int], list[float]]:
-    found = [(int(row["step"]), float(row[name])) for row in csv.DictReader(metrics.splitlines()) if row.get(name)]
+    # Lightning counts steps from 0 in its logs; elsewhere the first one is step 1.
+    found = [(int(row["step"]) + 1, float(row[name])) for row in csv.DictReader(metrics.splitlines()) if row.get(name)]
     finite = [(step, value) for step, value in found if math.isfinite(value)]
     return [step for step, _ in finite], [value for _, value in finite]
 

@@ -55,7 +55,13 @@ def test_the_axis_fits_the_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert axes.get_yscale() == "log"
     assert axes.get_ylim()[1] > 3
     assert axes.get_ylim()[0] < 3 * 0.9**58
-    assert len(axes.lines[0].get_xdata()) == 60
+    assert list(axes.lines[0].get_xdata()) == list(range(1, 61))
+    assert axes.get_title() == "Loss while training"
+
+
+def test_a_picture_without_a_training_loss_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    axes = drawn([], monkeypatch, tmp_path)
+    assert axes.get_title() == "No training loss was logged: lower log_every_n_steps (50 by default)"
 
 
 def test_a_run_without_losses_draws_an_empty_picture(tmp_path: Path) -> None:
