@@ -36,7 +36,7 @@ class ContinuedLog(pl.Callback):
                 path = place(logger.log_dir) / METRICS_FILE
                 rows = list(_rows_before(trainer.global_step, self._earlier.get(path, b"")))
                 # Not written yet: the logger does so with its own next rows.
-                logger.experiment.metrics[:0] = rows  # type: ignore[assignment]
+                logger.experiment.metrics[:0] = rows
                 if rows:
                     rank_zero_info(f"{path} goes on: its rows before step {trainer.global_step:,} stay")
 

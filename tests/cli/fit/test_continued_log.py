@@ -37,7 +37,9 @@ def fit(folder: Path, epochs: int, ckpt_path: str | None = None, fails: str = "n
         return list(csv.DictReader(file))
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*no `val_dataloader`", "ignore:Checkpoint directory")
+@pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers", "ignore:.*no `val_dataloader`", "ignore:Checkpoint directory"
+)
 def test_the_log_goes_on(tmp_path: Path) -> None:
     first = fit(tmp_path, 1)
     assert [row["step"] for row in first] == ["0", "1"]
