@@ -27,6 +27,12 @@ def describe_mismatch(given: Shapes, wanted: Shapes) -> str | None:
     missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     differing = _differing(given, wanted)
     there, here = _layers(given), _layers(wanted)
+    if there and here and not there & here:
+        # All else follows from that.
+        return (
+            "no layer is adapted in both, as with another model or other targets: "
+            f"{len(there)} there, e.g. {min(there)!r}; {len(here)} here, e.g. {min(here)!r}"
+        )
     if there:
         lines += [
             f"layers adapted {where} only: {_few(names)}"

@@ -31,9 +31,9 @@ def diff(first: str, second: str) -> None:
 
     one, other = PeraTensors.of(first), PeraTensors.of(second)
     _refuse_other_layers(first, one, second, other)
-    show(compare_layers((_name(first), _name(second)), _factors(one), _factors(other)))
     difference = form_difference(one.manifest, other.manifest)
     show(f"options: {difference or 'the same'}")
+    show(compare_layers((_name(first), _name(second)), _factors(one), _factors(other)))
 
 
 def _refuse_other_layers(first: str, one: PeraTensors, second: str, other: PeraTensors) -> None:

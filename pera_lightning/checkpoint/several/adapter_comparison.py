@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,12 +26,16 @@ class LayerComparison:
         inner: Their inner product, `tr(dW1^T dW2)`.
         first_norm: Frobenius norm of the first; 0 where the adapter does not adapt the layer.
         second_norm: Frobenius norm of the second.
+        is_in_first: Whether the first adapts the layer.
+        is_in_second: Whether the second does.
     """
 
     layer: str
     inner: float
     first_norm: float
     second_norm: float
+    is_in_first: bool = True
+    is_in_second: bool = True
 
     @property
     def cosine(self) -> float:
@@ -49,7 +53,7 @@ class LayerComparison:
 
 @dataclass(frozen=True)
 class AdapterComparison:
-    """Two adapters beside each other; as a string, a table.
+    """Two adapters beside each other; as a string, a table, with a row for all layers that only one of them adapts.
 
     Attributes:
         first: Name of the first adapter.
@@ -64,21 +68,40 @@ class AdapterComparison:
     @property
     def total(self) -> LayerComparison:
         """All layers together."""
-        return LayerComparison(
-            "all layers",
-            sum(row.inner for row in self.layers),
-            math.hypot(*(row.first_norm for row in self.layers)),
-            math.hypot(*(row.second_norm for row in self.layers)),
-        )
+        return _sum("all layers", self.layers)
 
     def __str__(self) -> str:
         head = ("layer", "cosine", f"|{visible(self.first)}|", f"|{visible(self.second)}|", "ratio")
-        rows = [head, *(_cells(row) for row in (*self.layers, self.total))]
+        both = [row for row in self.layers if row.is_in_first and row.is_in_second]
+        alone = (
+            _together(name, rows)
+            for name, rows in (
+                (self.first, [row for row in self.layers if not row.is_in_second]),
+                (self.second, [row for row in self.layers if not row.is_in_first]),
+            )
+            if rows
+        )
+        rows = [head, *(_cells(row) for row in (*both, *alone, self.total))]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(
             "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
             for row in rows
         )
+
+
+def _together(name: str, rows: Sequence[LayerComparison]) -> LayerComparison:
+    """One row for layers that only the adapter of this name adapts."""
+    what = rows[0].layer if len(rows) == 1 else f"{len(rows)} layers"
+    return _sum(f"{what} (only in {name})", rows)
+
+
+def _sum(name: str, rows: Sequence[LayerComparison]) -> LayerComparison:
+    return LayerComparison(
+        name,
+        sum(row.inner for row in rows),
+        math.hypot(*(row.first_norm for row in rows)),
+        math.hypot(*(row.second_norm for row in rows)),
+    )
 
 
 def _cells(row: LayerComparison) -> tuple[str, ...]:
@@ -121,5 +144,7 @@ def _compare(name: str, first: Factors | None, second: Factors | None) -> LayerC
             fix="compare adapters that were trained on the same model",
         )
     inner = 0.0 if one is None or other is None else product_inner(*one, *other).item()
-    norms = (0.0 if factors is None else product_norm(*factors).item() for factors in (one, other))
-    return LayerComparison(name, inner, *norms)
+    first_norm, second_norm = (0.0 if factors is None else product_norm(*factors).item() for factors in (one, other))
+    return LayerComparison(
+        name, inner, first_norm, second_norm, is_in_first=one is not None, is_in_second=other is not None
+    )

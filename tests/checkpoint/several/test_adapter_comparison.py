@@ -80,6 +80,18 @@ def test_an_adapter_at_its_start() -> None:
     assert LayerComparison("layer", 0.0, 0.0, 1.0).norm_ratio == math.inf
 
 
+def test_layers_of_one_adapter_share_a_row() -> None:
+    rows = (
+        LayerComparison("a", 1.0, 1.0, 2.0),
+        *(LayerComparison(name, 0.0, norm, 0.0, is_in_second=False) for name, norm in (("b", 3.0), ("c", 4.0))),
+        LayerComparison("d", 0.0, 0.0, 7.0, is_in_first=False),
+    )
+    lines = [line.split("  ") for line in str(AdapterComparison("weather", "music", rows)).splitlines()]
+    first = [line[0].strip() for line in lines[1:]]
+    assert first == ["a", "2 layers (only in weather)", "d (only in music)", "all layers"]
+    assert [cell.strip() for cell in lines[2][1:] if cell.strip()] == ["-", "5", "0", "0"]
+
+
 def test_the_table() -> None:
     rows = (
         LayerComparison("model.q_proj", 0.6, 1.0, 2.0),
