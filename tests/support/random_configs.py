@@ -55,6 +55,7 @@ def random_options(rng: random.Random, model: nn.Module) -> tuple[dict[str, Any]
     left = [name for name in targets if not any(f"{name}.".startswith(f"{other}.") for other in gone)]
     if left or rng.random() < 0.2:
         options["modules_to_save"] = saved
+        options["target_modules"] = _without_saved(options["target_modules"], saved, modules)
         if excluded:
             options["exclude_modules"] = _expression(excluded) if rng.random() < 0.3 else sorted(excluded)
     elif options["target_modules"] == "all-linear" and computed:
@@ -82,6 +83,17 @@ def _targets(rng: random.Random, options: dict[str, Any], linear: list[str], tab
     chosen += [name for name in tables if rng.random() < 0.5]
     options["target_modules"] = [_suffix(rng, name) for name in chosen]
     return chosen
+
+
+def _without_saved(targets: Any, saved: Sequence[str], modules: dict[str, nn.Module]) -> Any:
+    """Targets without suffixes that name nothing but what is saved whole by its own name, which is refused."""
+    if isinstance(targets, str):
+        return targets
+
+    def named(ends: Sequence[str]) -> set[str]:
+        return {name for name in modules if any(f".{name}".endswith(f".{end}") for end in ends)}
+
+    return [end for end in targets if not named([end]) <= named(saved)] or targets
 
 
 def _patterns(rng: random.Random, options: dict[str, Any], adapted: list[str]) -> None:
