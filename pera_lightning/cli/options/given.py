@@ -123,7 +123,7 @@ def _of_config(value: str | None) -> list[Given]:
 def _no_config_file(path: Path) -> ConfigError:
     # As a shell writes `<(command)`. The processes of a fit each read the file, and more than once.
     is_pipe = path.exists() and not path.is_dir()
-    kind = "a folder" if path.is_dir() else "a pipe, which can be read only once" if is_pipe else "no file"
+    kind = "a folder" if path.is_dir() else "a pipe, to be read only once" if is_pipe else "no file"
     return ConfigError(
         "The config cannot be read.",
         got=f"{path} (from {Path.cwd()}), which is {kind}",

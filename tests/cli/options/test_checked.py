@@ -78,7 +78,7 @@ def test_configs_that_are_not_there(tmp_path: Path) -> None:
 def test_pipes(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "63")
     text = message("--config", str(tmp_path / "63"))
-    assert "a pipe, which can be read only once" in text
+    assert "a pipe, to be read only once" in text
     assert '--config "$(COMMAND)"' in text
 
 
