@@ -76,6 +76,9 @@ def inspect(
     show_table(as_table(found, get_console().width))
     for words in found.others:
         show(f"also trained, in no row: {words}")
+    if isinstance(strengths, str):
+        show(strengths)
+        strengths = None
     with whole_folder(folder, INSPECTION, overwrite=overwrite) as new:
         write_table(found, new / "layers.csv")
         written = ["layers.csv", *_draw(found, strengths, new)]
@@ -92,23 +95,21 @@ def _beside(adapter: Place) -> Path:
 
 def _strengths(
     found: AdapterInspection, source: Place, base: str | None, gguf_file: str | None, prompts: list[str] | None
-) -> Interactions | None:
-    """Interaction strengths; None, with a word about it, where there are none or the base is not at hand."""
+) -> Interactions | str:
+    """Interaction strengths, or a line on why there are none."""
     from pera_lightning.analysis import interaction_strength
     from pera_lightning.export.export_check import sentence_inputs
     from pera_lightning.loading.adapted_model import load_adapted_model
 
     if all(row.coefficients is None for row in found.layers):
-        show("No interactions: the adapter has no products of rank components.")
-        return None
+        return "No interactions: the adapter has no products of rank components."
     try:
         model, tokenizer = load_adapted_model(source, base=base, gguf_file=gguf_file)
     except PeraError as error:
         # Who names a base wants it.
         if base is not None:
             raise
-        show("No interactions: the base model cannot be loaded (--base names another).", error)
-        return None
+        return f"No interactions.png, which needs the base model (--base names one): {error.in_short}."
     return interaction_strength(model, sentence_inputs(tokenizer, prompts))
 
 

@@ -54,7 +54,7 @@ def test_without_the_base_model(project: Path) -> None:
     inject_adapter(model, PeraConfig(2))
     save_adapter(model, project / "unnamed")
     printed = run("inspect", "--adapter", "unnamed", folder=project)
-    assert "No interactions: the base model cannot be loaded" in printed
+    assert "No interactions.png, which needs the base model (--base names one): " in printed
     assert "unnamed-inspect/spectrum.png" in printed
 
 

@@ -46,7 +46,8 @@ def plot_parts(found: AdapterInspection) -> Figure:
         draw(axes, methodcaller("share", part), scale, title)
     panels[-1].set_xlabel("block" if blocks != [""] else "")
     step = math.ceil(len(blocks) / MOST_LABELS)
-    panels[-1].set_xticks(range(0, len(blocks), step), blocks[::step])
+    labels = blocks if blocks == [""] else [block or "others" for block in blocks]
+    panels[-1].set_xticks(range(0, len(blocks), step), labels[::step])
     return figure
 
 

@@ -139,7 +139,7 @@ def _near_names(path: Path, endings: Sequence[str]) -> str:
     if not path.parent.is_dir():
         return f"the folder {path.parent} does not exist either: correct the path"
     siblings = sorted(entry.name for entry in path.parent.iterdir() if entry.suffix.lower() in endings)
-    near = difflib.get_close_matches(path.name, siblings, n=3, cutoff=0.4) or siblings[:3]
-    if not near:
-        return f"correct the path ({path.parent} holds no data file)"
-    return f"did you mean {' or '.join(near)} in {path.parent}?"
+    if near := difflib.get_close_matches(path.name, siblings, n=3, cutoff=0.4):
+        return f"did you mean {' or '.join(near)} in {path.parent}?"
+    more = ", ..." if len(siblings) > 3 else ""
+    return f"correct the path ({path.parent} holds {', '.join(siblings[:3]) or 'no data file'}{more})"
