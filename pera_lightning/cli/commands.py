@@ -15,6 +15,7 @@ from pera_lightning.cli.options.places import check_places
 from pera_lightning.cli.options.signatures import Parameter, parameters
 from pera_lightning.cli.options.stray_words import check_stray_words
 from pera_lightning.cli.options.tool_places import check_tool_places
+from pera_lightning.cli.options.values import check_values
 from pera_lightning.cli.quick_imports import quick_imports
 from pera_lightning.cli.screen import show
 from pera_lightning.did_you_mean import did_you_mean, near
@@ -67,6 +68,7 @@ def _function(name: str, *, positional: bool = False, listing: str | None = None
         words = words if listing is None else _as_list(words, listing)
         if not positional:
             check_stray_words(words, known)
+        check_values(options, known)
         check_tool_places(options, unnamed_words(words) if positional else ())
         from jsonargparse import auto_cli
 

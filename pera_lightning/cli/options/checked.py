@@ -10,6 +10,7 @@ from pera_lightning.cli.options.given import CONFIG_OPTIONS, Given, given_option
 from pera_lightning.cli.options.known import DATA_MODULES, MODELS, short_name, trainer_options
 from pera_lightning.cli.options.signatures import Parameter, parameters
 from pera_lightning.cli.options.stray_words import check_stray_words
+from pera_lightning.cli.options.values import check_values
 from pera_lightning.did_you_mean import did_you_mean, near
 from pera_lightning.errors import ConfigError
 from pera_lightning.storage.remote import local_path
@@ -24,7 +25,7 @@ def check_trainer_options(command: str, words: Sequence[str]) -> None:
     What only the classes themselves know, such as options of the user's own, is left to the parser.
 
     Raises:
-        ConfigError: A config is missing or no YAML, or there is no such option or class.
+        ConfigError: A config is missing or no YAML, or there is no such option, class or value.
     """
     given = given_options(words)
     for one in given:
@@ -33,6 +34,7 @@ def check_trainer_options(command: str, words: Sequence[str]) -> None:
     known = trainer_options(command, chosen_classes(given))
     check_names(given, known)
     check_stray_words(words, known)
+    check_values(given, known)
     missing = [f"--{group}" for group in CLASSES if not any(one.key.partition(".")[0] == group for one in given)]
     if asks_for_help(words, given) or has_unread_config(words):
         return
