@@ -188,6 +188,11 @@ def test_a_path_of_the_user_becomes_a_path_in_one_place() -> None:
             "snapshot_download(source.pretrained, revision=source.revision, local_files_only=True)",
         ),
         ("loading/model_place.py", "pretrained"),
+        # The hub's own cache.
+        (
+            "loading/model_place.py",
+            "constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type='model'), 'snapshots'",
+        ),
         ("loading/pretrained_tokenizer.py", "source.pretrained"),
         ("loading/pretrained.py", "self.pretrained"),
         # Not of a URL; and of installed packages.
