@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 from pera_lightning.cli.commands import COMMANDS
 from tests.cli.test_main import run
+from tests.support.light_starts import run_lightly
 
 
 def test_a_mistyped_command_names_all_of_them() -> None:
@@ -35,11 +33,5 @@ def test_the_commands_are_listed(words: tuple[str, ...]) -> None:
 def test_what_needs_no_model_answers_without_torch(asked: str) -> None:
     """--help and an option that there is not, of each command and of none; a new process each."""
     for word, code in (("--help", 0), ("--nothing.like_it", 1)):
-        script = (
-            f"import sys; from pera_lightning.cli.main import main; sys.argv[1:] = {[*asked.split(), word]}\n"
-            "try: main()\n"
-            "finally: assert not {'torch', 'lightning', 'transformers'} & set(sys.modules), sorted(sys.modules)"
-        )
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-        assert done.returncode == code, done.stderr
-        assert "AssertionError" not in done.stderr
+        main = f"from pera_lightning.cli.main import main; sys.argv[1:] = {[*asked.split(), word]}; main()"
+        run_lightly(main, code)

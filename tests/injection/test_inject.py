@@ -158,44 +158,6 @@ def test_what_is_saved_whole_is_not_adapted(targets: str | list[str]) -> None:
     assert "trained whole, without adapters: model.layers.1, lm_head" in str(report)
 
 
-def test_adapter_disabled_also_when_merged_and_after_an_exception() -> None:
-    model = tiny_llama()
-    ids = token_ids()
-    expected = logits(model, ids)
-    inject_adapter(model, PeraConfig(2))
-    randomise_adapter(model)
-    for _, layer in adapted_layers(model):
-        layer.merge()
-    merged = logits(model, ids)
-
-    def fail_while_disabled() -> None:
-        with adapter_disabled(model):
-            assert torch.equal(logits(model, ids), expected)
-            raise RuntimeError("on purpose")
-
-    with pytest.raises(RuntimeError, match="on purpose"):
-        fail_while_disabled()
-    assert torch.equal(logits(model, ids), merged)
-    with pytest.raises(InjectionError, match="no adapter"), adapter_disabled(tiny_llama()):
-        pass
-
-
-def test_adapter_disabled_nests() -> None:
-    model = tiny_bert_classifier()
-    ids = token_ids()
-    expected = logits(model, ids)
-    inject_adapter(model, PeraConfig(2, modules_to_save=["classifier"]))
-    randomise_adapter(model)
-    with torch.no_grad():
-        model.classifier.weight.add_(1.0)
-    trained = logits(model, ids)
-    with adapter_disabled(model):
-        with adapter_disabled(model):
-            assert torch.equal(logits(model, ids), expected)
-        assert torch.equal(logits(model, ids), expected)
-    assert torch.equal(logits(model, ids), trained)
-
-
 def test_tied_modules_saved_whole_keep_what_they_learned() -> None:
     model = tiny_llama(tie_word_embeddings=True)
     inject_adapter(model, PeraConfig(2, modules_to_save=["embed_tokens", "lm_head"]))
