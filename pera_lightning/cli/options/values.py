@@ -33,9 +33,9 @@ def check_values(given: Sequence[Given], known: Mapping[str, Parameter]) -> None
         wanted = [_PLAIN[kind] for kind in kinds if isinstance(kind, str) and kind in _PLAIN]
         raise ConfigError(
             f"{one.key} cannot have this value.",
-            got=f"{one.key} = {one.value}" + ("" if one.is_word else f" ({one.place})"),
+            got=f"{one.place} {one.value}" if one.is_word else f"{one.key} = {one.value} ({one.place})",
             expected=" or ".join([*wanted, *choices]),
-            fix=did_you_mean(near(one.value, choices), "correct the value"),
+            fix=did_you_mean(near(one.value, choices), "correct the value; --help says what the option does"),
         )
 
 

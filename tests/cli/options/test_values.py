@@ -49,7 +49,7 @@ def test_kinds(annotation: str, right: tuple[str, ...], wrong: tuple[str, ...]) 
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
-        (("--pera.rank", "eight"), "pera.rank = eight"),
+        (("--pera.rank", "eight"), "--pera.rank eight\n"),
         (("--model.init_args.learning_rate=fast",), "expected: a number"),
         (("--model.gradient_checkpointing", "maybe"), "expected: true or false"),
         (("--model.dtype", "bfloat61"), "did you mean bfloat16 or"),
