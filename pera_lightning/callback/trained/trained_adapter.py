@@ -121,6 +121,9 @@ class TrainedAdapter:
                 )
             else:
                 told += "no checkpoint was written"
+            # Lightning calls them after this.
+            if any(getattr(one, "save_on_exception", False) for one in trainer.checkpoint_callbacks):
+                told += "; a ModelCheckpoint with save_on_exception writes the present state, and says where"
             # Where the module is still at hand.
             if hasattr(sys, "ps1"):
                 told += "; save_adapter(module, folder) writes what the module holds"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,6 +13,7 @@ import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from pera_lightning import PeraCallback, PeraCausalLM
+from pera_lightning.callback.trained.written_checkpoints import written_checkpoints
 from tests.support.causal_fits import loader, make_trainer, save_llama, unequal_batches
 
 
@@ -41,6 +43,20 @@ def test_the_last_checkpoint_is_named(
     [*_, last] = sorted((tmp_path / "kept").iterdir(), key=lambda path: path.stat().st_mtime)
     assert f"its last checkpoint is {last}. `pera_lightning consolidate --checkpoint {last} --out" in line
     assert "save_adapter" not in line
+
+
+def test_a_checkpoint_of_the_exception_itself_is_still_to_come(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = ModelCheckpoint(tmp_path / "kept", save_top_k=0, save_on_exception=True)
+    line = interrupted(tmp_path, checkpoints, caplog)
+    assert line.endswith(
+        "no checkpoint was written; a ModelCheckpoint with save_on_exception writes the present state, and says where"
+    )
+    [written] = (tmp_path / "kept").iterdir()
+    assert f"saved checkpoint to {written}" in caplog.text
+    # Found by a run that begins with the same callbacks.
+    assert written_checkpoints(SimpleNamespace(checkpoint_callbacks=[checkpoints])) == [written]
 
 
 def test_without_a_checkpoint(
