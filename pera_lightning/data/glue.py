@@ -16,9 +16,9 @@ GlueTaskName = Literal["sst2", "mrpc", "cola", "qnli", "rte", "stsb", "mnli", "q
 class GlueDataModule(LabelledTextModule):
     """A task of GLUE as batches for a sequence classifier.
 
-    The labels of GLUE's test sets are not public, so that the validation set serves twice: a random half of it, which
-    depends on `split_seed` alone, is the val split, to choose a checkpoint and settings by; the other half is the
-    test split, to report. Prediction runs over the test split.
+    The labels of GLUE's test sets are not public, so that the validation set serves twice: a random half of it (of more
+    than 2,000 rows: 1,000), which depends on `split_seed` alone, is the val split, to choose a checkpoint and settings
+    by; the rest is the test split, to report. Prediction runs over the test split.
 
     Batches are dicts of what the tokenizer returns for sentences or pairs (`input_ids`, `attention_mask`, ...), padded
     to the longest row, and `labels` (B): class numbers (int64) or, for STS-B, scores from 0 to 5 (float32).
@@ -34,7 +34,7 @@ class GlueDataModule(LabelledTextModule):
         group_by_length: Make training batches of rows of similar length, which are padded less.
         max_train_rows: Use only so many training rows, drawn at random by `seed`.
         seed: Decides the training rows drawn and their order in every epoch.
-        split_seed: Decides the halves of the validation set.
+        split_seed: Decides which rows of the validation set are in which split.
         num_workers: Processes that prepare batches; rows are tokenised once, in setup, so 0 is usually best.
 
     Raises:

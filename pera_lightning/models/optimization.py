@@ -70,7 +70,9 @@ def _adamw(groups: list[dict[str, Any]], learning_rate: float, *, fused: bool) -
     return optimizer
 
 
-def warmup_schedule(optimizer: Optimizer, *, schedule: Schedule, warmup_ratio: float, total_steps: float) -> LambdaLR:
+def warmup_schedule(
+    optimizer: Optimizer, *, schedule: Schedule, warmup_ratio: float, total_steps: float, warmup_steps: int = 0
+) -> LambdaLR:
     """Linear warm-up from 0, then linear or cosine decay to 0, or a constant rate.
 
     Args:
@@ -79,6 +81,7 @@ def warmup_schedule(optimizer: Optimizer, *, schedule: Schedule, warmup_ratio: f
         warmup_ratio: Share of `total_steps` spent warming up, in [0, 1).
         total_steps: Optimizer steps of the whole training, as `trainer.estimated_stepping_batches` estimates
             them; infinite (or negative, as Lightning says for data without a length) where nothing limits it.
+        warmup_steps: Steps spent warming up, instead of a share.
 
     Raises:
         ConfigError: The schedule or the warm-up needs to know the end of a training that has none.
@@ -92,7 +95,7 @@ def warmup_schedule(optimizer: Optimizer, *, schedule: Schedule, warmup_ratio: f
             fix="set trainer.max_steps or trainer.max_epochs, or use schedule: constant with warmup_ratio: 0",
         )
     steps = int(total_steps) if finite else 0
-    warmup = math.ceil(warmup_ratio * steps)
+    warmup = warmup_steps or math.ceil(warmup_ratio * steps)
 
     # transformers has these schedules too, but importing them imports peft and bitsandbytes where installed.
     def share_of_peak(step: int) -> float:

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from pera_lightning.checkpoint import install_state_hooks
 from pera_lightning.checkpoint.training.training_checkpoint import manifest_in
-from pera_lightning.errors import CheckpointError, InjectionError
+from pera_lightning.errors import CheckpointError, ConfigError, InjectionError
 from pera_lightning.injection import inject_plan, is_adapted, parameter_groups
 from pera_lightning.loading.pretrained import PretrainedSource
 from pera_lightning.loading.pretrained_tokenizer import load_tokenizer
@@ -18,7 +18,7 @@ from pera_lightning.models.accumulation.weighted_accumulation import WeightedAcc
 from pera_lightning.models.activation_offloading import ActivationOffloading, check_offloading
 from pera_lightning.models.gradient_checkpointing import enable_gradient_checkpointing
 from pera_lightning.models.optimization import OptimizerName, Schedule, make_optimizer, warmup_schedule
-from pera_lightning.option_checks import between, check_flags, one_of, positive
+from pera_lightning.option_checks import between, check_flags, count, one_of, positive
 from pera_lightning.run_log.messages import rank_zero_info
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class PretrainedModule(LightningModule):
         h_lr_factor: Factor on the learning rate of the polynomial coefficients h.
         weight_decay: Weight decay of AdamW; coefficients h, biases and norms are never decayed.
         warmup_ratio: Share of all optimizer steps over which the learning rate rises from 0, in [0, 1).
+        warmup_steps: Optimizer steps over which it rises, instead of a share of them; 0 leaves that to `warmup_ratio`.
         schedule: What the learning rate does after the warm-up; linear and cosine end at 0.
 
     Raises:
@@ -74,6 +75,7 @@ class PretrainedModule(LightningModule):
         h_lr_factor: float = 1.0,
         weight_decay: float = 0.0,
         warmup_ratio: float = 0.0,
+        warmup_steps: int = 0,
         schedule: Schedule = "linear",
     ) -> None:
         super().__init__()
@@ -96,6 +98,14 @@ class PretrainedModule(LightningModule):
         self.h_lr_factor = positive("h_lr_factor", h_lr_factor)
         self.weight_decay = between("weight_decay", weight_decay, 0, math.inf)
         self.warmup_ratio = between("warmup_ratio", warmup_ratio, 0, 1)
+        self.warmup_steps = count("warmup_steps", warmup_steps, least=0)
+        if warmup_ratio and warmup_steps:
+            raise ConfigError(
+                "The warm-up has one length.",
+                got=f"warmup_ratio={warmup_ratio} and warmup_steps={warmup_steps}",
+                expected="a share of the steps, or their number",
+                fix="leave one out",
+            )
         self.schedule = one_of("schedule", schedule, get_args(Schedule))
         self.model: PreTrainedModel | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
@@ -196,6 +206,7 @@ class PretrainedModule(LightningModule):
             optimizer,
             schedule=self.schedule,
             warmup_ratio=self.warmup_ratio,
+            warmup_steps=self.warmup_steps,
             total_steps=self.trainer.estimated_stepping_batches,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

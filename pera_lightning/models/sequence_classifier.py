@@ -40,7 +40,7 @@ class PeraSequenceClassifier(PretrainedModule):
             leaves them without names.
         **options: What every `PretrainedModule` has: revision, dtype, attn_implementation, trust_remote_code,
             gradient_checkpointing, activation_offloading, optimizer, b_lr_factor, h_lr_factor, weight_decay,
-            warmup_ratio, schedule.
+            warmup_ratio, warmup_steps, schedule.
 
     Raises:
         ConfigError: An option has a value it cannot have.

@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 
 from pera_lightning.data.glue import GlueDataModule
 from pera_lightning.data.reading import glue_sources
-from pera_lightning.data.reading.glue_files import GLUE_TASKS, read_glue_file, split_in_halves
+from pera_lightning.data.reading.glue_files import GLUE_TASKS, cut_in_two, read_glue_file
 from pera_lightning.errors import ConfigError, DataError
 from tests.support.classifiers import write_task
 from tests.support.pretrained import character_tokenizer
@@ -51,7 +51,7 @@ def test_batches_of_scores_of_pairs(tmp_path: Path, tokenizer: Any) -> None:
     assert data.num_labels == 1
     batches = list(data.test_dataloader())
     rows = read_glue_file(tmp_path / "t" / "dev.tsv", "stsb")
-    expected = [rows[index] for index in split_in_halves(6, seed=0)[1]]
+    expected = [rows[index] for index in cut_in_two(6, seed=0)[1]]
     assert [len(batch["labels"]) for batch in batches] == [2, 1]
     assert torch.cat([batch["labels"] for batch in batches]).tolist() == [row.label for row in expected]
     assert batches[0]["labels"].dtype == torch.float32
@@ -70,7 +70,7 @@ def test_val_and_test_are_the_halves_of_the_validation_set(tmp_path: Path, token
     assert len(val) == len(test) == 10
     rows = read_glue_file(tmp_path / "t" / "dev.tsv", "cola")
     chosen = [tokenizer.decode(row["input_ids"]) for row in val]
-    assert chosen == [tokenizer.decode(tokenizer(rows[i].texts[0])["input_ids"]) for i in split_in_halves(20, 3)[0]]
+    assert chosen == [tokenizer.decode(tokenizer(rows[i].texts[0])["input_ids"]) for i in cut_in_two(20, 3)[0]]
     # The stage and the seed of the training rows have no say.
     assert halves("test", split_seed=3, seed=5) == [val, test]
     assert halves("test", split_seed=4) != [val, test]

@@ -134,10 +134,11 @@ def test_checkpoint_holds_plain_values_and_resumes(
     assert again.trainer.global_step == 6
 
 
-def test_learning_rates_follow_the_schedule(tmp_path: Path, folder: str, batches: list[dict[str, Tensor]]) -> None:
-    module = PeraCausalLM(
-        folder, learning_rate=0.1, b_lr_factor=2.0, h_lr_factor=30.0, warmup_ratio=0.5, schedule="linear"
-    )
+@pytest.mark.parametrize("warm_up", [{"warmup_ratio": 0.5}, {"warmup_steps": 2}])
+def test_learning_rates_follow_the_schedule(
+    tmp_path: Path, folder: str, batches: list[dict[str, Tensor]], warm_up: dict[str, Any]
+) -> None:
+    module = PeraCausalLM(folder, learning_rate=0.1, b_lr_factor=2.0, h_lr_factor=30.0, schedule="linear", **warm_up)
     rates: list[list[float]] = []
 
     class Recorder(pl.Callback):
@@ -254,6 +255,8 @@ def test_lightning_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         {"weight_decay": -0.1},
         {"warmup_ratio": 1.0},
         {"warmup_ratio": "half"},
+        {"warmup_steps": -1},
+        {"warmup_steps": 0.5},
         {"schedule": "exponential"},
         {"max_new_tokens": 0},
         {"max_new_tokens": 2.5},
@@ -264,6 +267,11 @@ def test_options_that_cannot_be(option: dict[str, Any]) -> None:
     (name,) = option
     with pytest.raises(ConfigError, match=f"{name} cannot have this value"):
         PeraCausalLM("org/model", **option)
+
+
+def test_the_warm_up_has_one_length() -> None:
+    with pytest.raises(ConfigError, match=r"warmup_ratio=0\.1 and warmup_steps=100"):
+        PeraCausalLM("org/model", warmup_ratio=0.1, warmup_steps=100)
 
 
 @pytest.mark.real_model

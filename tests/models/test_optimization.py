@@ -47,6 +47,12 @@ def test_schedules(schedule: str, after: Any, warmup_ratio: float) -> None:
         assert second == pytest.approx(3 * expected, abs=1e-9)
 
 
+def test_steps_of_warmup_need_no_end() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = warmup_schedule(optimizer, schedule="constant", warmup_ratio=0.0, warmup_steps=4, total_steps=math.inf)
+    assert [scheduler.lr_lambdas[0](step) for step in (0, 1, 4, 9)] == [0.0, 0.25, 1.0, 1.0]
+
+
 def test_a_single_step_of_warmup() -> None:
     assert rates("linear", 0.5, 1, 3) == [[0.0, 0.0], [1.0, 3.0], [0.0, 0.0]]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pera_lightning.data.option_errors import check_at_least_one
-from pera_lightning.data.reading.glue_files import GLUE_TASKS, GlueRow, check_task, read_glue_file, split_in_halves
+from pera_lightning.data.reading.glue_files import GLUE_TASKS, GlueRow, check_task, cut_in_two, read_glue_file
 from pera_lightning.data.reading.held_out import drawn
 from pera_lightning.data.reading.row_files import load_hub_dataset
 from pera_lightning.data.reading.split_sources import Split
@@ -58,7 +58,7 @@ class GlueSources:
             self._rows("train")
 
     def needed_in(self, stage: str) -> list[Split]:
-        """The splits that a stage of the Trainer uses; both halves of the validation set are read at once."""
+        """The splits that a stage of the Trainer uses; both parts of the validation set are read at once."""
         return ["train", "val", "test"] if stage == "fit" else ["val", "test"]
 
     def read(self, splits: Collection[Split]) -> Iterator[tuple[Split, list[GlueRow]]]:
@@ -71,7 +71,7 @@ class GlueSources:
             yield "train", self._drawn(self._rows("train"))
         if "val" in splits:
             rows = self._rows("validation_matched" if self.task == "mnli" else "validation")
-            val, test = split_in_halves(len(rows), self.split_seed)
+            val, test = cut_in_two(len(rows), self.split_seed)
             yield "val", [rows[index] for index in val]
             yield "test", [rows[index] for index in test]
 

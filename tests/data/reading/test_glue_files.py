@@ -1,4 +1,4 @@
-"""GLUE's tab-separated files, and the halves of a validation set."""
+"""GLUE's tab-separated files, and the two parts of a validation set."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pera_lightning.data.reading.glue_files import GLUE_TASKS, GlueRow, read_glue_file, split_in_halves
+from pera_lightning.data.reading.glue_files import GLUE_TASKS, GlueRow, cut_in_two, read_glue_file
 from pera_lightning.errors import ConfigError, DataError
 
 STSB = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n"
@@ -73,14 +73,23 @@ def test_other_encodings_are_refused(tmp_path: Path) -> None:
         read_glue_file(path, "rte")
 
 
-def test_halves_are_disjoint_complete_and_decided_by_the_seed() -> None:
-    selection, reporting = split_in_halves(101, seed=0)
-    assert (len(selection), len(reporting)) == (50, 51)
+@pytest.mark.parametrize(
+    ("rows", "sizes"),
+    [(872, (436, 436)), (408, (204, 204)), (1043, (522, 521)), (5463, (1000, 4463)), (277, (139, 138)), (2, (1, 1))],
+)
+def test_the_parts_have_the_sizes_of_the_paper(rows: int, sizes: tuple[int, int]) -> None:
+    """Table 7 of arXiv 2604.11841, from the sizes of GLUE's validation sets."""
+    assert tuple(map(len, cut_in_two(rows, seed=0))) == sizes
+
+
+def test_parts_are_disjoint_complete_and_decided_by_the_seed() -> None:
+    selection, reporting = cut_in_two(101, seed=0)
+    assert (len(selection), len(reporting)) == (51, 50)
     assert sorted(selection + reporting) == list(range(101))
-    assert split_in_halves(101, seed=0) == (selection, reporting)
-    assert split_in_halves(101, seed=1) != (selection, reporting)
-    with pytest.raises(DataError, match="halved"):
-        split_in_halves(1, seed=0)
+    assert cut_in_two(101, seed=0) == (selection, reporting)
+    assert cut_in_two(101, seed=1) != (selection, reporting)
+    with pytest.raises(DataError, match="cut in two"):
+        cut_in_two(1, seed=0)
 
 
 def _written(folder: Path, text: str) -> Path:
