@@ -1,0 +1,73 @@
+"""Accuracies on the commonsense tasks by generated answers, measured in the test of a fit."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from typing_extensions import override
+
+from pera_lightning.data.commonsense import task_files
+from pera_lightning.evaluation import Evaluation, evaluate_commonsense
+
+MEAN = "mean_accuracy"
+"""Logged after `test_`; a task's own accuracy is logged under its name."""
+
+
+class GeneratedAnswers(Callback):
+    """Logs in the test what the paper reports: accuracies of the answers that the model writes.
+
+    `test_<task>` and `test_mean_accuracy`, from 0 to 1, and what answering took: `test_<task>_seconds`, and on a GPU
+    `test_<task>_gb`, the peak of its memory. The adapter is not merged.
+
+    Args:
+        tasks: Folder with `<task>/test.json` for one or more of the tasks.
+        limit: Most questions of a task.
+        num_beams: Beams of the search.
+        max_new_tokens: Longest answer, in tokens.
+        batch_size: Questions at a time.
+    """
+
+    def __init__(
+        self, tasks: str, limit: int | None = None, num_beams: int = 4, max_new_tokens: int = 16, batch_size: int = 16
+    ) -> None:
+        self.tasks = Path(tasks)
+        self.options = {
+            "limit": limit,
+            "num_beams": num_beams,
+            "max_new_tokens": max_new_tokens,
+            "batch_size": batch_size,
+        }
+
+    @override
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        accuracies = []
+        for task, path in task_files(self.tasks).items():
+            if path.is_file():
+                accuracies.append(self._measure(task, path, trainer, pl_module))
+        pl_module.log(f"test_{MEAN}", sum(accuracies) / len(accuracies))
+
+    def _measure(self, task: str, path: Path, trainer: Any, module: Any) -> float:
+        on_gpu = module.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(module.device)
+        start = time.perf_counter()
+        accuracy = self._answered(task, path, trainer, module).accuracy(task)
+        module.log(f"test_{task}", accuracy)
+        module.log(f"test_{task}_seconds", time.perf_counter() - start)
+        if on_gpu:
+            module.log(f"test_{task}_gb", torch.cuda.max_memory_allocated(module.device) / 1e9)
+        return accuracy
+
+    def _answered(self, task: str, path: Path, trainer: Any, module: Any) -> Evaluation:
+        # A folder with this task alone: what it costs is asked of each.
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / task).symlink_to(path.parent.resolve())
+            return evaluate_commonsense(
+                module.built_model(), module.tokenizer, folder, template=trainer.datamodule.template, **self.options
+            )
