@@ -15,7 +15,7 @@ from rich import box
 from benchmarks.paper.rows import Column, Row, Table
 from benchmarks.paper.settings import LORA, Setting
 from pera_lightning.analysis.method_comparison import ComparedRun, mean_interval
-from pera_lightning.cli.compare.single_run import RESULT
+from pera_lightning.cli.compare.settings import RESULT
 from pera_lightning.plain_table import Lines, PlainTable
 from pera_lightning.storage.atomic import replacing
 

@@ -10,8 +10,8 @@ from typing import Literal
 
 from benchmarks.paper.generated_answers import MEAN, GeneratedAnswers
 from benchmarks.paper.tables import GLUE_SEEDS, GLUE_TASKS, TABLE_6, TABLE_8
-from pera_lightning.cli.compare.command import METHODS
-from pera_lightning.cli.compare.runs import Plan
+from pera_lightning.cli.compare.comparison_methods import METHODS
+from pera_lightning.cli.compare.comparison_plan import Plan
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "paper"
 LAYERS = {"Q": "q_proj", "K": "k_proj", "V": "v_proj", "U": "up_proj", "D": "down_proj"}

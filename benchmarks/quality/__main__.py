@@ -24,11 +24,13 @@ from pathlib import Path
 
 from benchmarks.__main__ import header
 from benchmarks.quality import approximation
+from benchmarks.quality.every_study import STUDIES
 from benchmarks.quality.report import RESULTS, write_page
-from benchmarks.quality.studies import RUNS, STUDIES
+from benchmarks.quality.studies import RUNS
 from pera_lightning.analysis.method_comparison import ComparedRun, best_learning_rate
 from pera_lightning.analysis.method_table import read_runs
-from pera_lightning.cli.compare.runs import Plan, make_cells, run_comparison
+from pera_lightning.cli.compare.comparison_plan import Plan
+from pera_lightning.cli.compare.runs import make_cells, run_comparison
 from pera_lightning.cli.compare.single_run import keep_result, run_cell
 
 CHECKED = ("cola_upper_rank_1", "lora"), ("sst2_upper_rank_1", "normalised_h10"), ("stsb_upper_rank_4", "full")

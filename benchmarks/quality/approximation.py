@@ -21,8 +21,9 @@ from rich.progress import track
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from benchmarks.quality.every_study import STUDIES
 from benchmarks.quality.small_model import train_whole
-from benchmarks.quality.studies import RUNS, SMALL_STEPS, STUDIES
+from benchmarks.quality.studies import RUNS, SMALL_STEPS
 from benchmarks.quality.variants import rms
 from pera_lightning.functional import delta_weight, expanded_rank
 

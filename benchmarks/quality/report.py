@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks.quality import approximation
 from benchmarks.quality.approximation import Approximation
+from benchmarks.quality.every_study import STUDIES
 from benchmarks.quality.pictures import (
     Results,
     plot_learning_rates,
@@ -20,7 +21,7 @@ from benchmarks.quality.pictures import (
     plot_worth,
     title,
 )
-from benchmarks.quality.studies import FORMS, SMALL_STEPS, STUDIES, Study
+from benchmarks.quality.studies import FORMS, SMALL_STEPS, Study
 from pera_lightning.analysis.method_comparison import ComparedRun, MethodSummary, mean_interval
 from pera_lightning.analysis.method_table import read_runs
 from pera_lightning.analysis.plots.figure import save_figure

@@ -10,8 +10,8 @@ from typing import Literal
 
 from benchmarks.quality.random_labels import ROWS, write_random_labels
 from benchmarks.quality.small_model import PRETRAINING_STEPS, write_small_model
-from pera_lightning.cli.compare.command import METHODS
-from pera_lightning.cli.compare.runs import Plan
+from pera_lightning.cli.compare.comparison_methods import METHODS
+from pera_lightning.cli.compare.comparison_plan import Plan
 
 RUNS = Path("runs/quality")
 
@@ -35,6 +35,7 @@ class Study:
         methods: Names of `compare`'s methods, or name -> options.
         seeds: Seeds at the best learning rate.
         tuning_seeds: How many of them try every learning rate.
+        extensions: How many learning rates beyond the grid a method may try whose best one is at an end of it.
         write_data: Makes what is in no file: from the folder given to the script, into that which `data` names first,
             which then is one under `RUNS`.
         is_closer_look: Whether it looks at another study's question again, and so does not count beside that one.
@@ -54,6 +55,7 @@ class Study:
     methods: dict[str, str]
     seeds: tuple[int, ...]
     tuning_seeds: int
+    extensions: int = 0
     write_data: Callable[[Path, Path], None] | None = None
     is_closer_look: bool = False
 
@@ -84,6 +86,7 @@ class Study:
             mode=self.mode,
             out=RUNS / self.name if out is None else out,
             workers=workers,
+            extensions=self.extensions,
         )
 
 
@@ -110,7 +113,7 @@ IDEAS = {
 }
 """Further forms of docs/RESEARCH.md; the last three have products as large as `normalised`."""
 _WHOLE_FORMS = {name: words for name, words in FORMS.items() if not name.startswith("auto")}
-_UPPER_FORMS = {name: words for name, words in _WHOLE_FORMS.items() if name != "normalised"}
+UPPER_FORMS = {name: words for name, words in _WHOLE_FORMS.items() if name != "normalised"}
 _SMALL_FORMS = {name: words for name, words in FORMS.items() if name != "normalised"}
 
 
@@ -145,7 +148,7 @@ MORE_SEEDS = {"stsb_upper_rank_8": (0, 1, 2, 3, 4, 5)}
 SMALL_STEPS = 300
 """Of the small language model."""
 
-_FURTHER = dataclasses.replace(UPPER["stsb"], learning_rates=(3e-3, 1e-2))
+FURTHER = dataclasses.replace(UPPER["stsb"], learning_rates=(3e-3, 1e-2))
 _UPPER_OPTIONS = (
     r"--pera.exclude_modules .*layer\.[0-3]\..* "
     "--trainer.callbacks+=benchmarks.quality.frozen_layers.FrozenLayers --trainer.callbacks.count 4"
@@ -210,7 +213,7 @@ def commonsense(rank: int) -> Study:
         mode="min",
         also="token_accuracy",
         learning_rates=(3e-3, 1e-2, 3e-2),
-        methods=_UPPER_FORMS,
+        methods=UPPER_FORMS,
         seeds=(0, 1, 2),
         tuning_seeds=1,
     )
@@ -219,7 +222,7 @@ def commonsense(rank: int) -> Study:
 def random_labels(rank: int) -> Study:
     """How much an adapter of a rank can learn by heart."""
     task = GlueTask("SST-2", "accuracy", ROWS, 8, (1e-3, 3e-3))
-    study = glue(f"random_labels_upper_rank_{rank}", task, "sst2", rank, upper=True, methods=_UPPER_FORMS)
+    study = glue(f"random_labels_upper_rank_{rank}", task, "sst2", rank, upper=True, methods=UPPER_FORMS)
     return dataclasses.replace(
         study,
         task="Random labels",
@@ -273,24 +276,3 @@ def finer_rates() -> Study:
         tuning_seeds=3,
         is_closer_look=True,
     )
-
-
-RANKS = 1, 2, 4, 8
-STUDIES = {
-    study.name: study
-    for study in (
-        *(glue(f"{task}_rank_2", data, task, 2, upper=False) for task, data in WHOLE.items()),
-        *(
-            glue(f"{task}_upper_rank_{rank}", data, task, rank, upper=True, methods=_UPPER_FORMS)
-            for task, data in UPPER.items()
-            for rank in RANKS
-        ),
-        finer_rates(),
-        *map(small_model, RANKS),
-        random_labels(1),
-        *map(commonsense, RANKS),
-        dataclasses.replace(
-            glue("ideas_upper_rank_2", _FURTHER, "stsb", 2, upper=True, methods=IDEAS), task="Further forms: STS-B"
-        ),
-    )
-}

@@ -29,6 +29,10 @@ class ComparedRun:
         steps: Optimizer steps made.
         step_ms: Median milliseconds of an optimizer step.
         reason: Why it diverged; empty where it did not.
+        peak_mb: Most memory in training in megabytes: of tensors on a GPU, of the whole process on a CPU; NaN where it
+            was not measured.
+        disk_mb: Megabytes of the saved adapter's tensors; NaN where it was not measured.
+        minutes: How long the run took, with loading, validation and test; NaN where it was not measured.
     """
 
     method: str
@@ -43,6 +47,9 @@ class ComparedRun:
     steps: int
     step_ms: float
     reason: str = ""
+    peak_mb: float = math.nan
+    disk_mb: float = math.nan
+    minutes: float = math.nan
 
     @property
     def diverged(self) -> bool:
@@ -68,6 +75,8 @@ class MethodSummary:
         energy: Mean over those runs that did not diverge.
         trainable: Number of trained parameters.
         step_ms: Median over those runs.
+        peak_mb: Most over those runs; NaN where it was not measured.
+        disk_mb: Median over those runs; NaN where it was not measured.
         diverged: Runs of this method that diverged, at any learning rate.
         runs: Runs of this method.
     """
@@ -81,6 +90,8 @@ class MethodSummary:
     energy: float
     trainable: int
     step_ms: float
+    peak_mb: float
+    disk_mb: float
     diverged: int
     runs: int
 
@@ -161,6 +172,8 @@ def _summary(
         energy=statistics.fmean(run.energy for run in chosen if not run.diverged) if reports else math.nan,
         trainable=own[0].trainable,
         step_ms=statistics.median(run.step_ms for run in chosen or own),
+        peak_mb=max(run.peak_mb for run in chosen or own),
+        disk_mb=statistics.median(run.disk_mb for run in chosen or own),
         diverged=sum(run.diverged for run in own),
         runs=len(own),
     )

@@ -26,7 +26,8 @@ def as_table(summaries: Sequence[MethodSummary], report: str) -> PlainTable:
         "rate: the best learning rate in validation (! at an end of the grid: try beyond it). test: "
         f"{report}, mean over seeds and standard deviation. difference: mean over seeds of the difference from "
         f"{reference} with the same seed, and its 95 % interval over seeds (Student's t). energy: norm of the "
-        "polynomial part of dW over that of the linear one."
+        "polynomial part of dW over that of the linear one. peak MB: most memory in training, of tensors on a GPU, "
+        "of the process on a CPU. disk MB: the saved adapter."
     )
     table = PlainTable(title=title, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     rows = [cells(summary, is_reference=summary.method == reference) for summary in summaries]
@@ -39,7 +40,7 @@ def as_table(summaries: Sequence[MethodSummary], report: str) -> PlainTable:
     return table
 
 
-HEADINGS = ("method", "rate", "test", "difference", "energy", "trained", "step ms")
+HEADINGS = ("method", "rate", "test", "difference", "energy", "trained", "step ms", "peak MB", "disk MB")
 
 
 def cells(summary: MethodSummary, *, is_reference: bool) -> tuple[str, ...]:
@@ -61,7 +62,13 @@ def cells(summary: MethodSummary, *, is_reference: bool) -> tuple[str, ...]:
         f"{summary.energy:.2g}",
         f"{summary.trainable:,}",
         f"{summary.step_ms:.0f}",
+        _size(summary.peak_mb),
+        _size(summary.disk_mb),
     )
+
+
+def _size(megabytes: float) -> str:
+    return "-" if math.isnan(megabytes) else f"{megabytes:,.0f}" if megabytes >= 100 else f"{megabytes:.3g}"
 
 
 def write_runs(runs: Sequence[ComparedRun], path: Path) -> None:
@@ -97,4 +104,6 @@ def _run(row: dict[str, str]) -> ComparedRun:
         steps=int(row["steps"]),
         step_ms=float(row["step_ms"]),
         reason=row["reason"],
+        # Earlier files have no such columns.
+        **{name: number(name) or math.nan for name in ("peak_mb", "disk_mb", "minutes") if name in row},
     )

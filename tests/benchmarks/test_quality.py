@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from benchmarks.quality.__main__ import agreement
+from benchmarks.quality.every_study import STUDIES
 from benchmarks.quality.frozen_layers import FrozenLayers, States, remember_layers
 from benchmarks.quality.pictures import Results, _cut
 from benchmarks.quality.random_labels import write_random_labels
@@ -26,11 +27,11 @@ from benchmarks.quality.report import (
     table_of_all,
     write_page,
 )
-from benchmarks.quality.studies import STUDIES
 from benchmarks.quality.variants import DrawnCoefficients, FollowingScale, NaturalScale, PenalisedCoefficients
 from pera_lightning import PeraConfig, inject_adapter
 from pera_lightning.analysis.method_comparison import ComparedRun
 from pera_lightning.analysis.plots.figure import new_figure
+from pera_lightning.cli.compare.comparison_methods import method_of
 from pera_lightning.cli.estimate.parsed_fit import parse_fit
 from pera_lightning.injection import adapted_layers
 from pera_lightning.layers import PeraLinear
@@ -47,8 +48,8 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_comparison_parses(name: str) -> None:
     plan = STUDIES[name].plan(Path("data"), workers=1)
     assert next(iter(plan.methods)) == "lora"
-    for words in plan.methods.values():
-        parsed = parse_fit("compare", [*plan.words, *words.split()])
+    for text in plan.methods.values():
+        parsed = parse_fit("compare", [*plan.words, *method_of(text).words])
         assert parsed.pera.rank == STUDIES[name].rank
 
 

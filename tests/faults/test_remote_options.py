@@ -168,6 +168,10 @@ def test_a_path_of_the_user_becomes_a_path_in_one_place() -> None:
         ("storage/gguf_header.py", "path, 'rb'"),
         ("data/chat/template_process.py", "__file__"),
         ("data/chat/template_worker.py", "'/proc/self/statm'"),
+        ("cli/compare/run_record.py", "'/proc/self/status'"),
+        ("cli/compare/run_record.py", "'/proc/self/clear_refs'"),
+        # A temporary one.
+        ("cli/compare/trial.py", "folder"),
         ("callback/trained/trained_adapter.py", "tempfile.gettempdir()"),
         # Out of a checkpoint, only compared with each other.
         ("callback/resume/restored_callbacks.py", "path"),

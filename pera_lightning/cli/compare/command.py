@@ -7,28 +7,16 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from pera_lightning.cli.compare.comparison_methods import METHODS, named_methods
 from pera_lightning.cli.options.checked import check_fit_of
 from pera_lightning.cli.options.parser import ToolParser
 from pera_lightning.cli.options.places import check_places
 from pera_lightning.cli.screen import show, show_table
-from pera_lightning.did_you_mean import did_you_mean, near
 from pera_lightning.errors import ConfigError
 from pera_lightning.storage.remote import local_path
 
 if TYPE_CHECKING:
     from pera_lightning.analysis.method_comparison import MethodSummary
-
-METHODS = {
-    "lora": "--pera.order 1",
-    "square": "--pera.order 2 --pera.terms square --pera.coefficient_scale 1.0",
-    "cross": "--pera.order 2 --pera.terms cross --pera.coefficient_scale 1.0",
-    "full": "--pera.order 2 --pera.terms full --pera.coefficient_scale 1.0",
-    "order_3": "--pera.order 3 --pera.terms full --pera.coefficient_scale 1.0",
-    "full_auto": "--pera.order 2 --pera.terms full --pera.coefficient_scale auto",
-    "square_auto": "--pera.order 2 --pera.terms square --pera.coefficient_scale auto",
-    "order_3_auto": "--pera.order 3 --pera.terms full --pera.coefficient_scale auto",
-}
-"""Methods by name, as options of `fit`."""
 
 
 def compare(words: Sequence[str]) -> None:
@@ -45,12 +33,13 @@ def compare(words: Sequence[str]) -> None:
     check_places("fit", rest, resumes=False)
     from pera_lightning.analysis.method_comparison import is_identical_to_lora, summarise
     from pera_lightning.analysis.method_table import as_table
-    from pera_lightning.cli.compare.runs import Plan, run_comparison
+    from pera_lightning.cli.compare.comparison_plan import Plan
+    from pera_lightning.cli.compare.runs import run_comparison
 
     selection, report = _metrics(arguments.metric)
     plan = Plan(
         words=tuple(rest),
-        methods=_methods(arguments.methods),
+        methods=named_methods(arguments.methods),
         learning_rates=tuple(arguments.learning_rates),
         seeds=tuple(arguments.seeds),
         tuning_seeds=len(arguments.seeds) if arguments.tuning_seeds is None else arguments.tuning_seeds,
@@ -60,6 +49,7 @@ def compare(words: Sequence[str]) -> None:
         out=local_path(arguments.out, "--out"),
         learning_rate_option=arguments.learning_rate_option,
         workers=arguments.workers,
+        extensions=arguments.extend,
         overwrite=arguments.overwrite == "true",
     )
     runs = run_comparison(plan)
@@ -102,6 +92,14 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
         "(default: lora square cross full)",
     )
     parser.add_argument("--learning_rates", nargs="+", type=float, required=True, metavar="RATE")
+    parser.add_argument(
+        "--extend",
+        type=int,
+        default=0,
+        metavar="N",
+        help="where the best learning rate of a method is at an end of the grid, it tries up to N further ones beyond "
+        "(default: 0)",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="default: 0 1 2")
     parser.add_argument(
         "--tuning_seeds",
@@ -174,34 +172,3 @@ def _mode(name: str) -> Literal["min", "max"]:
             fix="--mode min if less is better, --mode max if more is",
         )
     return "min" if lower else "max"
-
-
-def _methods(texts: Sequence[str]) -> dict[str, str]:
-    found = dict(map(_method, texts))
-    if len(found) < len(texts):
-        raise ConfigError(
-            "Methods are told apart by their names.",
-            got=" ".join(text.partition("=")[0] for text in texts),
-            expected="each name once",
-            fix='name them differently, as in "h30=--pera.coefficient_scale 30"',
-        )
-    return found
-
-
-def _method(text: str) -> tuple[str, str]:
-    name, _, words = text.partition("=")
-    if not words and name not in METHODS:
-        raise ConfigError(
-            "There is no method of that name.",
-            got=repr(text),
-            expected=f'{", ".join(METHODS)}, or "name=options of fit"',
-            fix=did_you_mean(near(name, METHODS), "use one of them"),
-        )
-    if not re.fullmatch(r"[\w+-][\w.+-]*", name):
-        raise ConfigError(
-            "The name of a method becomes the name of a folder.",
-            got=repr(name),
-            expected="letters, digits, _ + - and, not as the first one, dots",
-            fix="name it without blanks and other signs",
-        )
-    return name, words or METHODS[name]

@@ -8,6 +8,8 @@ from typing import Any
 
 from pera_lightning.base_layers import check_bitsandbytes
 from pera_lightning.callback.callback import PeraCallback
+from pera_lightning.cli.compare.peft_options import check_fit_options, left_out, make_configuration, peft_options
+from pera_lightning.cli.screen import tell
 from pera_lightning.errors import ConfigError, PeraError
 
 
@@ -39,3 +41,23 @@ def check_method(method: str, options: Mapping[str, Any]) -> None:
             expected="methods that can, before the first of them trains",
             fix=error.cure,
         ) from error
+
+
+def check_peft_method(method: str, given: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of PEFT's configuration for a method, tried on a name of a layer; tells what it leaves out of the fit.
+
+    Args:
+        method: Name of the method.
+        given: Field of PEFT's configuration -> its value as typed.
+        options: All options of its fit, parsed.
+
+    Raises:
+        ConfigError: PEFT refuses them, or the fit does what PEFT does not.
+    """
+    check_fit_options(options["pera"])
+    found = peft_options(given, options["pera"])
+    make_configuration(found, ["layer"])
+    missing = left_out(found, options["pera"], options["model"].get("init_args") or {})
+    if missing:
+        tell(f"{method}: PEFT's {found['peft_type']} takes no part in {', '.join(missing)}.")
+    return found

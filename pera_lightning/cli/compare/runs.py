@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import multiprocessing
-import shlex
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from pera_lightning.cli.compare.comparison_cost import announce
+from pera_lightning.cli.compare.comparison_methods import method_of
+from pera_lightning.cli.compare.comparison_plan import Plan
+from pera_lightning.cli.compare.run_progress import RunProgress
 from pera_lightning.cli.compare.settings import SETTINGS, check_fit, keep_settings
 from pera_lightning.errors import ConfigError
 from pera_lightning.storage.folder_kind import FolderKind, check_ours
 from pera_lightning.storage.out_folder import check_out_folder
 from pera_lightning.storage.whole_folder import whole_folder
-from pera_lightning.visible_text import visible
 
 if TYPE_CHECKING:
     from pera_lightning.analysis.method_comparison import ComparedRun
     from pera_lightning.cli.compare.single_run import Cell
 
+PEFT_FIELDS = "peft"
+"""Where the settings of a comparison hold the configuration of PEFT of a method."""
 COMPARISON = FolderKind(
     "a comparison",
     marker=SETTINGS,
@@ -32,82 +32,6 @@ COMPARISON = FolderKind(
     # One that was interrupted before its settings were written.
     beside=(".lock",),
 )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is compared.
-
-    Attributes:
-        words: `--config` and overrides, as `fit` takes them.
-        methods: Name -> further overrides. The first one is the reference.
-        learning_rates: Learning rates that every method tries.
-        seeds: Seeds of the runs at the best learning rate.
-        tuning_seeds: How many of them, from the first, try every learning rate; the best is chosen by these.
-        selection: Name of the metric to select by, logged in validation.
-        report: Name of the metric to report, logged in test.
-        mode: Whether less or more of them is better.
-        out: Folder of the comparison. Runs that it holds already are not made again.
-        learning_rate_option: The option of `fit` that is the learning rate.
-        workers: Runs made at a time: one in this process, or several in processes of their own.
-        overwrite: Whether `out` may be a folder with other files; those of the same names are then replaced.
-    """
-
-    words: tuple[str, ...]
-    methods: dict[str, str]
-    learning_rates: tuple[float, ...]
-    seeds: tuple[int, ...]
-    tuning_seeds: int
-    selection: str
-    report: str
-    mode: Literal["min", "max"]
-    out: Path
-    learning_rate_option: str = "model.init_args.learning_rate"
-    workers: int = 1
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        for name, values in (("learning_rates", self.learning_rates), ("seeds", self.seeds)):
-            if not values or len(set(values)) < len(values):
-                raise ConfigError(
-                    f"{name} are tried one after the other.",
-                    got=str(list(values)),
-                    expected="one or more, each once",
-                    fix="leave out what is there twice",
-                )
-        if not all(0 < rate < math.inf for rate in self.learning_rates):
-            raise ConfigError(
-                "A learning rate says how far a step goes.",
-                got=str(list(self.learning_rates)),
-                expected="numbers above 0",
-                fix="leave out the others",
-            )
-        if not all(0 <= seed < 2**32 for seed in self.seeds):
-            raise ConfigError(
-                "Random numbers start from a seed.",
-                got=str(list(self.seeds)),
-                expected="whole numbers from 0 to 4294967295",
-                fix="leave out the others",
-            )
-        if self.workers < 1:
-            raise ConfigError(
-                "workers says how many runs are made at a time.",
-                got=self.workers,
-                expected="a number of 1 or more",
-                fix="leave it out: then it is 1",
-            )
-        if not 1 <= self.tuning_seeds <= len(self.seeds):
-            raise ConfigError(
-                "tuning_seeds says how many of the seeds try every learning rate.",
-                got=f"{self.tuning_seeds} of {len(self.seeds)} seeds",
-                expected=f"a number from 1 to {len(self.seeds)}",
-                fix="leave it out: then all of them do",
-            )
-
-    @property
-    def tuning(self) -> tuple[int, ...]:
-        """The seeds that the learning rate is chosen by."""
-        return self.seeds[: self.tuning_seeds]
 
 
 def run_comparison(plan: Plan) -> list[ComparedRun]:
@@ -147,11 +71,19 @@ def _run_comparison(plan: Plan) -> list[ComparedRun]:
     tuned = [
         cell(method, rate, seed) for method in plan.methods for rate in plan.learning_rates for seed in plan.tuning
     ]
-    runs = _run_all(tuned, plan.workers, "each learning rate")
-    best = {method: best_learning_rate(runs, method, plan.tuning, plan.mode) for method in plan.methods}
     others = plan.seeds[plan.tuning_seeds :]
-    final = [cell(method, rate, seed) for method, rate in best.items() if rate is not None for seed in others]
-    runs += _run_all(final, plan.workers, "the best, other seeds")
+    announce(tuned, others, plan)
+    with RunProgress(len(tuned) + len(plan.methods) * len(others)) as progress:
+        runs = _run_all(tuned, plan.workers, progress)
+        for _ in range(plan.extensions):
+            further = [cell(method, rate, seed) for method, rate in _beyond(plan, runs) for seed in plan.tuning]
+            progress.expect(len(further))
+            runs += _run_all(further, plan.workers, progress)
+        best = {method: best_learning_rate(runs, method, plan.tuning, plan.mode) for method in plan.methods}
+        final = [cell(method, rate, seed) for method, rate in best.items() if rate is not None for seed in others]
+        # A method that always diverged has no other seeds.
+        progress.expect(len(final) - len(plan.methods) * len(others))
+        runs += _run_all(final, plan.workers, progress)
     figure = plot_methods(runs, summarise(runs, plan.tuning, plan.mode), plan.selection, plan.report)
     with whole_folder(plan.out, COMPARISON, overwrite=plan.overwrite) as new:
         write_runs(runs, new / "runs.csv")
@@ -160,21 +92,44 @@ def _run_comparison(plan: Plan) -> list[ComparedRun]:
     return runs
 
 
+def _beyond(plan: Plan, runs: Sequence[ComparedRun]) -> list[tuple[str, float]]:
+    """Methods whose best learning rate is at an end of what they tried, and the next one beyond it."""
+    from pera_lightning.analysis.method_comparison import best_learning_rate
+
+    found = []
+    for method in plan.methods:
+        tried = sorted({run.learning_rate for run in runs if run.method == method})
+        best = best_learning_rate(runs, method, plan.tuning, plan.mode)
+        if best == tried[0]:
+            found.append((method, _rounded(best * tried[0] / tried[1])))
+        elif best == tried[-1]:
+            found.append((method, _rounded(best * tried[-1] / tried[-2])))
+    return found
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.3g}")
+
+
 def make_cells(plan: Plan) -> Callable[[str, float, int], Cell]:
     """What makes the cells of a plan, after a look at the config of each method."""
-    from pera_lightning.cli.compare.method_checks import check_method
-    from pera_lightning.cli.compare.single_run import Cell
+    from pera_lightning.cli.compare.method_checks import check_method, check_peft_method
+    from pera_lightning.cli.compare.single_run import ADAPTER, Cell
     from pera_lightning.cli.estimate.parsed_fit import parse_fit
 
     # With some learning rate, the same for every plan: a wrong name of the option should not wait for the first run.
     rate = (f"--{plan.learning_rate_option}", "1.0")
-    words = {method: shlex.split(text) for method, text in plan.methods.items()}
-    parsed = {method: parse_fit("compare", [*plan.words, *own, *rate]).as_dict() for method, own in words.items()}
-    for method, options in parsed.items():
+    methods = {name: method_of(text) for name, text in plan.methods.items()}
+    parsed = {
+        name: parse_fit("compare", [*plan.words, *method.words, *rate]).as_dict() for name, method in methods.items()
+    }
+    for name, options in parsed.items():
         # It is of no fit.
         options.pop("overwrite", None)
-        check_fit(method, words[method], options, plan.learning_rate_option)
-        check_method(method, options)
+        check_fit(name, methods[name].words, options, plan.learning_rate_option)
+        check_method(name, options)
+        if methods[name].peft:
+            options[PEFT_FIELDS] = check_peft_method(name, methods[name].peft, options)
     keep_settings(plan.out, {"selection": plan.selection, "report": plan.report}, parsed)
     first = next(iter(parsed.values()))
     takes_seed = "seed" in ((first.get("data") or {}).get("init_args") or {})
@@ -182,13 +137,15 @@ def make_cells(plan: Plan) -> Callable[[str, float, int], Cell]:
     def cell(method: str, learning_rate: float, seed: int) -> Cell:
         folder = plan.out / "runs" / method / f"lr_{_short(learning_rate)}" / f"seed_{seed}"
         options = [
-            *(*plan.words, *words[method]),
+            *(*plan.words, *methods[method].words),
             *(f"--{plan.learning_rate_option}", str(learning_rate)),
             *("--seed_everything", str(seed), "--trainer.devices", "1"),
             *(("--data.init_args.seed", str(seed)) if takes_seed else ()),
-            *("--pera.adapter_dir", str(folder / "adapter")),
+            *("--pera.adapter_dir", str(folder / ADAPTER)),
         ]
-        return Cell(method, learning_rate, seed, tuple(options), plan.selection, plan.report, folder)
+        peft = parsed[method].get(PEFT_FIELDS)
+        trainer = parsed[method]["trainer"]
+        return Cell(method, learning_rate, seed, tuple(options), plan.selection, plan.report, folder, trainer, peft)
 
     return cell
 
@@ -198,20 +155,13 @@ def _short(rate: float) -> str:
     return f"{rate:g}" if float(f"{rate:g}") == rate else str(rate)
 
 
-def _run_all(cells: Sequence[Cell], workers: int, title: str) -> list[ComparedRun]:
+def _run_all(cells: Sequence[Cell], workers: int, progress: RunProgress) -> list[ComparedRun]:
     """The results of all cells in their order, those that are missing made first."""
-    from rich.console import Console
-    from rich.progress import track
-
     missing = [cell for cell in cells if cell.result() is None]
+    progress.skip(len(cells) - len(missing))
     if missing:
-        # Bound to the screen: what a run in this process prints is kept in a file.
-        console = Console(file=sys.stdout)
-        made = _made_here(missing) if workers == 1 else _made_by_workers(missing, workers)
-        for run in track(made, title, total=len(missing), console=console):
-            values = "diverged" if run.diverged else f"validation {run.selection:.4f}, test {run.report:.4f}"
-            line = f"{run.method}, learning rate {run.learning_rate:g}, seed {run.seed}: {values}"
-            console.print(visible(line), markup=False, emoji=False)
+        for run in _made_here(missing) if workers == 1 else _made_by_workers(missing, workers):
+            progress.tell(run)
     return [found for cell in cells if (found := cell.result()) is not None]
 
 

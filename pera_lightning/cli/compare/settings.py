@@ -11,6 +11,8 @@ from pera_lightning.errors import ConfigError
 from pera_lightning.storage.atomic import replacing
 
 SETTINGS = "settings.json"
+RESULT = "run.json"
+"""In the folder of each run."""
 
 
 def check_fit(method: str, words: Sequence[str], options: Mapping[str, Any], learning_rate_option: str) -> None:

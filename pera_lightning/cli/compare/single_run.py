@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import shutil
-import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,15 +18,16 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from typing_extensions import override
 
-from pera_lightning.analysis import mean_energy
 from pera_lightning.analysis.method_comparison import ComparedRun
+from pera_lightning.cli.compare.peft_callback import PeftCallback
+from pera_lightning.cli.compare.run_record import RunRecord, folder_megabytes, value_of
+from pera_lightning.cli.compare.settings import RESULT
 from pera_lightning.cli.fit.trainer import PeraCLI, chosen_callbacks, make_cli
 from pera_lightning.cli.screen import tell
 from pera_lightning.errors import ConfigError, PeraError, TrainingError, one_line
-from pera_lightning.models.accumulation.weighted_accumulation import WeightedAccumulation
 from pera_lightning.storage.atomic import replacing
 
-RESULT = "run.json"
+ADAPTER = "adapter"
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Cell:
         selection: Name of the metric to select by, logged in validation.
         report: Name of the metric to report, logged in test.
         folder: Where its logs, its adapter and its result go.
+        trainer: Options of the Trainer in its config.
+        peft: Fields of PEFT's configuration where the method is PEFT's; None for those of ours.
     """
 
     method: str
@@ -51,6 +53,8 @@ class Cell:
     selection: str
     report: str
     folder: Path
+    trainer: dict[str, Any]
+    peft: dict[str, Any] | None = None
 
     def result(self) -> ComparedRun | None:
         """The result of an earlier call; None where there is none."""
@@ -81,19 +85,31 @@ def run_cell(cell: Cell) -> ComparedRun:
     for left in ("logs", "checkpoints"):
         # Of a run that was interrupted.
         shutil.rmtree(cell.folder / left, ignore_errors=True)
+    with in_its_folder(cell):
+        found = _measure(cell)
+    keep_result(cell, found)
+    return found
+
+
+@contextlib.contextmanager
+def in_its_folder(cell: Cell, what: str = "this run") -> Iterator[None]:
+    """Send what is printed to log.txt, and say on the screen what gave up.
+
+    Args:
+        cell: The run.
+        what: What it is to a user.
+    """
     try:
         with _written_to(cell.folder / "log.txt"):
-            found = _measure(cell)
+            yield
     except SystemExit as stop:
         # Parsers leave with 2; Lightning with 1 where a run is interrupted.
         if stop.code != 2:
             raise
         raise _refused(cell) from stop
     except PeraError:
-        tell(f"{cell.folder}: this run ended the comparison; those that are finished are kept.")
+        tell(f"{cell.folder}: {what} ended the comparison; runs that are finished are kept.")
         raise
-    keep_result(cell, found)
-    return found
 
 
 @contextlib.contextmanager
@@ -133,21 +149,16 @@ def keep_result(cell: Cell, found: ComparedRun) -> None:
 
 
 def _measure(cell: Cell) -> ComparedRun:
-    record = _Record(cell.selection)
+    record, began = RunRecord(cell.selection), time.perf_counter()
     metrics: dict[str, float] = {}
     reason = ""
     try:
-        fit = make_cli(_compared_fit(cell.folder, record), ["fit", *cell.words])
-        trainer, best = fit.trainer, _best_checkpoint(fit.trainer)
-        for evaluate in (trainer.validate, trainer.test):
-            evaluate(fit.model, datamodule=fit.datamodule, ckpt_path=best, verbose=False)
-            # Lightning forgets those of the fit, and of the other stage.
-            metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics = train_and_test(cell, record)
     except TrainingError as error:
         if "not finite" not in str(error):
             raise
         reason = one_line(error)
-    values = [None if reason else _value(metrics, name) for name in (cell.selection, cell.report)]
+    values = [None if reason else value_of(metrics, name) for name in (cell.selection, cell.report)]
     if not reason and None in values:
         reason = f"{cell.selection if values[0] is None else cell.report} is not finite"
     losses = [name for name, value in metrics.items() if "loss" in name and not math.isfinite(value)]
@@ -165,88 +176,34 @@ def _measure(cell: Cell) -> ComparedRun:
         energy=0.0 if reason else record.energy,
         trainable=record.trainable,
         steps=record.steps,
-        step_ms=1000 * statistics.median(record.seconds) if record.seconds else math.nan,
+        step_ms=record.step_ms,
         reason=reason,
+        peak_mb=record.peak_mb,
+        disk_mb=folder_megabytes(cell.folder / ADAPTER),
+        minutes=(time.perf_counter() - began) / 60,
     )
 
 
-def _value(metrics: dict[str, float], name: str) -> float | None:
-    if name not in metrics:
-        raise ConfigError(
-            "The model does not log the metric to compare by.",
-            got=f"no {name} in validation and test",
-            expected=", ".join(sorted(metrics)) or f"a LightningModule that logs {name}",
-            fix="name one that is logged with --metric: loss for val_loss and test_loss, or both names",
-        )
-    return metrics[name] if math.isfinite(metrics[name]) else None
+def train_and_test(cell: Cell, *watching: Callback) -> dict[str, float]:
+    """Train, validate and test; returns the metrics of the weights that the config calls best, else of the last.
+
+    Args:
+        cell: The run.
+        *watching: Callbacks besides those of its config.
+    """
+    metrics: dict[str, float] = {}
+    fit = make_cli(_compared_fit(cell, *watching), ["fit", *cell.words])
+    trainer, best = fit.trainer, _best_checkpoint(fit.trainer)
+    for evaluate in (trainer.validate, trainer.test):
+        evaluate(fit.model, datamodule=fit.datamodule, ckpt_path=best, verbose=False)
+        # Lightning forgets those of the fit, and of the other stage.
+        metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return metrics
 
 
-class _Record(Callback):
-    """What a run leaves besides its metrics; refuses before the training what cannot be compared after it."""
-
-    def __init__(self, selection: str) -> None:
-        self.selection = selection
-        self.losses: list[float] = []
-        self.seconds: list[float] = []
-        self.energy = 0.0
-        self.is_finite = True
-        self.trainable = 0
-        self.steps = 0
-        self._started = self._waiting = 0.0
-        self._batches: list[float] = []
-
-    def last_losses(self) -> float | None:
-        """Mean loss of the last tenth of the steps."""
-        last = [loss for loss in self.losses[-max(1, len(self.losses) // 10) :] if math.isfinite(loss)]
-        return statistics.fmean(last) if last else None
-
-    @override
-    def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        # Some modules log nothing here; theirs is known after the first true validation only.
-        if logged:
-            _value(logged, self.selection)
-
-    @override
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.trainable = sum(value.numel() for value in pl_module.parameters() if value.requires_grad)
-
-    @override
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self._started = time.perf_counter()
-
-    @override
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        # Asking for the loss waits for the GPU, so that the time is the step's.
-        self._batches.append(float(outputs["loss"]) * trainer.accumulate_grad_batches)
-        self._waiting += time.perf_counter() - self._started
-        if trainer.global_step != self.steps:
-            self.steps = trainer.global_step
-            self.seconds.append(self._waiting)
-            self._waiting = 0.0
-            self.losses.append(self._loss_of_step(pl_module))
-
-    def _loss_of_step(self, pl_module: pl.LightningModule) -> float:
-        weighed, batches = WeightedAccumulation.of(pl_module), self._batches
-        self._batches = []
-        if weighed is None or weighed.loss is None:
-            return statistics.fmean(batches)
-        return float(weighed.loss)
-
-    @override
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Of the weights that were tested: after training they may be those of an earlier checkpoint.
-        self.energy = mean_energy(pl_module)
-        trained = [value for value in pl_module.parameters() if value.requires_grad]
-        self.is_finite = all(bool(value.isfinite().all()) for value in trained)
-
-
-def _compared_fit(folder: Path, record: _Record) -> type[PeraCLI]:
-    """The command line of a run whose files all go into `folder`, whatever its config says."""
+def _compared_fit(cell: Cell, *watching: Callback) -> type[PeraCLI]:
+    """The command line of a run whose files all go into the cell's folder, whatever its config says."""
+    folder = cell.folder
 
     class ComparedFit(PeraCLI):
         @override
@@ -257,13 +214,19 @@ def _compared_fit(folder: Path, record: _Record) -> type[PeraCLI]:
             for callback in kept:
                 if isinstance(callback, ModelCheckpoint):
                     callback.dirpath = str(folder / "checkpoints")
-            options["callbacks"] = [*kept, record]
+            options["callbacks"] = [*kept, *watching]
             options["logger"] = CSVLogger(folder, name="logs", version="")
             options["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in kept)
             options["enable_progress_bar"] = options["enable_model_summary"] = False
             # One batch shows what validation logs; Lightning restores the random state after it.
             options["num_sanity_val_steps"] = 1
+            if cell.peft is not None:
+                self.config_init[self.subcommand].pera = self._of_peft(cell.peft)
             return super().instantiate_trainer(**kwargs)
+
+        def _of_peft(self, method: dict[str, Any]) -> PeftCallback:
+            config = self.config_init[self.subcommand].pera.config
+            return PeftCallback(config, method, folder / ADAPTER)
 
     return ComparedFit
 

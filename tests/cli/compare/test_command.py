@@ -15,8 +15,10 @@ from filelock import FileLock
 
 from pera_lightning import requirements
 from pera_lightning.analysis.method_table import read_runs
-from pera_lightning.cli.compare.command import METHODS, _method, _mode
-from pera_lightning.cli.compare.runs import Plan, _made_by_workers, make_cells
+from pera_lightning.cli.compare.command import _mode
+from pera_lightning.cli.compare.comparison_methods import METHODS, method_of, named_methods
+from pera_lightning.cli.compare.comparison_plan import Plan
+from pera_lightning.cli.compare.runs import _made_by_workers, make_cells
 from pera_lightning.errors import TrainingError
 from tests.cli.test_main import run
 from tests.support.comparisons import write_fit
@@ -88,13 +90,14 @@ def test_goes_on_with_the_runs_that_are_missing(project: Path, compared: str) ->
         again = json.loads(path.read_text())
         assert (path.stat().st_mtime_ns != changed) == (path == lost)
         # The same run gives the same numbers, but for its time.
-        assert again | {"step_ms": 0} == values | {"step_ms": 0}
+        measured = dict.fromkeys(("step_ms", "minutes", "peak_mb"), 0)
+        assert again | measured == values | measured
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((*RATES, "--methods", "loras"), "did you mean lora?"),
+        ((*RATES, "--methods", "loras"), "did you mean lora"),
         ((*RATES, "--methods", "ful_auto"), "did you mean full_auto"),
         ((*RATES, "--out", "new", "--methods", "lora", "x=--pera.alpha -1"), "The method x cannot run."),
         (
@@ -211,8 +214,9 @@ def test_the_metric_to_select_by_says_what_is_better(name: str, mode: str) -> No
 
 
 def test_methods_are_options_of_a_fit() -> None:
-    assert _method("full") == ("full", METHODS["full"])
-    assert _method("h=--pera.coefficient_scale 3") == ("h", "--pera.coefficient_scale 3")
+    named = named_methods(["full", "h=--pera.coefficient_scale 3"])
+    assert named == {"full": METHODS["full"], "h": "--pera.coefficient_scale 3"}
+    assert method_of(named["h"]) == (("--pera.coefficient_scale", "3"), {})
 
 
 def test_options_of_a_method_may_hold_blanks(inside: Path, tmp_path: Path) -> None:

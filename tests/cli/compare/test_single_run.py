@@ -18,7 +18,8 @@ import yaml
 
 from pera_lightning import PeraSequenceClassifier, WeightedAccumulation
 from pera_lightning.analysis import inspect_adapter
-from pera_lightning.cli.compare.single_run import Cell, _Record, run_cell
+from pera_lightning.cli.compare.run_record import RunRecord
+from pera_lightning.cli.compare.single_run import Cell, run_cell
 from pera_lightning.errors import ConfigError, DataError, TrainingError
 from tests.support.comparisons import write_fit
 
@@ -37,7 +38,7 @@ def inside(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def cell(
     project: Path, folder: Path, *words: str, selection: str = "val_accuracy", report: str = "test_accuracy"
 ) -> Cell:
-    return Cell("lora", 1e-3, 0, ("--config", "fit.yaml", *words), selection, report, folder)
+    return Cell("lora", 1e-3, 0, ("--config", "fit.yaml", *words), selection, report, folder, {})
 
 
 def test_a_run_that_diverged_is_a_result(inside: Path, tmp_path: Path) -> None:
@@ -60,14 +61,14 @@ def test_a_run_that_diverged_in_its_last_step_is_one(inside: Path, tmp_path: Pat
 def test_weights_that_are_not_finite_are_no_result(
     inside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure = _Record.on_test_end
+    measure = RunRecord.on_test_end
 
-    def with_infinite_h(self: _Record, trainer: Any, module: Any) -> None:
+    def with_infinite_h(self: RunRecord, trainer: Any, module: Any) -> None:
         [value, *_] = [value for name, value in module.named_parameters() if name.endswith("pera_h")]
         value.data.fill_(math.inf)
         measure(self, trainer, module)
 
-    monkeypatch.setattr(_Record, "on_test_end", with_infinite_h)
+    monkeypatch.setattr(RunRecord, "on_test_end", with_infinite_h)
     found = run_cell(cell(inside, tmp_path))
     assert (found.diverged, found.reason, found.selection, found.report) == (True, "a weight is not finite", None, None)
 
@@ -81,7 +82,7 @@ def test_steps_are_those_of_the_optimizer(inside: Path, tmp_path: Path) -> None:
 def test_the_time_of_a_step_is_that_of_all_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 10.0, 12.0, 20.0, 23.0, 30.0, 34.0])
     monkeypatch.setattr("pera_lightning.cli.compare.single_run.time.perf_counter", lambda: next(clock))
-    record = _Record("val_loss")
+    record = RunRecord("val_loss")
     module = pl.LightningModule()
     for batch in range(4):
         trainer: Any = SimpleNamespace(accumulate_grad_batches=2, global_step=(batch + 1) // 2)
@@ -92,7 +93,7 @@ def test_the_time_of_a_step_is_that_of_all_its_batches(monkeypatch: pytest.Monke
 
 
 def test_the_loss_of_a_step_is_over_all_its_tokens() -> None:
-    record, module = _Record("val_loss"), pl.LightningModule()
+    record, module = RunRecord("val_loss"), pl.LightningModule()
     module.accumulation = WeightedAccumulation(module)
     module.accumulation.loss = torch.tensor(0.75)
     trainer: Any = SimpleNamespace(accumulate_grad_batches=1, global_step=1)

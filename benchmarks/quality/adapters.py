@@ -1,0 +1,45 @@
+"""PERA beside the adapters that people use: LoRA, rsLoRA, DoRA and HiRA of PEFT, on the tasks of the other studies."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from benchmarks.quality.studies import UPPER, Study, glue, small_model
+from pera_lightning.cli.compare.comparison_methods import METHODS
+
+ADAPTERS = {name: METHODS[name] for name in ("lora", "peft_lora", "rslora", "dora", "hira", "full", "square")} | {
+    "auto": METHODS["full_auto"]
+}
+"""The reference first: PERA of order 1, beside LoRA as PEFT has it."""
+FURTHER_RATES = 5
+"""How far beyond the grid a method may look for its best learning rate: HiRA's is many times LoRA's."""
+
+
+def beside_others(study: Study, learning_rates: tuple[float, ...]) -> Study:
+    """A study's task with the methods of PEFT, each at a learning rate that is not at an end of what it tried.
+
+    Args:
+        study: Of PERA's own forms.
+        learning_rates: Where the search begins, each twice the one before.
+    """
+    task, _, rank = study.name.partition("_rank_")
+    return dataclasses.replace(
+        study,
+        name=f"{task}_adapters_rank_{rank}",
+        task=f"{study.task}, adapters",
+        learning_rates=learning_rates,
+        methods=ADAPTERS,
+        seeds=(0, 1, 2, 3, 4),
+        tuning_seeds=2,
+        extensions=FURTHER_RATES,
+    )
+
+
+def adapter_studies() -> list[Study]:
+    """All of them."""
+    return [
+        beside_others(small_model(2), (1e-2, 2e-2, 4e-2)),
+        beside_others(small_model(8), (5e-3, 1e-2, 2e-2)),
+        beside_others(glue("sst2_upper_rank_2", UPPER["sst2"], "sst2", 2, upper=True), (2.5e-4, 5e-4, 1e-3)),
+        beside_others(glue("stsb_upper_rank_2", UPPER["stsb"], "stsb", 2, upper=True), (2e-3, 4e-3, 8e-3)),
+    ]
