@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from benchmarks.quality.adapters import adapter_studies
+from benchmarks.quality.form_studies import device_ids, form_studies
 from benchmarks.quality.studies import (
     FURTHER,
     IDEAS,
@@ -36,5 +37,7 @@ STUDIES = {
             glue("ideas_upper_rank_2", FURTHER, "stsb", 2, upper=True, methods=IDEAS), task="Further forms: STS-B"
         ),
         *adapter_studies(),
+        *map(device_ids, RANKS),
+        *form_studies(),
     )
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +28,34 @@ class FrozenLayers(Callback):
     """Computes what the lowest layers make of a row once, and remembers it.
 
     For encoders and decoders whose adapters are all in higher layers. A row's states are computed alone and without
-    dropout, so that they depend on nothing else.
+    dropout, so that they depend on nothing else. A test that generates answers has all its layers: what they make of a
+    token that is generated nobody could remember.
 
     Args:
         count: How many layers, from the lowest.
         folder: Where the states are kept for later runs.
+        of_all_seeds: Whether runs of all seeds share them, for data whose rows are the same ones with each.
     """
 
-    def __init__(self, count: int, folder: str = "runs/quality/frozen") -> None:
+    def __init__(self, count: int, folder: str = "runs/quality/frozen", of_all_seeds: bool = False) -> None:
         self.count = count
         self.folder = Path(folder)
+        self.of_all_seeds = of_all_seeds
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         model, data = pl_module.built_model(), trainer.datamodule
-        name = f"{model.name_or_path} {self.count} {data.train_source} {data.seed}"
+        name = f"{model.name_or_path} {self.count} {data.train_source}{'' if self.of_all_seeds else f' {data.seed}'}"
         self._path = self.folder / f"{re.sub(r'[^a-zA-Z0-9.]+', '_', name)}.pt"
         if self._path not in _STATES:
             _STATES[self._path] = torch.load(self._path, weights_only=True) if self._path.is_file() else {}
         self._known = len(_STATES[self._path])
-        remember_layers(model, self.count, _STATES[self._path])
+        self._restore = remember_layers(model, self.count, _STATES[self._path])
+
+    @override
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if getattr(pl_module, "generate_in_test", False):
+            self._restore()
 
     @override
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -56,8 +65,8 @@ class FrozenLayers(Callback):
                 torch.save(_STATES[self._path], temporary)
 
 
-def remember_layers(model: PreTrainedModel, count: int, states: States) -> None:
-    """Replace the embeddings by what comes out of the lowest layers, and these by nothing.
+def remember_layers(model: PreTrainedModel, count: int, states: States) -> Callable[[], None]:
+    """Replace the embeddings by what comes out of the lowest layers, and these by nothing; returns what undoes it.
 
     Args:
         model: An encoder or decoder of transformers with a head, from a local folder.
@@ -72,9 +81,17 @@ def remember_layers(model: PreTrainedModel, count: int, states: States) -> None:
         # That of a decoder belongs after its last layer.
         lowest.norm = nn.Identity()
     name = "embeddings" if hasattr(body, "embeddings") else "embed_tokens"
+    embeddings, replaced = getattr(body, name), list(layers[:count])
     setattr(body, name, _RememberedStates(lowest, states, model.config.pad_token_id))
     for place in range(count):
         layers[place] = _PassOn()
+
+    def restore() -> None:
+        setattr(body, name, embeddings)
+        for place, layer in enumerate(replaced):
+            layers[place] = layer
+
+    return restore
 
 
 class _PassOn(nn.Module):

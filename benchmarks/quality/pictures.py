@@ -11,13 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.quality.approximation import Approximation
+from benchmarks.quality.form_studies import PRODUCT_FORMS
 from benchmarks.quality.studies import FORMS, IDEAS, Study
 from pera_lightning.analysis.method_comparison import ComparedRun, MethodSummary, summarise
 from pera_lightning.analysis.plots.figure import new_figure
 from pera_lightning.analysis.plots.methods import draw_learning_rates
 
-_PALETTE = *(f"C{number}" for number in range(10)), "black"
-_COLOURS = dict(zip({**FORMS, **IDEAS}, _PALETTE, strict=True))
+_PALETTE = *(f"C{number}" for number in range(10)), "black", "gold", "navy", "lime", "teal", "maroon"
+_COLOURS = dict(zip({**FORMS, **IDEAS, **PRODUCT_FORMS}, _PALETTE, strict=True))
 
 
 @dataclass(frozen=True)

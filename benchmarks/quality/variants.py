@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from pera_lightning.injection import adapted_layers
+from pera_lightning.layers import PeraLinear
 
 
 def rms(values: Tensor) -> float:
@@ -37,8 +38,11 @@ class FollowingScale(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         for _, layer in adapted_layers(pl_module):
-            size = rms(layer.pera_A) * ((rms(layer.pera_B) or 1.0) if self.of_both else 1.0)
-            layer.config = dataclasses.replace(layer.config, coefficient_scale=1 / size)
+            layer.config = dataclasses.replace(layer.config, coefficient_scale=self.scale(layer, trainer))
+
+    def scale(self, layer: PeraLinear, trainer: pl.Trainer) -> float:
+        """That of a layer before a step."""
+        return 1 / (rms(layer.pera_A) * ((rms(layer.pera_B) or 1.0) if self.of_both else 1.0))
 
 
 class DrawnCoefficients(Callback):

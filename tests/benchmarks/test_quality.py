@@ -141,7 +141,26 @@ def test_remembered_layers_change_nothing(kind: str, count: int, tmp_path: Path)
     assert sorted(len(row) for row in states.values()) == [3, 5]
 
 
-def test_states_are_kept_for_the_next_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("generates", [False, True])
+def test_generation_in_a_test_has_all_layers(generates: bool, tmp_path: Path) -> None:
+    model = LOADERS["llama"](saved(tmp_path / "model", "llama")).eval()
+    ids, options = ROWS["input_ids"], {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(ids[:1], **options)
+    module = SimpleNamespace(built_model=lambda: model, generate_in_test=generates)
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(seed=3, train_source="train.json"))
+    callback = FrozenLayers(2, str(tmp_path / "frozen"))
+    callback.on_fit_start(trainer, module)  # type: ignore[arg-type]
+    assert len(list(model.model.layers[0].parameters())) == 0
+    callback.on_test_start(trainer, module)  # type: ignore[arg-type]
+    assert (len(list(model.model.layers[0].parameters())) > 0) == generates
+    if generates:
+        assert torch.equal(model.generate(ids[:1], **options), expected)
+
+
+@pytest.mark.parametrize(("of_all_seeds", "ending"), [(False, "_2_train.json_3.pt"), (True, "_2_train.json.pt")])
+def test_states_are_kept_for_the_next_process(
+    of_all_seeds: bool, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = saved(tmp_path / "model", "llama")
     data = SimpleNamespace(seed=3, train_source="train.json")
     kept: list[States] = []
@@ -149,7 +168,7 @@ def test_states_are_kept_for_the_next_process(tmp_path: Path, monkeypatch: pytes
         processes_own: dict[Path, States] = {}
         monkeypatch.setattr("benchmarks.quality.frozen_layers._STATES", processes_own)
         model = LOADERS["llama"](path)
-        callback, trainer = FrozenLayers(2, str(tmp_path / "frozen")), SimpleNamespace(datamodule=data)
+        callback, trainer = FrozenLayers(2, str(tmp_path / "frozen"), of_all_seeds), SimpleNamespace(datamodule=data)
         callback.on_fit_start(trainer, SimpleNamespace(built_model=lambda model=model: model))  # type: ignore[arg-type]
         [states] = processes_own.values()
         kept.append(dict(states))
@@ -157,7 +176,7 @@ def test_states_are_kept_for_the_next_process(tmp_path: Path, monkeypatch: pytes
         callback.on_test_end(trainer, None)  # type: ignore[arg-type]
     assert [len(states) for states in kept] == [0, 2]
     [file] = (tmp_path / "frozen").iterdir()
-    assert file.name.endswith("_2_train.json_3.pt")
+    assert file.name.endswith(ending)
 
 
 def test_random_labels_are_the_same_rows_twice(tmp_path: Path) -> None:
