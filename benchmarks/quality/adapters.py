@@ -15,12 +15,16 @@ FURTHER_RATES = 5
 """How far beyond the grid a method may look for its best learning rate: HiRA's is many times LoRA's."""
 
 
-def beside_others(study: Study, learning_rates: tuple[float, ...]) -> Study:
+def beside_others(
+    study: Study, learning_rates: tuple[float, ...], *, seeds: tuple[int, ...] = (0, 1, 2, 3), tuning_seeds: int = 1
+) -> Study:
     """A study's task with the methods of PEFT, each at a learning rate that is not at an end of what it tried.
 
     Args:
         study: Of PERA's own forms.
         learning_rates: Where the search begins, each twice the one before.
+        seeds: Seeds at the best learning rate.
+        tuning_seeds: How many of them try every learning rate.
     """
     task, _, rank = study.name.partition("_rank_")
     return dataclasses.replace(
@@ -29,8 +33,8 @@ def beside_others(study: Study, learning_rates: tuple[float, ...]) -> Study:
         task=f"{study.task}, adapters",
         learning_rates=learning_rates,
         methods=ADAPTERS,
-        seeds=(0, 1, 2, 3, 4),
-        tuning_seeds=2,
+        seeds=seeds,
+        tuning_seeds=tuning_seeds,
         extensions=FURTHER_RATES,
     )
 
@@ -38,8 +42,7 @@ def beside_others(study: Study, learning_rates: tuple[float, ...]) -> Study:
 def adapter_studies() -> list[Study]:
     """All of them."""
     return [
-        beside_others(small_model(2), (1e-2, 2e-2, 4e-2)),
-        beside_others(small_model(8), (5e-3, 1e-2, 2e-2)),
+        beside_others(small_model(2), (1e-2, 2e-2, 4e-2), seeds=(0, 1, 2, 3, 4), tuning_seeds=2),
         beside_others(glue("sst2_upper_rank_2", UPPER["sst2"], "sst2", 2, upper=True), (2.5e-4, 5e-4, 1e-3)),
         beside_others(glue("stsb_upper_rank_2", UPPER["stsb"], "stsb", 2, upper=True), (2e-3, 4e-3, 8e-3)),
     ]

@@ -12,9 +12,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader, TensorDataset
 from transformers import AutoModelForSequenceClassification
 
-from pera_lightning import PeraCallback, PeraConfig, PeraSequenceClassifier
+from pera_lightning import PeraCallback, PeraConfig, PeraSequenceClassifier, quantize_model
 from pera_lightning.analysis.method_table import read_runs
 from pera_lightning.cli.compare.comparison_methods import METHODS, method_of
 from pera_lightning.cli.compare.method_checks import check_peft_method
@@ -24,6 +25,7 @@ from pera_lightning.data.glue import GlueDataModule
 from pera_lightning.errors import ConfigError, InjectionError, PeraError, TrainingError
 from pera_lightning.injection import adapted_layers
 from tests.cli.test_main import run
+from tests.conftest import ROOT
 from tests.support.comparisons import write_fit
 from tests.support.trainers import cpu_trainer
 
@@ -253,3 +255,50 @@ def test_a_diverging_method_of_peft_is_stopped(project: Path, tmp_path: Path) ->
     trainer = cpu_trainer(tmp_path, callback, Infinite(), max_epochs=4, enable_checkpointing=False)
     with pytest.raises(TrainingError, match="not finite"):
         trainer.fit(classifier(project), datamodule=data(project))
+
+
+class Packed(pl.LightningModule):
+    """Two quantised layers of somebody's own module, on rows that another such net answers."""
+
+    def __init__(self, quantization: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 64))
+        quantize_model(self.net, quantization)
+        self.losses: list[float] = []
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        loss = torch.nn.functional.mse_loss(self.net(batch[0]), batch[0].flip(1))
+        self.losses.append(loss.item())
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam((value for value in self.parameters() if value.requires_grad), lr=1e-2)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(TensorDataset(torch.randn(32, 64, generator=torch.Generator().manual_seed(3))), batch_size=16)
+
+
+@pytest.mark.parametrize(
+    ("name", "quantization"),
+    [("peft_lora", "nf4"), ("dora", "nf4"), ("hira", "nf4"), ("peft_lora", "int8"), ("hira", "int8")],
+)
+def test_over_a_quantised_base_lora_alone_is_compared(tmp_path: Path, name: str, quantization: str) -> None:
+    module = Packed(quantization)
+    packed = [layer.weight.data.clone() for layer in (module.net[0], module.net[2])]
+    method = peft_options(method_of(METHODS[name]).peft, {"rank": 2})
+    callback = PeftCallback(PeraConfig(rank=2, target_modules=["0", "2"]), method, tmp_path / "adapter")
+    trainer = cpu_trainer(tmp_path, callback, max_epochs=8, enable_checkpointing=False)
+    if name == "hira":
+        with pytest.raises(InjectionError, match="floating bases alone"):
+            trainer.fit(module)
+        return
+    trainer.fit(module)
+    assert module.losses[-1] < 0.97 * module.losses[0]
+    for layer, before in zip((module.net[0], module.net[2]), packed, strict=True):
+        assert torch.equal(layer.base_layer.weight.data, before)
+
+
+def test_the_guide_lists_every_method() -> None:
+    guide = (ROOT / "docs/guide/evaluation.md").read_text(encoding="utf-8")
+    assert not [name for name in METHODS if f"`{name}`" not in guide]
