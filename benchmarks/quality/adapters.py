@@ -26,16 +26,17 @@ def beside_others(
         seeds: Seeds at the best learning rate.
         tuning_seeds: How many of them try every learning rate.
     """
-    task, _, rank = study.name.partition("_rank_")
     return dataclasses.replace(
         study,
-        name=f"{task}_adapters_rank_{rank}",
+        name=f"adapters_{study.name}",
         task=f"{study.task}, adapters",
         learning_rates=learning_rates,
         methods=ADAPTERS,
         seeds=seeds,
         tuning_seeds=tuning_seeds,
         extensions=FURTHER_RATES,
+        # Of PERA's forms they say again what the studies of these say.
+        is_closer_look=True,
     )
 
 

@@ -20,6 +20,8 @@ from pera_lightning.analysis.plots.methods import draw_learning_rates
 _PALETTE = *(f"C{number}" for number in range(10)), "black", "gold", "navy", "lime", "teal", "maroon"
 _COLOURS = dict(zip({**FORMS, **IDEAS, **PRODUCT_FORMS}, _PALETTE, strict=True))
 
+_COLOURS |= {"peft_lora": "grey", "rslora": "olive", "dora": "crimson", "hira": "darkviolet"}
+
 
 @dataclass(frozen=True)
 class Results:
@@ -42,7 +44,7 @@ def plot_overview(results: Sequence[Results]) -> Figure:
         lora, *others = found.summaries
         for number, summary in enumerate(others):
             height = place + 0.2 * (number - (len(others) - 1) / 2)
-            _draw_difference(axes, summary, 100 / lora.mean, height)
+            draw_difference(axes, summary, 100 / lora.mean, height)
     for method in list(FORMS)[1:]:
         axes.plot([], [], "d-", color=_COLOURS[method], label=method)
     axes.axvline(0, color="black", linewidth=0.8)
@@ -60,7 +62,15 @@ def title(study: Study) -> str:
     return f"{study.task}, {'upper' if study.group.endswith('_upper') else 'all'} layers"
 
 
-def _draw_difference(axes: Axes, summary: MethodSummary, scale: float, height: float) -> None:
+def draw_difference(axes: Axes, summary: MethodSummary, scale: float, height: float) -> None:
+    """Dots for the seeds, a diamond for their mean and a bar for its interval.
+
+    Args:
+        axes: Where they go.
+        summary: Of the method.
+        scale: Factor on the differences.
+        height: Where on the y axis.
+    """
     colour = _COLOURS[summary.method]
     found = [scale * value for value in summary.differences.values()]
     if not found:

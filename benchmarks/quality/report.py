@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.quality import approximation
+from benchmarks.quality.adapters import ADAPTERS
 from benchmarks.quality.approximation import Approximation
 from benchmarks.quality.every_study import STUDIES
+from benchmarks.quality.first_page import first_page, plot_adapters
 from benchmarks.quality.pictures import (
     Results,
     plot_learning_rates,
@@ -31,7 +33,7 @@ RESULTS = Path("benchmarks/results/quality")
 SHOWN = "small_model_rank_4"
 """The study whose picture, as `compare` draws it, stands for others in the README."""
 FINDINGS = Path(__file__).with_name("findings.md")
-INTRODUCTION = """# Does the polynomial help?
+INTRODUCTION = """## Does the polynomial help?
 
 {findings}
 ## How it was measured
@@ -113,7 +115,11 @@ def write_page(folder: Path) -> list[Path]:
     figures["at_best"] = plot_worth(at_best)
     [shown] = [found for found in done if found.study.name == SHOWN]
     figures["compare"] = plot_methods(shown.runs, shown.summaries, "val_loss", "test_loss")
-    introduction = INTRODUCTION.format(findings=FINDINGS.read_text(encoding="utf-8"), together=table_of_all(done))
+    adapters = [found for found in done if found.study.methods == ADAPTERS]
+    figures["adapters"] = plot_adapters(adapters)
+    introduction = first_page(adapters) + INTRODUCTION.format(
+        findings=FINDINGS.read_text(encoding="utf-8"), together=table_of_all(done)
+    )
     parts = [introduction, _at_best_section(at_best)]
     for group in groups:
         name = group[0].study.group

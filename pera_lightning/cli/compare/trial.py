@@ -68,9 +68,12 @@ class Times(Callback):
     def minutes(self) -> float:
         """How long the whole run takes; NaN where its length is not known."""
         accumulated = self._options.get("accumulate_grad_batches") or 1
-        batches = self._steps(math.ceil(self._batches / accumulated)) * accumulated
+        # Of a stream the number is endless.
+        of_epoch = math.ceil(self._batches / accumulated) if math.isfinite(self._batches) else math.inf
+        batches = self._steps(of_epoch) * accumulated
         # Once more on the weights that are tested.
-        validations = 1 + math.floor(batches / self._between_validations())
+        between = self._between_validations()
+        validations = 1 + (math.floor(batches / between) if math.isfinite(batches / between) else 0)
         numbers = {"train": batches, "val": validations * self._numbers["val"], "test": self._numbers["test"]}
         seconds = self._setup + sum(number * self._each(part) for part, number in numbers.items() if number)
         return seconds / 60 if math.isfinite(seconds) else math.nan
