@@ -33,14 +33,16 @@ def as_table(summaries: Sequence[MethodSummary], report: str) -> PlainTable:
     rows = [cells(summary, is_reference=summary.method == reference) for summary in summaries]
     for heading in HEADINGS:
         # As wide as the longest word, so that a narrow screen folds the numbers that matter last.
-        width = max(map(len, "\n".join(row[HEADINGS.index(heading)] for row in rows).splitlines()), default=0)
-        table.add_column(heading, justify="left" if heading == "method" else "right", min_width=width)
+        column = [heading, *(row[HEADINGS.index(heading)] for row in rows)]
+        width = max(map(len, "\n".join(column).splitlines()))
+        table.add_column(Lines(heading), justify="left" if heading == "method" else "right", min_width=width)
     for row in rows:
         table.add_row(*map(Lines, row))
     return table
 
 
-HEADINGS = ("method", "rate", "test", "difference", "energy", "trained", "step ms", "peak MB", "disk MB")
+HEADINGS = ("method", "rate", "test", "difference", "energy", "trained", "step\nms", "peak\nMB", "disk\nMB")
+"""As narrow as they can be: nine columns are to fit on 80 characters."""
 
 
 def cells(summary: MethodSummary, *, is_reference: bool) -> tuple[str, ...]:
@@ -53,7 +55,7 @@ def cells(summary: MethodSummary, *, is_reference: bool) -> tuple[str, ...]:
     if not is_reference and summary.differences:
         difference = f"{summary.difference:+.4f}"
         if summary.interval is not None:
-            difference += f"\n[{summary.interval[0]:+.4f}, {summary.interval[1]:+.4f}]"
+            difference += f"\n{summary.interval[0]:+.4f} to\n{summary.interval[1]:+.4f}"
     return (
         summary.method,
         rate,
