@@ -23,7 +23,8 @@ class GeneratedAnswers(Callback):
     """Logs in the test what the paper reports: accuracies of the answers that the model writes.
 
     `test_<task>` and `test_mean_accuracy`, from 0 to 1, and what answering took: `test_<task>_seconds`, and on a GPU
-    `test_<task>_gb`, the peak of its memory. The adapter is not merged.
+    `test_<task>_gb`, the peak of its memory. The adapter is not merged. Where the Trainer's `limit_test_batches` is a
+    number of batches, each task has no more questions than they hold.
 
     Args:
         tasks: Folder with `<task>/test.json` for one or more of the tasks.
@@ -37,12 +38,9 @@ class GeneratedAnswers(Callback):
         self, tasks: str, limit: int | None = None, num_beams: int = 4, max_new_tokens: int = 16, batch_size: int = 16
     ) -> None:
         self.tasks = Path(tasks)
-        self.options = {
-            "limit": limit,
-            "num_beams": num_beams,
-            "max_new_tokens": max_new_tokens,
-            "batch_size": batch_size,
-        }
+        self.limit = limit
+        self.batch_size = batch_size
+        self.options = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
 
     @override
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -69,5 +67,16 @@ class GeneratedAnswers(Callback):
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / task).symlink_to(path.parent.resolve())
             return evaluate_commonsense(
-                module.built_model(), module.tokenizer, folder, template=trainer.datamodule.template, **self.options
+                module.built_model(),
+                module.tokenizer,
+                folder,
+                template=trainer.datamodule.template,
+                limit=self._most(trainer),
+                **self.options,
             )
+
+    def _most(self, trainer: Any) -> int | None:
+        limits = [self.limit] if self.limit is not None else []
+        if isinstance(trainer.limit_test_batches, int):
+            limits.append(trainer.limit_test_batches * self.batch_size)
+        return min(limits, default=None)

@@ -63,7 +63,7 @@ def _cells(row: Row, out: Path, seeds: Sequence[int] | None) -> tuple[str, str, 
 def _minutes(setting: Setting, method: str, found: Sequence[ComparedRun]) -> float:
     """Of a run; NaN where nobody knows."""
     if found:
-        return statistics.fmean(run.steps * run.step_ms for run in found) / 60_000
+        return statistics.fmean(run.minutes for run in found)
     if setting == MEASURED_BY_THE_PAPER:
         cost = TABLE_5[{"full": "pera"}.get(method, method)]
         return cost.training_minutes

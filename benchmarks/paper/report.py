@@ -64,17 +64,22 @@ class Cell:
 
     @property
     def differences(self) -> list[float]:
-        """This method's number less LoRA's, for each seed that both have."""
-        return [value - self.lora[seed] for seed, value in self.ours.items() if seed in self.lora]
+        """This method's number less LoRA's, of costs their ratio, for each seed that both have."""
+        pairs = [(value, self.lora[seed]) for seed, value in self.ours.items() if seed in self.lora]
+        return [value / other if self.column.is_cost else value - other for value, other in pairs]
 
     def texts(self) -> tuple[str, ...]:
         """What stands under `HEADINGS`."""
-        difference = self._number(statistics.fmean(self.differences), sign="+") if self.differences else "-"
-        interval = mean_interval(self.differences)
-        if interval is not None:
-            difference += "\n[" + ", ".join(self._number(end, sign="+") for end in interval) + "]"
         ours, lora = (self._spread(values) for values in (self.ours, self.lora))
-        return self._given(self.paper), ours, lora, difference, self._given(self.quoted)
+        return self._given(self.paper), ours, lora, self._difference(), self._given(self.quoted)
+
+    def _difference(self) -> str:
+        if not self.differences:
+            return "-"
+        form = "{:.3f} x".format if self.column.is_cost else lambda value: self._number(value, sign="+")
+        interval = mean_interval(self.differences)
+        ends = "" if interval is None else f"\n[{', '.join(map(form, interval))}]"
+        return form(statistics.fmean(self.differences)) + ends
 
     def _given(self, value: float | None) -> str:
         return "-" if value is None else self._number(value)
@@ -144,8 +149,8 @@ def caption(found: Sequence[Cell], note: str) -> str:
     seeds = sorted({len(cell.ours) for cell in found})
     text = (
         "paper: as printed. ours: this method here, mean over seeds and standard deviation. LoRA here: LoRA at the "
-        "same settings, which the paper did not train. difference: ours less LoRA here, mean over common seeds, and "
-        "its 95 % interval over seeds (Student's t; none of one seed). LoRA, quoted: in the paper, taken from others. "
+        "same settings. difference: ours less LoRA here (of costs their ratio), mean over common seeds, and its 95 % "
+        "interval over seeds (Student's t; none of one seed). LoRA, quoted: in the paper, taken from others. "
         f"Seeds: {', '.join(map(str, seeds)) or 'none'}."
     )
     diverged = max((cell.diverged for cell in found), default=0)

@@ -19,14 +19,18 @@ from benchmarks.paper.tables import (
     TABLE_1_QUOTED,
     TABLE_2,
     TABLE_2_QUOTED,
+    TABLE_5,
     TABLE_6,
     TERMS,
     Scores,
 )
+from benchmarks.paper.training_time import TRAINING_MINUTES
 from pera_lightning.did_you_mean import did_you_mean, near
 from pera_lightning.errors import ConfigError
 
 FULL = "full"
+METHOD = {"pera": FULL}
+"""Methods of the paper -> `compare`'s names, where they differ."""
 REPORTED = "report"
 """Of `ComparedRun`: what its setting reports."""
 
@@ -40,12 +44,14 @@ class Column:
         measured: Name of a metric of a run, or of an attribute of `ComparedRun`.
         scale: Times this it is the number in the table.
         digits: Of the number in the table.
+        is_cost: Whether it is compared as a ratio, not as a difference.
     """
 
     name: str
     measured: str
     scale: float = 100.0
     digits: int = 2
+    is_cost: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,13 @@ TASKS = (
     Column("mean", f"test_{MEAN}"),
 )
 LOSS = Column("training loss", "train_loss", scale=1.0, digits=4)
+COSTS = (
+    Column("training GB", "peak_mb", scale=1e-3, is_cost=True),
+    Column("training minutes", f"test_{TRAINING_MINUTES}", scale=1.0, digits=0, is_cost=True),
+    Column("BoolQ GB", "test_boolq_gb", scale=1.0, is_cost=True),
+    Column("BoolQ seconds", "test_boolq_seconds", scale=1.0, digits=0, is_cost=True),
+)
+"""In the order of `Cost`."""
 LLAMA_3 = "llama-3-8b"
 
 
@@ -201,12 +214,13 @@ def _in_order() -> Iterator[Table]:
         "12",
         "square and cross terms, Llama-3-8B, rank 16",
         tuple(
-            _commonsense_row({"terms": name}, scores, method=FULL if name == "both" else name)
+            _commonsense_row({"terms": name}, scores, method={"both": FULL}.get(name, name))
             for name, scores in TERMS.items()
         ),
     )
     yield _means("3", f"{placements.about}: means", placements)
     yield _means("4", f"{terms.about}: means", terms)
+    yield Table("5", "costs of training and of answering BoolQ, Llama-2-7B, rank 4", _of_methods(COSTS, TABLE_5))
     yield Table(
         "9",
         "ranks, Llama-3-8B",
@@ -219,12 +233,20 @@ def _in_order() -> Iterator[Table]:
         tuple(_commonsense_row({"share": str(share)}, scores, share=share) for share, scores in SHARES.items()),
     )
     yield terms
-    yield Table("figure_6", "training loss at the end, rank 4", tuple(_loss_rows()))
+    losses = {name: (loss,) for name, loss in FIGURE_6.items()}
+    yield Table("figure_6", "training loss at the end, Llama-2-7B, rank 4", _of_methods((LOSS,), losses))
 
 
-def _loss_rows() -> Iterator[Row]:
+def _of_methods(columns: tuple[Column, ...], found: Mapping[str, Sequence[float]]) -> tuple[Row, ...]:
+    """A row for each method, of Llama-2-7B at rank 4."""
+    names = [column.name for column in columns]
     setting = commonsense("llama-2-7b", rank=4)
-    yield Row({"method": "pera"}, (setting,), (LOSS,), {LOSS.name: FIGURE_6["pera"]})
+    return tuple(
+        Row(
+            {"method": name}, (setting,), columns, dict(zip(names, numbers, strict=True)), method=METHOD.get(name, name)
+        )
+        for name, numbers in found.items()
+    )
 
 
 TABLES = {table.name: table for table in _in_order()}

@@ -10,6 +10,7 @@ from typing import Literal
 
 from benchmarks.paper.generated_answers import MEAN, GeneratedAnswers
 from benchmarks.paper.tables import GLUE_SEEDS, GLUE_TASKS, TABLE_6, TABLE_8
+from benchmarks.paper.training_time import TrainingTime
 from pera_lightning.cli.compare.comparison_methods import METHODS
 from pera_lightning.cli.compare.comparison_plan import Plan
 
@@ -86,14 +87,18 @@ class Setting:
         if self.glue_folder is not None:
             return () if data is None else ("--data.init_args.folder", str(data / "glue" / self.glue_folder))
         folder = (data or Path("data")) / "commonsense"
-        callback = f"{GeneratedAnswers.__module__}.{GeneratedAnswers.__qualname__}"
         return (
             *("--data.init_args.train_file", str(folder / "commonsense_170k.json")),
             *("--data.init_args.test_folder", str(folder)),
+            f"--trainer.callbacks+={_path(TrainingTime)}",
             # Last, so that overrides such as --trainer.callbacks.limit are this callback's.
-            *(f"--trainer.callbacks+={callback}", "--trainer.callbacks.tasks", str(folder)),
+            *(f"--trainer.callbacks+={_path(GeneratedAnswers)}", "--trainer.callbacks.tasks", str(folder)),
             *("--trainer.callbacks.num_beams", str(TABLE_6.beams)),
         )
+
+
+def _path(callback: type) -> str:
+    return f"{callback.__module__}.{callback.__qualname__}"
 
 
 def glue(model: str, column: str) -> Setting:
