@@ -104,7 +104,7 @@ LLAMA_ROWS = {
     "10": {"placement": "qk"},
     "11": {"share": "0.1"},
     "12": {"terms": "square"},
-    "5": {"method": "hira"},
+    "5": {"method": "dora"},
     "figure_6": {"method": "dora"},
 }
 
