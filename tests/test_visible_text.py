@@ -163,6 +163,7 @@ ALLOWED = {
     "cli/compare/single_run.py": {"getLogger"},
     "cli/library_noise.py": {"getLogger"},
     # Box lines, and the width of the screen.
+    "analysis/hidden_table.py": {"rich.box"},
     "analysis/method_table.py": {"rich.box"},
     "analysis/inspection_table.py": {"rich.box"},
     "cli/inspect.py": {"rich.get_console"},

@@ -1,4 +1,4 @@
-"""How strongly the rank components of an adapter act together on given inputs (after paper Eq. 12)."""
+"""How strongly the rank components of an adapter act together on given inputs."""
 
 from __future__ import annotations
 
@@ -34,9 +34,8 @@ def interaction_strength(model: nn.Module, inputs: Sequence[Any]) -> Interaction
     At order 2 that is `scaling * |h_ij| * |(a_i * a_j) . x| * |b_i * b_j|` over the mean output, twice that where
     i = j. A plain LoRA is linear in g: its S is zero.
 
-    What is known of the paper's Eq. 12 is that it is an interaction-strength matrix of second-order partial derivatives
-    which compares PERA with LoRA; what it derives by, and how it takes the mean, we could not check. The gates, the
-    norms and the division by the output are this project's choice, so the numbers are not to be set beside the paper's.
+    This is a measure of this project, of the adapter alone. The paper's Eq. 12 derives the output of the whole model by
+    a hidden state: see `hidden_interactions`.
 
     Args:
         model: A model with adapters, unmerged and whole on this process. It is called in eval mode.

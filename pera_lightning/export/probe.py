@@ -47,7 +47,7 @@ def model_outputs(model: nn.Module, probe: Any) -> Tensor:
             output = model(**probe)
         else:
             output = model(*probe) if isinstance(probe, tuple) else model(probe)
-    return _first_tensor(output).float().cpu()
+    return first_tensor(output).float().cpu()
 
 
 def token_probe(model: nn.Module) -> dict[str, Tensor] | None:
@@ -79,7 +79,8 @@ def relative_error(found: Tensor, wanted: Tensor) -> float:
     return (torch.linalg.norm(found - wanted) / torch.linalg.norm(wanted).clamp_min(1e-30)).item()
 
 
-def _first_tensor(output: Any) -> Tensor:
+def first_tensor(output: Any) -> Tensor:
+    """The first tensor of what a model returns; of those of transformers without labels, the logits."""
     if isinstance(output, Tensor):
         return output
     values = output.values() if isinstance(output, dict) else output

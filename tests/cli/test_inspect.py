@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,42 @@ def test_plain_lora(project: Path) -> None:
     assert pictures(project / "y") == ["parts", "spectrum"]
 
 
+def test_interactions_of_a_hidden_state(project: Path) -> None:
+    words = ("--hidden_interactions", "true", "--prompts", '["hello", "2 + 2"]', "--out", "hidden")
+    printed = run("inspect", "--adapter", "adapter", *words, "--against", "lora", folder=project)
+    out = project / "hidden"
+    assert "hidden_interactions.png" in printed
+    assert "hidden_interactions.csv" in printed
+    assert pictures(out) == ["coefficients", "hidden_interactions", "interactions", "parts", "spectrum"]
+    with Image.open(out / "hidden_interactions.png") as image:
+        assert min(image.size) > 250
+    rows = list(csv.DictReader((out / "hidden_interactions.csv").read_text().splitlines()))
+    names = ["base", "LoRA (h = 0)", "PERA", "LoRA (--against)"]
+    assert list(rows[0]) == ["i", "j", *names]
+    assert len(rows) == 32 * 32
+    table = {
+        name: next(line for line in printed.splitlines() if line.startswith(f" {name} ")).split() for name in names
+    }
+    values = {name: [float(row[name]) for row in rows] for name in names}
+    for name, cells in table.items():
+        assert f"{statistics.fmean(values[name]):.4g}" in cells
+        assert f"{max(values[name]):.4g}" in cells
+    assert table[names[-1]][-1] == "-"
+    about = json.loads((out / "inspection.json").read_text())["hidden_interactions"]
+    assert about["layer"] == "model.layers.0"
+    assert [state["token"] for state in about["states"]] == [4, 4]
+
+    printed = run(
+        "inspect", "--adapter", "lora", *words, "--layer", "model.layers.1", "--interactions", "false", folder=project
+    )
+    assert "h enters model.layers.1" in printed
+    [heading, *_] = (out / "hidden_interactions.csv").read_text().splitlines()
+    assert heading == "i,j,base,LoRA"
+    # Those of the former inspection, which this one was not asked for.
+    run("inspect", "--adapter", "lora", "--interactions", "false", "--out", "hidden", folder=project)
+    assert sorted(path.name for path in out.iterdir()) == ["inspection.json", "layers.csv", "parts.png", "spectrum.png"]
+
+
 def test_pictures_of_another_adapter_are_gone(project: Path) -> None:
     words = ("--interactions", "false", "--out", "again")
     run("inspect", "--adapter", "adapter", *words, folder=project)
@@ -109,6 +147,10 @@ def test_what_a_user_gets_wrong(project: Path) -> None:
         (("--adapter", "adapter", "--out", "file/below"), "which is a file"),
         (("--adapter", "adapter", "--prompts", '[""]'), "without a token"),
         (("--adapter", "adapter", "--base", "empty"), "empty"),
+        (("--adapter", "adapter", "--layer", "model.layers.0"), "--layer would do nothing"),
+        (("--adapter", "adapter", "--against", "lora"), "--against would do nothing"),
+        (("--adapter", "adapter", "--hidden_interactions", "true", "--layer", "model.layer.1"), "mean model.layers.1"),
+        (("--adapter", "adapter", "--hidden_interactions", "true", "--against", "nowhere"), "There is no such adapter"),
     ):
         assert message in run("inspect", *words, folder=project, ok=False)
 
@@ -126,6 +168,6 @@ def test_prompts_are_words_or_a_list(
     project: Path, words: tuple[str, ...], prompts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[list[str]] = []
-    monkeypatch.setattr("pera_lightning.cli.inspect._strengths", lambda *args: given.append(args[-1]))
+    monkeypatch.setattr("pera_lightning.cli.inspect._strengths", lambda *args: given.append(args[2]))
     run("inspect", "--adapter", "adapter", *words, "--out", "prompted", folder=project)
     assert given == [prompts]

@@ -104,7 +104,11 @@ def test_every_public_path_is_tried() -> None:
 
 
 LOCAL_OPTIONS = {
-    "evaluate": [("--tasks", URL, "--base", "x"), ("--tasks", ".", "--base", URL), ("--tasks", ".", "--out", URL)],
+    "evaluate": [
+        ("--tasks", URL, "--base", "x"),
+        ("--tasks", ".", "--base", URL),
+        ("--tasks", ".", "--out", URL),
+    ],
     "export": [
         ("--adapter", "memory://bucket/saved", "--out", URL),
         ("--adapter", "memory://bucket/saved", "--out", "b", "--rows", URL),
@@ -143,9 +147,9 @@ def test_every_option_of_a_tool_that_is_a_path_is_tried() -> None:
         names = {name for name, value in parameters.items() if "str" in str(value.annotation)}
         # Words, choices, and the name of a file within the base.
         names -= {"gguf_file", "system_prompt", "prompt", "prompts", "repo", "message", "how", "template", "dtype"}
-        names -= {"to", "into", "base_dtype"}
-        # A folder to read an adapter from, which works everywhere.
-        names -= {"adapter"}
+        names -= {"to", "into", "base_dtype", "layer"}
+        # Folders to read an adapter from, which works everywhere.
+        names -= {"adapter", "against"}
         assert {f"{tool}.{name}" for name in names} <= tried, tool
 
 

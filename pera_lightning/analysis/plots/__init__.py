@@ -6,11 +6,18 @@ May import inspections and the names of layers. Open `figure.py` for how a pictu
 from matplotlib.figure import Figure
 
 from pera_lightning.analysis.inspection import AdapterInspection
-from pera_lightning.analysis.plots.matrices import plot_coefficients, plot_interactions
+from pera_lightning.analysis.plots.matrices import plot_coefficients, plot_hidden_interactions, plot_interactions
 from pera_lightning.analysis.plots.parts import plot_parts
 from pera_lightning.analysis.plots.spectrum import plot_spectrum
 
-__all__ = ["plot_coefficients", "plot_inspection", "plot_interactions", "plot_parts", "plot_spectrum"]
+__all__ = [
+    "plot_coefficients",
+    "plot_hidden_interactions",
+    "plot_inspection",
+    "plot_interactions",
+    "plot_parts",
+    "plot_spectrum",
+]
 
 
 def plot_inspection(found: AdapterInspection) -> dict[str, Figure]:

@@ -1,4 +1,4 @@
-"""Matrices over pairs of rank components: coefficients h, and interaction strengths."""
+"""Matrices over pairs: coefficients h and interaction strengths of rank components, interactions of hidden entries."""
 
 from __future__ import annotations
 
@@ -66,6 +66,26 @@ def plot_interactions(strengths: Interactions, most: int = MOST_LAYERS) -> Figur
     title = effect_title(title, "the largest of them", top**2)
     label = "|second derivative| / |dW x|, means over tokens"
     return _panels(chosen, scale, "viridis", title, label)
+
+
+def plot_hidden_interactions(found: Mapping[str, Tensor], about: str) -> Figure:
+    """The matrices of `hidden_interactions` side by side on one linear colour scale, as the paper's Fig. 5.
+
+    Args:
+        found: What was measured -> its matrix.
+        about: Which state and output they are about, for the title.
+    """
+    top = max(matrix.max().item() for matrix in found.values()) or 1.0
+    figure = new_figure(3.2 * len(found) + 1.0, 4.0)
+    figure.suptitle(f"Interaction strength of the entries of a hidden state (paper Eq. 12)\n{about}", fontsize="medium")
+    for axes, (name, matrix) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
+        image = axes.imshow(matrix.float().numpy(), cmap="viridis", norm=Normalize(0, top), interpolation="nearest")
+        axes.set_title(f"{name}\nmean {matrix.mean():.3g}", fontsize="small")
+        axes.set_xlabel("entry j", fontsize="x-small")
+        axes.set_ylabel("entry i", fontsize="x-small")
+        axes.tick_params(labelsize="x-small")
+    figure.colorbar(image, ax=figure.axes, label="mean |second derivative|", shrink=0.8)
+    return figure
 
 
 def _chosen(count: int, total: int) -> str:

@@ -32,7 +32,7 @@ def check_tool_places(given: Sequence[Given], adapters: Sequence[str] = ()) -> N
         ConfigError: There is no such model, file or folder.
     """
     last = {one.key: one.value for one in given}
-    for name in (*adapters, last.get("adapter")):
+    for name in (*adapters, last.get("adapter"), last.get("against")):
         _check_adapter(name)
     if base := last.get("base"):
         check_model_place(local_name(base, "the base model"))
