@@ -12,11 +12,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
+from benchmarks.paper.settings import MEAN
 from pera_lightning.data.commonsense import task_files
 from pera_lightning.evaluation import Evaluation, evaluate_commonsense
-
-MEAN = "mean_accuracy"
-"""Logged after `test_`; a task's own accuracy is logged under its name."""
 
 
 class GeneratedAnswers(Callback):
@@ -48,7 +46,7 @@ class GeneratedAnswers(Callback):
         for task, path in task_files(self.tasks).items():
             if path.is_file():
                 accuracies.append(self._measure(task, path, trainer, pl_module))
-        pl_module.log(f"test_{MEAN}", sum(accuracies) / len(accuracies))
+        pl_module.log(MEAN, sum(accuracies) / len(accuracies))
 
     def _measure(self, task: str, path: Path, trainer: Any, module: Any) -> float:
         on_gpu = module.device.type == "cuda"

@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.paper.generated_answers import MEAN
-from benchmarks.paper.settings import Setting, commonsense, glue
+from benchmarks.paper.settings import MEAN, TRAINING_MINUTES, Setting, commonsense, glue
 from benchmarks.paper.tables import (
     COMMONSENSE_TASKS,
     FIGURE_6,
@@ -24,7 +23,6 @@ from benchmarks.paper.tables import (
     TERMS,
     Scores,
 )
-from benchmarks.paper.training_time import TRAINING_MINUTES
 from pera_lightning.did_you_mean import did_you_mean, near
 from pera_lightning.errors import ConfigError
 
@@ -137,12 +135,12 @@ class Table:
 
 TASKS = (
     *(Column(heading, f"test_{task}") for heading, task in COMMONSENSE_TASKS.items()),
-    Column("mean", f"test_{MEAN}"),
+    Column("mean", MEAN),
 )
 LOSS = Column("training loss", "train_loss", scale=1.0, digits=4)
 COSTS = (
     Column("training GB", "peak_mb", scale=1e-3, is_cost=True),
-    Column("training minutes", f"test_{TRAINING_MINUTES}", scale=1.0, digits=0, is_cost=True),
+    Column("training minutes", TRAINING_MINUTES, scale=1.0, digits=0, is_cost=True),
     Column("BoolQ GB", "test_boolq_gb", scale=1.0, is_cost=True),
     Column("BoolQ seconds", "test_boolq_seconds", scale=1.0, digits=0, is_cost=True),
 )

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.paper.generated_answers import MEAN, GeneratedAnswers
 from benchmarks.paper.tables import GLUE_SEEDS, GLUE_TASKS, TABLE_6, TABLE_8
-from benchmarks.paper.training_time import TrainingTime
 from pera_lightning.cli.compare.comparison_methods import METHODS
 from pera_lightning.cli.compare.comparison_plan import Plan
 
@@ -20,6 +18,10 @@ LAYERS = {"Q": "q_proj", "K": "k_proj", "V": "v_proj", "U": "up_proj", "D": "dow
 GLUE_METRICS = {"cola": "matthews", "stsb": "pearson"}
 """Of the other tasks it is the accuracy."""
 LORA = "lora"
+MEAN, TRAINING_MINUTES = "test_mean_accuracy", "test_training_minutes"
+"""What the callbacks log; a task's own accuracy has its name after `test_`."""
+# By their paths, as `fit` takes them.
+_ANSWERS, _TIME = "benchmarks.paper.generated_answers.GeneratedAnswers", "benchmarks.paper.training_time.TrainingTime"
 
 
 @dataclass(frozen=True)
@@ -90,15 +92,11 @@ class Setting:
         return (
             *("--data.init_args.train_file", str(folder / "commonsense_170k.json")),
             *("--data.init_args.test_folder", str(folder)),
-            f"--trainer.callbacks+={_path(TrainingTime)}",
+            f"--trainer.callbacks+={_TIME}",
             # Last, so that overrides such as --trainer.callbacks.limit are this callback's.
-            *(f"--trainer.callbacks+={_path(GeneratedAnswers)}", "--trainer.callbacks.tasks", str(folder)),
+            *(f"--trainer.callbacks+={_ANSWERS}", "--trainer.callbacks.tasks", str(folder)),
             *("--trainer.callbacks.num_beams", str(TABLE_6.beams)),
         )
-
-
-def _path(callback: type) -> str:
-    return f"{callback.__module__}.{callback.__qualname__}"
 
 
 def glue(model: str, column: str) -> Setting:
@@ -148,6 +146,6 @@ def commonsense(model: str, *, rank: int = 16, layers: str = TABLE_6.layers, sha
         learning_rate=TABLE_6.learning_rate,
         seeds=(TABLE_6.seed,),
         selection="val_loss",
-        report=f"test_{MEAN}",
+        report=MEAN,
         mode="min",
     )

@@ -9,8 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
-TRAINING_MINUTES = "training_minutes"
-"""Logged after `test_`."""
+from benchmarks.paper.settings import TRAINING_MINUTES
 
 
 class TrainingTime(Callback):
@@ -29,4 +28,4 @@ class TrainingTime(Callback):
 
     @override
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        pl_module.log(f"test_{TRAINING_MINUTES}", self._minutes)
+        pl_module.log(TRAINING_MINUTES, self._minutes)
