@@ -124,7 +124,7 @@ TRAINING = {
 TOOLS = {
     "generate": Command("print the answer of an adapted model to a prompt", _function("generate")),
     "chat": Command("talk to an adapted model", _function("chat")),
-    "evaluate": Command("answer commonsense tasks and print accuracies", _function("evaluate")),
+    "evaluate": Command("put commonsense or lm-eval tasks to a model, print accuracies", _function("evaluate")),
     "compare": Command(
         "train methods side by side, each at its own best learning rate",
         _module("pera_lightning.cli.compare.command", "compare"),

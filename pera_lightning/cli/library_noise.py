@@ -8,11 +8,17 @@ import re
 import sys
 import warnings
 
-_LOGGERS = "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"
+_LOGGERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.rank_zero",
+    "lm_eval.models.huggingface",
+)
 _LINES = re.compile(
     r"(. )?Tip: |"  # of services and packages that are not needed
     r"(TPU|HPU|IPU) available: False|"
-    r"Loading `train_dataloader` to estimate number of stepping batches"
+    r"Loading `train_dataloader` to estimate number of stepping batches|"
+    # That the model is one, and no name of one.
+    r"`pretrained` model kwarg is not of type `str`|Passed an already-initialized model through `pretrained`"
 )
 _WARNINGS = (
     # About lightning's own use of torch.

@@ -1,6 +1,7 @@
 """Evaluation on the commonsense tasks of LLM-Adapters, by generation or by ranking, and on those of lm-eval.
 
-May import models and exports. Open `commonsense_run.py` first; `harness.py` is the way to lm-eval.
+May import models and exports. Open `commonsense_run.py` first; `harness.py` is the way to lm-eval, whose tasks
+`harness_run.py` runs.
 """
 
 from pera_lightning.evaluation.commonsense_run import evaluate_commonsense

@@ -39,6 +39,7 @@ def evaluate_commonsense(
     tokenizer: PreTrainedTokenizerBase,
     tasks: str | Path,
     *,
+    names: Sequence[str] | None = None,
     how: How = "generate",
     template: Template = "alpaca",
     system_prompt: str | None = None,
@@ -59,6 +60,7 @@ def evaluate_commonsense(
         model: A causal language model on its device. Its train or eval mode is as before afterwards.
         tokenizer: Its tokenizer, with a pad token.
         tasks: Folder with `<task>/test.json` for one or more of the eight tasks.
+        names: Which of them; by default those whose test set is there.
         how: "generate" or "rank".
         template: How a question becomes a prompt, as in training: "alpaca" or "chat".
         system_prompt: System message of the training, for the chat template.
@@ -77,7 +79,7 @@ def evaluate_commonsense(
     for name, value in {"limit": limit, "batch_size": batch_size, "num_beams": num_beams}.items():
         check_at_least_one(name, value)
     check_at_least_one("max_new_tokens", max_new_tokens)
-    questions = read_tasks(tasks, limit)
+    questions = read_tasks(tasks, limit, names)
     encoder = commonsense_encoder(tokenizer, template=template, max_length=_NO_LIMIT, system_prompt=system_prompt)
 
     def answer(rows: Sequence[Question], advance: Advance) -> list[Prediction]:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+FEATURE = "Evaluation with the tasks of lm-evaluation-harness"
+
 
 def lm_eval_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int | str = 16, **options: Any
@@ -28,13 +30,12 @@ def lm_eval_model(
     Raises:
         ConfigError: lm-eval is not installed, too old, or cannot be imported.
     """
-    feature = "Evaluation with the tasks of lm-evaluation-harness"
-    require(feature, "lm-eval", extra="eval")
+    require(FEATURE, "lm-eval", extra="eval")
     try:
         from lm_eval.models.huggingface import HFLM
     except ImportError as error:
         raise ConfigError(
-            f"{feature} needs lm-eval, which cannot be imported.",
+            f"{FEATURE} needs lm-eval, which cannot be imported.",
             got=one_line(error),
             expected=f"lm-eval {OLDEST['lm-eval']} or newer, with what it needs for models of transformers",
             fix=f"pip install --upgrade {own_extra('eval')}",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from pera_lightning.data.chat.row_formats import Message, to_messages
-from pera_lightning.data.commonsense import task_files
+from pera_lightning.data.commonsense import CommonsenseTask, task_files
 from pera_lightning.data.reading.parsed_row import Row, shorten
 from pera_lightning.data.reading.row_files import read_rows
-from pera_lightning.errors import DataError
+from pera_lightning.did_you_mean import did_you_mean, near
+from pera_lightning.errors import ConfigError, DataError
 
 # "Answer format: answer1/answer2/answer3", at the end of every instruction.
 _FORMAT = re.compile(r"answer format:\s*(\w+(?:/\w+)+)\s*$", flags=re.IGNORECASE)
@@ -38,20 +40,26 @@ class Question:
         return self.messages[-1]["content"]
 
 
-def read_tasks(folder: str | Path, limit: int | None = None) -> dict[str, list[Question]]:
+def read_tasks(
+    folder: str | Path, limit: int | None = None, names: Sequence[str] | None = None
+) -> dict[str, list[Question]]:
     """Reads the test sets that are in a folder.
 
     Args:
         folder: Folder with `<task>/test.json` for one or more of the eight tasks.
         limit: Most questions of a task, from the beginning of its file.
+        names: Tasks to read; by default those that are there.
 
     Returns:
         The questions by task, in the order of LLM-Adapters.
 
     Raises:
+        ConfigError: A name is none of the eight.
         DataError: There is no such file, or a row cannot be used.
     """
-    files = {task: path for task, path in task_files(folder).items() if path.is_file()}
+    known = task_files(folder)
+    check_names(names or ())
+    files = {task: path for task, path in known.items() if (path.is_file() if names is None else task in names)}
     if not files:
         raise DataError(
             f"There is no test set in {folder}.",
@@ -69,6 +77,19 @@ def read_tasks(folder: str | Path, limit: int | None = None) -> dict[str, list[Q
                 fix="complete the file, or remove it to leave the task out",
             )
     return questions
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise ConfigError for a name that is none of the eight tasks."""
+    known = get_args(CommonsenseTask)
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                "There is no such task.",
+                got=repr(name),
+                expected=f"one of {', '.join(known)}",
+                fix=did_you_mean(near(name, known), "tasks of lm-evaluation-harness are named without --data"),
+            )
 
 
 def _questions(path: Path) -> Iterator[Question]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ RESULTS = FolderKind(
     "results of an evaluation",
     marker=RESULTS_FILE,
     recognise=_is_results,
-    listed=lambda values: [f"{task}.jsonl" for task in values["tasks"]],
+    listed=lambda values: [rows_file(task) for task in values["tasks"]],
 )
 
 
@@ -133,12 +134,35 @@ class Evaluation:
         Raises:
             FolderError: The folder is somebody else's, or cannot be written to; it is as it was.
         """
-        with whole_folder(local_path(folder, "folder"), RESULTS, overwrite=overwrite) as new:
-            for task, rows in self.predictions.items():
-                lines = (json.dumps({**dataclasses.asdict(row), "correct": row.correct}) + "\n" for row in rows)
-                (new / f"{task}.jsonl").write_text("".join(lines), encoding="utf-8")
-            results = json.dumps({**(about or {}), **self.summary()}, indent=2) + "\n"
-            (new / RESULTS_FILE).write_text(results, encoding="utf-8")
+        rows = {
+            task: [{**dataclasses.asdict(row), "correct": row.correct} for row in found]
+            for task, found in self.predictions.items()
+        }
+        write_results(folder, {**(about or {}), **self.summary()}, rows, overwrite=overwrite)
+
+
+def write_results(
+    folder: str | Path, results: Mapping[str, Any], rows: Mapping[str, Sequence[Mapping[str, Any]]], *, overwrite: bool
+) -> None:
+    """Writes `results.json` and one file of rows for each task; see `Evaluation.write`.
+
+    Args:
+        folder: New, empty, or with an earlier evaluation.
+        results: What `results.json` holds.
+        rows: Task -> a row for each question.
+        overwrite: Whether the folder may be another one.
+    """
+    with whole_folder(local_path(folder, "folder"), RESULTS, overwrite=overwrite) as new:
+        for task, found in rows.items():
+            # What lm-eval keeps of a question may be anything.
+            lines = (json.dumps(row, default=str) + "\n" for row in found)
+            (new / rows_file(task)).write_text("".join(lines), encoding="utf-8")
+        (new / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def rows_file(task: str) -> str:
+    """Name of the file of a task's rows; a task of somebody's own may be called anything."""
+    return re.sub(r"[^\w.-]|^\.", "_", task) + ".jsonl"
 
 
 def _known(error: float) -> float | None:

@@ -108,6 +108,8 @@ LOCAL_OPTIONS = {
         ("--tasks", URL, "--base", "x"),
         ("--tasks", ".", "--base", URL),
         ("--tasks", ".", "--out", URL),
+        ("--tasks", "piqa", "--data", URL, "--base", "x"),
+        ("--tasks", "x", "--include_path", URL, "--base", "x"),
     ],
     "export": [
         ("--adapter", "memory://bucket/saved", "--out", URL),

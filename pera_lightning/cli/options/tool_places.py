@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from pera_lightning.storage.recognition.adapter_kind import ADAPTER, CONFIG_FILE
 from pera_lightning.storage.recognition.missing_adapter import missing_adapter
 from pera_lightning.storage.remote import local_name, place
 
-_READ = ("folder", "rows", "tasks")
+_READ = ("data", "folder", "include_path", "rows", "tasks")
 """Options that name what has to be on this machine."""
 
 
@@ -40,13 +41,21 @@ def check_tool_places(given: Sequence[Given], adapters: Sequence[str] = ()) -> N
         check_checkpoint("consolidate", checkpoint, as_archive=True)
     for option in _READ:
         path = place(last.get(option) or ".")
-        if isinstance(path, Path) and not path.exists():
+        names = option == "tasks" and task_names(last.get(option) or ".")
+        if isinstance(path, Path) and not path.exists() and not names:
             raise ConfigError(
                 "The file or folder does not exist.",
                 got=f"--{option} {path} (from {Path.cwd()})",
                 expected="a path that exists",
                 fix=did_you_mean(near_paths(path), "correct the path"),
             )
+
+
+def task_names(tasks: str) -> list[str]:
+    """The names of tasks that stand for `--tasks`, separated by commas; none where it is a folder."""
+    path = place(tasks)
+    is_folder = not isinstance(path, Path) or path.exists() or re.search(r"[/\\]|^[.~]", tasks) is not None
+    return [] if is_folder else [name for part in tasks.split(",") if (name := part.strip())]
 
 
 def _check_adapter(name: str | None) -> None:

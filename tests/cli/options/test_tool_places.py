@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pera_lightning.cli.options.given import given_options, unnamed_words
-from pera_lightning.cli.options.tool_places import check_tool_places
+from pera_lightning.cli.options.tool_places import check_tool_places, task_names
 from pera_lightning.errors import AdapterFileError, CheckpointError, ConfigError
 
 
@@ -57,10 +57,19 @@ def test_a_checkpoint() -> None:
         check("--checkpoint", "run/checkpoints/best.ckpt")
 
 
-@pytest.mark.parametrize("words", [("--tasks", "task"), ("--rows", "rws.jsonl"), ("--folder=run/adaptor",)])
+@pytest.mark.parametrize(
+    "words", [("--tasks", "./task"), ("--data", "task"), ("--rows", "rws.jsonl"), ("--folder=run/adaptor",)]
+)
 def test_files_and_folders(words: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match=r"does not exist(.|\n)*did you mean (tasks|rows|run/adapter)"):
         check(*words)
+
+
+def test_names_of_tasks() -> None:
+    # Found out by lm-eval, where it is installed: a task may have any name.
+    check("--tasks", "task")
+    assert task_names("piqa, gsm8k,") == ["piqa", "gsm8k"]
+    assert [name for name in ("tasks", "./x", "a/b", "~x", "s3://bucket/x") if task_names(name)] == []
 
 
 def test_what_is_not_looked_for() -> None:
