@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.functional import hessian
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pera_lightning import PeraConfig, inject_adapter, merge_adapter
+from pera_lightning import PeraConfig, inject_adapter, merge_adapter, quantize_model
 from pera_lightning.analysis import hidden_interactions, hidden_states
 from pera_lightning.analysis.hidden_interactions import first_adapted_block, measure_all
 from pera_lightning.analysis.hidden_table import mixed_share, relative_distance, write_matrices
@@ -131,6 +131,19 @@ def test_base_lora_and_pera_are_what_they_are_called() -> None:
     assert {name for name, value in model.named_parameters() if value.requires_grad} == trained
     order_one = adapted(copy.deepcopy(plain), PeraConfig(3, 1))
     assert list(measure_all(order_one, calls, "model.layers.0", 2)[1]) == ["base", "LoRA"]
+
+
+def test_over_a_base_in_four_bits() -> None:
+    model = tiny_llama(initializer_range=0.3, hidden_size=64, intermediate_size=64)
+    quantize_model(model, "nf4")
+    inject_adapter(model, PeraConfig(2))
+    randomise_adapter(model)
+    calls, layer = texts(), "model.layers.0"
+    states = hidden_states(model.eval(), calls, layer)
+    found = hidden_interactions(model, states, layer)
+    expected = llama_reference(model, calls, [state.output for state in states], 0)
+    assert expected.max() > 1e-2
+    torch.testing.assert_close(found, expected[:32, :32], rtol=1e-2, atol=1e-3 * expected.mean().item())
 
 
 class Blocks(nn.Module):
