@@ -47,11 +47,13 @@ def table_of_adapters(results: Sequence[Results]) -> str:
     """A row per method, a column per study."""
     columns = ["method", *(f"{_task(found)}, rank {found.study.rank}" for found in results), "trained", "step"]
     lines = [columns, ["---"] * len(columns)]
+    there = [{own.method: own for own in found.summaries} for found in results]
+    loras = [found.summaries[0] for found in results]
     for method in ADAPTERS:
-        pairs = [(found.summaries[0], own) for found in results for own in found.summaries if own.method == method]
-        differences = [_share(own, lora) for lora, own in pairs]
-        sizes = [_ratio([own.trainable / lora.trainable for lora, own in pairs])]
-        lines.append([f"`{method}`", *differences, *sizes, _ratio([own.step_ms / lora.step_ms for lora, own in pairs])])
+        pairs = [(lora, own[method]) for lora, own in zip(loras, there, strict=True) if method in own]
+        cells = [_share(own[method], lora) if method in own else "-" for lora, own in zip(loras, there, strict=True)]
+        sizes = _ratio([own.trainable / lora.trainable for lora, own in pairs])
+        lines.append([f"`{method}`", *cells, sizes, _ratio([own.step_ms / lora.step_ms for lora, own in pairs])])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.quality import approximation
-from benchmarks.quality.adapters import ADAPTERS
+from benchmarks.quality.adapters import ADAPTER_STUDIES
 from benchmarks.quality.approximation import Approximation
 from benchmarks.quality.every_study import STUDIES
 from benchmarks.quality.first_page import first_page, plot_adapters
@@ -115,7 +115,7 @@ def write_page(folder: Path) -> list[Path]:
     figures["at_best"] = plot_worth(at_best)
     [shown] = [found for found in done if found.study.name == SHOWN]
     figures["compare"] = plot_methods(shown.runs, shown.summaries, "val_loss", "test_loss")
-    adapters = [found for found in done if found.study.methods == ADAPTERS]
+    adapters = [found for found in done if found.study.name.startswith(ADAPTER_STUDIES)]
     figures["adapters"] = plot_adapters(adapters)
     introduction = first_page(adapters) + INTRODUCTION.format(
         findings=FINDINGS.read_text(encoding="utf-8"), together=table_of_all(done)
