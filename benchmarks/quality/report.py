@@ -58,7 +58,7 @@ The rows are samples of public files in GLUE's format, not GLUE's own splits, so
 SST-2 (4,000 rows to train on, 436 in `dev.tsv`) and CoLA (4,000, 522) of their training and validation sets; STS-B
 (3,200, 750) both of its training set; MRPC (3,200, 863) of its training set and its official test set; commonsense as
 in LLM-Adapters, the training mix put together from eight tasks (8,000, 3,050). Other files give other numbers, and
-`check` then says "not the same".
+`check` then says "not the same". Since MRPC was measured, the odd row of its validation set is in the other half.
 
 *Upper layers*: adapters are in the upper layers only, and what the lower ones make of a row is computed once
 (`benchmarks/quality/frozen_layers.py`; without their dropout), which makes the many runs possible, and leaves so few
