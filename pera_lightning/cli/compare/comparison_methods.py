@@ -51,9 +51,19 @@ def method_of(text: str) -> Method:
         text: Its options, as typed on a command line.
 
     Raises:
-        ConfigError: An option of PEFT has no value.
+        ConfigError: An option of PEFT has no value, or quotation marks do not match.
     """
-    words, others, peft = shlex.split(text), [], {}
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(
+            "The options of a method cannot be split into words.",
+            got=f"{text!r}: {error}",
+            expected="every quotation mark closed",
+            fix="close it",
+        ) from error
+    others: list[str] = []
+    peft: dict[str, str] = {}
     while words:
         option, joined, value = words.pop(0).partition("=")
         if not option.startswith(PEFT):

@@ -12,16 +12,18 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from pera_lightning.base_layers import base_of
 from pera_lightning.callback.adapter_root import with_own_modules
+from pera_lightning.callback.conflicting_callbacks import refuse_conflicting_callbacks
 from pera_lightning.callback.finite.finite_run import FiniteRun
 from pera_lightning.callback.frozen_norms import stop_running_statistics
 from pera_lightning.callback.late_injection import cancel_late_injection, inject_after_configure_model
+from pera_lightning.cli.compare.peft_model_checks import refuse_averaging, refuse_other_parts, refuse_unfit_model
 from pera_lightning.cli.compare.peft_options import make_configuration
 from pera_lightning.config import PeraConfig
 from pera_lightning.errors import CheckpointError, InjectionError, one_line
 from pera_lightning.injection import InjectionPlan, plan_injection, saved_modules, saved_tensors
 from pera_lightning.injection.saved_modules import mark_saved
+from pera_lightning.layers import adapted_layer
 from pera_lightning.storage.atomic import replacing
 
 ADAPTER = "default"
@@ -49,23 +51,21 @@ class PeftCallback(pl.Callback):
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if not self._own:
-            inject_after_configure_model(pl_module, lambda: self._inject(pl_module))
+        refuse_conflicting_callbacks(trainer)
+        refuse_averaging(trainer)
+        inject_after_configure_model(pl_module, lambda: self._inject(pl_module))
 
     def _inject(self, pl_module: pl.LightningModule) -> None:
-        config = with_own_modules(self.config, pl_module)
-        plan = plan_injection(pl_module, config)
-        self._refuse_quantized(pl_module, plan)
-        before = {id(tensor) for tensor in _tensors(pl_module)}
+        if self._own:
+            self._refuse_lost(pl_module)
+            return
+        plan = plan_injection(pl_module, with_own_modules(self.config, pl_module))
+        refuse_unfit_model(pl_module, plan, self.method)
         pl_module.requires_grad_(False)
-        self._put_in(pl_module, list(plan.layers))
-        self._own = [
-            (module, name)
-            for module in pl_module.modules()
-            for name, tensor in _own_tensors(module)
-            if id(tensor) not in before
-        ]
-        self._refuse_left_out(plan, pl_module)
+        self._put_in(pl_module, plan)
+        self._own = [(module, name) for module in _own_modules(pl_module, plan) for name, _ in _own_tensors(module)]
+        refuse_other_parts(pl_module, plan, self._own, self._kind)
+        self._train_in_float32()
         for name in plan.saved:
             module = pl_module.get_submodule(name)
             mark_saved(module)
@@ -73,48 +73,45 @@ class PeftCallback(pl.Callback):
         pl_module.strict_loading = False
         pl_module.register_state_dict_post_hook(lambda module, state, prefix, _: self._keep_own(module, state, prefix))
 
-    def _refuse_quantized(self, pl_module: pl.LightningModule, plan: InjectionPlan) -> None:
-        """Others than LoRA reckon with the weight itself, of which PEFT would take the packed numbers."""
-        modules = dict(pl_module.named_modules())
-        packed = [name for name in plan.layers if (base := base_of(modules[name])) and base.quantization(modules[name])]
-        if packed and self._kind != "LORA":
-            raise InjectionError(
-                f"PEFT's {self._kind} is compared over floating bases alone.",
-                got=f"{len(packed)} quantised layers, the first is {packed[0]}",
-                expected="a base that is not quantised, or LoRA (DoRA and rsLoRA too)",
-                fix="leave it out of --methods, or compare without --model.init_args.quantize",
+    def _refuse_lost(self, pl_module: pl.LightningModule) -> None:
+        there = {id(module) for module in pl_module.modules()}
+        if any(id(module) not in there for module, _ in self._own):
+            raise CheckpointError(
+                "The trained adapters are gone: the model was built anew.",
+                got="a model without adapters in a later part of the run",
+                expected="the model that was trained",
+                fix="build the model only once: `if self.model is None:` in setup() or configure_model()",
             )
 
-    def _put_in(self, pl_module: pl.LightningModule, layers: list[str]) -> None:
+    def _put_in(self, pl_module: pl.LightningModule, plan: InjectionPlan) -> None:
         from peft import inject_adapter_in_model
 
+        layers = list(plan.layers)
         root = _pretrained_with(pl_module, layers)
         prefix = next(f"{name}." if name else "" for name, module in pl_module.named_modules() if module is root)
         self._configuration = make_configuration(self.method, [name.removeprefix(prefix) for name in layers])
+        bases = {name: pl_module.get_submodule(name) for name in layers}
         try:
-            inject_adapter_in_model(self._configuration, root, ADAPTER)
-        except (ImportError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+                inject_adapter_in_model(self._configuration, root, ADAPTER)
+        except (AttributeError, ImportError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             raise InjectionError(
                 f"PEFT cannot put {self._kind} into the model.",
                 got=one_line(error, kind=False),
-                expected="layers of the kinds that the method takes, and the packages that it needs",
-                fix="name other layers for all methods with --pera.target_modules, or leave the method out",
+                expected="options and layers that the method takes, and the packages that it needs",
+                fix="correct its options in --methods, or leave it out; --pera.target_modules names other layers",
             ) from error
+        # Rows and dropout are drawn next: they come as they do after adapters of ours have been made.
+        for name, layer in plan.layers.items():
+            adapted_layer(bases[name], plan.config, rank=layer.rank, alpha=layer.alpha)
         self._root = root
 
-    def _refuse_left_out(self, plan: InjectionPlan, pl_module: pl.LightningModule) -> None:
-        """PEFT may pass over a layer; then the method would not adapt what the others do."""
-        adapted = {id(module) for module, _ in self._own}
-        untouched = [
-            name for name in plan.layers if not adapted & {id(part) for part in pl_module.get_submodule(name).modules()}
-        ]
-        if untouched:
-            raise InjectionError(
-                f"PEFT's {self._kind} left layers without an adapter.",
-                got=f"{len(untouched)} of {len(plan.layers)}, the first is {untouched[0]}",
-                expected="an adapter in every layer that the other methods adapt",
-                fix="name other layers for all methods with --pera.target_modules, or leave the method out",
-            )
+    def _train_in_float32(self) -> None:
+        """As PEFT does where it wraps a model itself, and as adapters of ours are."""
+        for module, name in self._own:
+            value = getattr(module, name)
+            if isinstance(value, nn.Parameter) and value.dtype in (torch.float16, torch.bfloat16):
+                value.data = value.data.float()
 
     def _names(self, pl_module: nn.Module) -> set[str]:
         """What the adapter's tensors are called at this moment: layers may have been taken out of the base since."""
@@ -186,11 +183,11 @@ class PeftCallback(pl.Callback):
         from safetensors.torch import save_file
 
         root = self._root
-        saved = dict(saved_tensors(root))
+        own = get_peft_model_state_dict(root, adapter_name=ADAPTER, save_embedding_layers=False)
         # Of tensors that share memory each gets its own.
         state = {
             f"base_model.model.{name}": value.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, value in (get_peft_model_state_dict(root, adapter_name=ADAPTER) | saved).items()
+            for name, value in (own | dict(saved_tensors(root))).items()
         }
         configuration: Any = copy.deepcopy(self._configuration)
         configuration.modules_to_save = [name for name, _ in saved_modules(root)] or None
@@ -200,14 +197,17 @@ class PeftCallback(pl.Callback):
         configuration.save_pretrained(str(self.adapter_dir))
 
 
+def _own_modules(pl_module: nn.Module, plan: InjectionPlan) -> Iterator[nn.Module]:
+    """The modules that PEFT has put into the layers of a plan; it keeps the base under `base_layer`."""
+    for name in plan.layers:
+        for inner, module in pl_module.get_submodule(name).named_modules():
+            if "base_layer" not in inner.split("."):
+                yield module
+
+
 def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters(recurse=False)
     yield from module.named_buffers(recurse=False)
-
-
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
 
 
 def _pretrained_with(module: nn.Module, layers: list[str]) -> nn.Module:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _AROUND, _SHARED = "a model of its own around the base", "tensors that layers share, which it keeps outside of the base"
 NEEDS_MORE = {
     "ADALORA": "a call of its update_and_allocate after every step",
+    "LN_TUNING": "norms in place of linear layers",
     "POLY": "task ids with every batch",
     "TRAINABLE_TOKENS": "tokens in place of layers",
     "XLORA": "trained adapters to mix",
@@ -32,11 +33,14 @@ STARTS_NEED_MORE = ("corda", "eva", "lora_ga", "loftq")
 OF_THE_FIT = {
     "target_modules": "--pera.target_modules",
     "exclude_modules": "--pera.exclude_modules",
+    "layers_to_transform": "--pera.exclude_modules",
+    "layers_pattern": "--pera.exclude_modules",
+    "target_parameters": "--pera.target_modules",
     "modules_to_save": "--pera.modules_to_save",
-    "inference_mode": None,
-    "task_type": None,
+    **dict.fromkeys(("inference_mode", "task_type", "bias", "trainable_token_indices", "layer_replication")),
+    **dict.fromkeys(("alora_invocation_tokens", "rank_pattern", "alpha_pattern", "fan_in_fan_out")),
 }
-"""Fields that a comparison sets, for all methods alike, and the options that they follow."""
+"""Fields that say which parts are trained, which are the same for all methods, and the options that they follow."""
 
 
 def peft_options(given: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,6 +61,9 @@ def peft_options(given: Mapping[str, str], options: Mapping[str, Any]) -> dict[s
     kind = _type_named(given.get("peft_type", "LORA"))
     named = {name: value for name, value in given.items() if name != "peft_type"}
     _check_fields(kind, named)
+    # PEFT writes it into a type that no value has: "pissa_niter_[number of iters]".
+    quick = re.fullmatch(r"pissa_niter_\d+", named.get("init_lora_weights", ""))
+    start = named.pop("init_lora_weights") if quick else None
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(_configuration(kind), fail_untyped=False)
     try:
@@ -68,8 +75,10 @@ def peft_options(given: Mapping[str, str], options: Mapping[str, Any]) -> dict[s
             expected="values of the types that PEFT documents",
             fix="correct them in --methods",
         ) from error
-    chosen = {top: parsed[top] for top in dict.fromkeys(name.partition(".")[0] for name in named)}
-    _check_start(kind, chosen)
+    chosen = {name: parsed[name] for name in named}
+    if start is not None:
+        chosen["init_lora_weights"] = start
+    _check_values(kind, chosen)
     return {"peft_type": kind, **_shared(kind, options), **chosen}
 
 
@@ -212,7 +221,7 @@ def _check_fields(kind: str, named: Iterable[str]) -> None:
                 expected="an option that says how a layer is adapted, not which",
                 fix=f"use {OF_THE_FIT[name]}" if OF_THE_FIT[name] else "leave it out",
             )
-        if name.partition(".")[0] not in fields:
+        if name not in fields:
             raise ConfigError(
                 f"PEFT's {kind} has no such option.",
                 got=f"{PEFT}{name}",
@@ -221,7 +230,8 @@ def _check_fields(kind: str, named: Iterable[str]) -> None:
             )
 
 
-def _check_start(kind: str, found: Mapping[str, Any]) -> None:
+def _check_values(kind: str, found: Mapping[str, Any]) -> None:
+    """Refuse values that need more than a training loop, or that PEFT would fail at later."""
     start = found.get("init_lora_weights")
     if isinstance(start, str) and start.lower() in STARTS_NEED_MORE:
         raise ConfigError(
@@ -229,4 +239,12 @@ def _check_start(kind: str, found: Mapping[str, Any]) -> None:
             got=f"{PEFT}init_lora_weights {start} of {kind}",
             expected="a start that PEFT computes from the weights alone: true, gaussian, pissa, olora, orthogonal",
             fix="choose one of them",
+        )
+    rank = found.get("r")
+    if isinstance(rank, int) and rank < 1 and kind != "OFT":
+        raise ConfigError(
+            "The rank of an adapter is how many rows its factor has.",
+            got=f"{PEFT}r {rank}",
+            expected="a whole number of 1 or more",
+            fix="correct it in --methods, or leave it out: then it is the fit's",
         )

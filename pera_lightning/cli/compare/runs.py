@@ -13,7 +13,7 @@ from pera_lightning.cli.compare.comparison_methods import method_of
 from pera_lightning.cli.compare.comparison_plan import Plan
 from pera_lightning.cli.compare.run_progress import RunProgress
 from pera_lightning.cli.compare.settings import SETTINGS, check_fit, keep_settings
-from pera_lightning.errors import ConfigError
+from pera_lightning.errors import ConfigError, PeraError
 from pera_lightning.storage.folder_kind import FolderKind, check_ours
 from pera_lightning.storage.out_folder import check_out_folder
 from pera_lightning.storage.whole_folder import whole_folder
@@ -72,7 +72,7 @@ def _run_comparison(plan: Plan) -> list[ComparedRun]:
         cell(method, rate, seed) for method in plan.methods for rate in plan.learning_rates for seed in plan.tuning
     ]
     others = plan.seeds[plan.tuning_seeds :]
-    announce(tuned, others, plan)
+    _announce(tuned, others, plan)
     with RunProgress(len(tuned) + len(plan.methods) * len(others)) as progress:
         runs = _run_all(tuned, plan.workers, progress)
         for _ in range(plan.extensions):
@@ -92,6 +92,16 @@ def _run_comparison(plan: Plan) -> list[ComparedRun]:
     return runs
 
 
+def _announce(tuned: Sequence[Cell], others: Sequence[int], plan: Plan) -> None:
+    try:
+        announce(tuned, others, plan)
+    except PeraError:
+        if not (plan.out / "runs").exists():
+            # Nothing was made with them: corrected ones are no other comparison.
+            (plan.out / SETTINGS).unlink()
+        raise
+
+
 def _beyond(plan: Plan, runs: Sequence[ComparedRun]) -> list[tuple[str, float]]:
     """Methods whose best learning rate is at an end of what they tried, and the next one beyond it."""
     from pera_lightning.analysis.method_comparison import best_learning_rate
@@ -104,7 +114,8 @@ def _beyond(plan: Plan, runs: Sequence[ComparedRun]) -> list[tuple[str, float]]:
             found.append((method, _rounded(best * tried[0] / tried[1])))
         elif best == tried[-1]:
             found.append((method, _rounded(best * tried[-1] / tried[-2])))
-    return found
+    tried_already = {(run.method, run.learning_rate) for run in runs}
+    return [each for each in found if each not in tried_already]
 
 
 def _rounded(rate: float) -> float:
@@ -129,7 +140,7 @@ def make_cells(plan: Plan) -> Callable[[str, float, int], Cell]:
         check_fit(name, methods[name].words, options, plan.learning_rate_option)
         check_method(name, options)
         if methods[name].peft:
-            options[PEFT_FIELDS] = check_peft_method(name, methods[name].peft, options)
+            options[PEFT_FIELDS] = check_peft_method(name, methods[name], options)
     keep_settings(plan.out, {"selection": plan.selection, "report": plan.report}, parsed)
     first = next(iter(parsed.values()))
     takes_seed = "seed" in ((first.get("data") or {}).get("init_args") or {})

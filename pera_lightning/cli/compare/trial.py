@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
 from pera_lightning.cli.compare.single_run import Cell, in_its_folder, train_and_test
-from pera_lightning.errors import TrainingError
+from pera_lightning.errors import ConfigError, PeraError, TrainingError, one_line
 
 STEPS = 4
 """Of a trial; the first one, which makes ready what later ones use, does not count."""
@@ -46,8 +46,21 @@ def minutes_of(cell: Cell) -> float:
         try:
             with in_its_folder(tried, f"a trial of {cell.method}"):
                 train_and_test(tried, times)
-        except TrainingError:
+        except TrainingError as error:
+            if "not finite" not in str(error):
+                raise
             return math.nan
+        except PeraError:
+            raise
+        except Exception as error:
+            if cell.peft is None:
+                raise
+            raise ConfigError(
+                f"The method {cell.method} fails in its first steps.",
+                got=one_line(error),
+                expected="a method of PEFT that trains and tests this model",
+                fix="correct its options in --methods, or leave it out",
+            ) from error
         return times.minutes()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,15 @@ def test_lora_of_peft_from_the_same_start_is_ours(project: Path, tmp_path: Path)
         ("--peft.peft_type HIRA --peft.use_dora true", {}, "no such option"),
         ("--peft.r many", {}, r"does not take.*many"),
         ("--peft.target_modules query", {}, r"use --pera\.target_modules"),
+        ("--peft.bias all", {}, "train the same parts"),
+        ("--peft.trainable_token_indices [3,4]", {}, "train the same parts"),
+        ("--peft.layer_replication [[0,2],[0,2]]", {}, "train the same parts"),
+        ("--peft.alora_invocation_tokens [1]", {}, "train the same parts"),
+        ("--peft.layers_to_transform [0]", {}, r"use --pera\.exclude_modules"),
+        ("--peft.peft_type LN_TUNING", {}, "norms in place of linear layers"),
+        ("--peft.runtime_config.ephemeral_gpu_offload true", {}, "no such option"),
+        ("--peft.r -1", {}, r"1 or more"),
+        ("--peft.r 3 --pera.order 3 --pera.coefficient_scale 30", {}, r"PEFT's and PERA's at a time"),
         ("--peft.init_lora_weights eva", {}, "pass over data"),
         ("--peft.peft_type LORA", {"bias": "all", "rank_pattern": {"query": 3}}, r"pera\.rank_pattern, pera\.bias"),
         ("--peft.peft_type LORA", {"init_from": "folder"}, r"pera\.init_from"),
@@ -192,22 +202,31 @@ def test_lora_of_peft_from_the_same_start_is_ours(project: Path, tmp_path: Path)
 )
 def test_what_peft_cannot_do_is_refused_before_the_first_run(text: str, pera: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=f"(?s){message}"):
-        check_peft_method("method", method_of(text).peft, {"pera": {"rank": 2, **pera}, "model": {}})
+        check_peft_method("method", method_of(text), {"pera": {"rank": 2, **pera}, "model": {}})
 
 
 def test_a_method_that_cannot_be_put_into_the_model_is_refused_by_its_trial(project: Path) -> None:
-    methods = ("lora", "none=--peft.r 0")
+    methods = ("lora", "none=--peft.peft_type C3A --peft.block_size 5")
     words = ("--learning_rates", "1e-2", "--seeds", 0, "--out", "none")
     printed = run("compare", "--config", "fit.yaml", "--methods", *methods, *words, folder=project, ok=False)
-    assert "PEFT cannot put LORA into the model" in printed
+    assert "PEFT cannot put C3A into the model" in printed
     assert "a trial of none ended the comparison" in printed
     assert "(1 of" not in printed
     assert not (project / "none/runs").exists()
+    # Corrected, it is no other comparison.
+    again = run("compare", "--config", "fit.yaml", "--methods", "lora", "none=--peft.r 2", *words, folder=project)
+    assert "(2 of 2)" in again
 
 
 def test_an_option_without_a_value_is_refused() -> None:
     with pytest.raises(ConfigError, match="has no value"):
         method_of("--peft.use_dora --pera.rank 3")
+    with pytest.raises(ConfigError, match="cannot be split into words"):
+        method_of("--peft.r '4")
+
+
+def test_a_number_of_iterations_of_pissa_is_taken() -> None:
+    assert peft_options({"init_lora_weights": "pissa_niter_4"}, {})["init_lora_weights"] == "pissa_niter_4"
 
 
 @pytest.mark.parametrize(
@@ -222,10 +241,10 @@ def test_an_option_without_a_value_is_refused() -> None:
 def test_rank_alpha_and_dropout_are_those_of_the_fit(
     name: str, expected: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    peft = method_of(METHODS[name]).peft
-    if peft["peft_type"] not in TYPES:
+    method = method_of(METHODS[name])
+    if method.peft["peft_type"] not in TYPES:
         pytest.skip("this peft has no such method")
-    found = check_peft_method(name, peft, {"pera": {"rank": 3, "alpha": 6, "dropout": 0.1}, "model": {}})
+    found = check_peft_method(name, method, {"pera": {"rank": 3, "alpha": 6, "dropout": 0.1}, "model": {}})
     assert {key: found[key] for key in expected} == expected
     said = capsys.readouterr().err
     assert ("pera.alpha 6" in said) == ("alpha" not in " ".join(expected))
@@ -234,7 +253,7 @@ def test_rank_alpha_and_dropout_are_those_of_the_fit(
 
 def test_layers_that_peft_passes_over_are_named(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("peft.inject_adapter_in_model", lambda configuration, model, name: None)
-    with pytest.raises(InjectionError, match="left layers without an adapter"):
+    with pytest.raises(InjectionError, match=r"(?s)adapts other parts of the model.*left without an adapter"):
         fitted(project, tmp_path, {"peft_type": "LORA", "r": 2})
 
 
@@ -289,8 +308,8 @@ def test_over_a_quantised_base_lora_alone_is_compared(tmp_path: Path, name: str,
     method = peft_options(method_of(METHODS[name]).peft, {"rank": 2})
     callback = PeftCallback(PeraConfig(rank=2, target_modules=["0", "2"]), method, tmp_path / "adapter")
     trainer = cpu_trainer(tmp_path, callback, max_epochs=8, enable_checkpointing=False)
-    if name == "hira":
-        with pytest.raises(InjectionError, match="floating bases alone"):
+    if (name, quantization) not in (("peft_lora", "nf4"), ("dora", "nf4"), ("peft_lora", "int8")):
+        with pytest.raises(InjectionError, match="not compared over this base"):
             trainer.fit(module)
         return
     trainer.fit(module)
@@ -302,3 +321,102 @@ def test_over_a_quantised_base_lora_alone_is_compared(tmp_path: Path, name: str,
 def test_the_guide_lists_every_method() -> None:
     guide = (ROOT / "docs/guide/evaluation.md").read_text(encoding="utf-8")
     assert not [name for name in METHODS if f"`{name}`" not in guide]
+
+
+class Rows(pl.LightningModule):
+    """Somebody's own module on rows that come in an order drawn by torch's own generator."""
+
+    def __init__(self, net: torch.nn.Module, width: int = 8) -> None:
+        super().__init__()
+        self.net = net
+        self.width = width
+        self.seen: list[float] = []
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        self.seen.append(batch[0].sum().item())
+        return self.net(batch[0]).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam((value for value in self.parameters() if value.requires_grad), lr=1e-2)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        rows = torch.randn(32, self.width, generator=torch.Generator().manual_seed(3))
+        return DataLoader(TensorDataset(rows), batch_size=4, shuffle=True)
+
+
+def two_layers(width: int = 8) -> torch.nn.Sequential:
+    torch.manual_seed(1)
+    return torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.Tanh(), torch.nn.Linear(width, width))
+
+
+def fit_rows(module: pl.LightningModule, folder: Path, callback: pl.Callback, *others: pl.Callback) -> pl.Trainer:
+    pl.seed_everything(0, verbose=False)
+    trainer = cpu_trainer(folder, callback, *others, max_epochs=1, enable_checkpointing=False)
+    trainer.fit(module)
+    return trainer
+
+
+def peft_callback(folder: Path, name: str = "peft_lora", **config: Any) -> PeftCallback:
+    method = peft_options(method_of(METHODS[name]).peft, {"rank": 2})
+    return PeftCallback(PeraConfig(rank=2, **{"target_modules": ["0"], **config}), method, folder / "adapter")
+
+
+def test_rows_come_in_the_same_order_with_all_methods(tmp_path: Path) -> None:
+    orders = {}
+    ours = PeraCallback(rank=2, target_modules=["0"], adapter_dir=str(tmp_path / "ours"))
+    names = ("peft_lora", "dora", "pissa", "loha")
+    for name, callback in {"ours": ours, **{name: peft_callback(tmp_path, name) for name in names}}.items():
+        module = Rows(two_layers())
+        fit_rows(module, tmp_path, callback)
+        orders[name] = module.seen
+    assert all(order == orders["ours"] for order in orders.values())
+    assert orders["ours"] != sorted(orders["ours"])
+
+
+def test_a_model_that_is_built_anew_is_refused(tmp_path: Path) -> None:
+    class Rebuilt(Rows):
+        def configure_model(self) -> None:
+            self.net = two_layers()
+
+        def test_step(self, batch: list[torch.Tensor], batch_idx: int) -> None: ...
+
+        test_dataloader = Rows.train_dataloader
+
+    module = Rebuilt(two_layers())
+    trainer = fit_rows(module, tmp_path, peft_callback(tmp_path))
+    with pytest.raises(PeraError, match="The trained adapters are gone"):
+        trainer.test(module, verbose=False)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "copy", "averaging"])
+def test_what_peft_would_do_otherwise_than_pera_is_refused(tmp_path: Path, kind: str) -> None:
+    module, config, others = Rows(two_layers()), {"target_modules": "all-linear"}, []
+    if kind == "encoder":
+        module = Rows(torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
+    elif kind == "copy":
+        module.teacher = copy.deepcopy(module.net).requires_grad_(False)
+        config = {"target_modules": ["0"]}
+    else:
+        others = [pl.callbacks.StochasticWeightAveraging(1e-2)]
+    with pytest.raises(PeraError, match=r"cannot be compared here|Weights are not averaged"):
+        fit_rows(module, tmp_path, peft_callback(tmp_path, **config), *others)
+
+
+def test_adapters_over_a_bfloat16_base_are_float32_as_ours(tmp_path: Path) -> None:
+    module = Rows(two_layers())
+    module.net.to(torch.bfloat16)
+    module.train_dataloader = lambda: DataLoader(  # type: ignore[method-assign]
+        TensorDataset(torch.randn(8, 8, dtype=torch.bfloat16)), batch_size=4
+    )
+    fit_rows(module, tmp_path, peft_callback(tmp_path, "dora"))
+    trained = [value for value in module.parameters() if value.requires_grad]
+    assert {value.dtype for value in trained} == {torch.float32}
+    assert len(trained) == 3
+
+
+def test_tied_weights_are_not_saved_whole(project: Path, tmp_path: Path) -> None:
+    module = Rows(two_layers())
+    module.net.append(torch.nn.Linear(8, 8))
+    module.net[3].weight = module.net[2].weight
+    with pytest.raises(InjectionError, match="does not tie again"):
+        fit_rows(module, tmp_path, peft_callback(tmp_path, modules_to_save=["3"]))

@@ -56,6 +56,12 @@ def test_a_best_rate_at_an_end_of_the_grid_leads_beyond_it(tmp_path: Path) -> No
     assert _beyond(plan(tmp_path), [*lora, *hira, made("lora", 5e-4, 0.6), made("hira", 8e-3, None)]) == []
 
 
+def test_rates_that_are_nearly_the_same_are_not_tried_twice(tmp_path: Path) -> None:
+    runs = [made("lora", 0.01, 0.5), made("lora", 0.01001, 0.6)]
+    assert _beyond(plan(tmp_path, methods={"lora": ""}), runs) in ([], [("lora", 0.00999)])
+    assert _beyond(plan(tmp_path, methods={"lora": ""}), [made("lora", 0.01, 0.5), made("lora", 0.010001, 0.6)]) == []
+
+
 def test_one_rate_cannot_be_extended(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="step between its last two"):
         plan(tmp_path, learning_rates=(1e-3,), extensions=1)
