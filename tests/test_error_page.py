@@ -20,6 +20,9 @@ CLASSES = {name for name, value in vars(errors).items() if isinstance(value, typ
 # What else is raised: Python's protocol of modules, a value that is caught in its own file, errors made elsewhere.
 OTHER_RAISES = {
     ("__init__.py", "raise AttributeError(f'module {__name__!r} has no attribute {name!r}')"),
+    # Ctrl-C.
+    ("cli/compare/interrupts.py", "raise SystemExit(STOPPED)"),
+    ("cli/compare/interrupts.py", "raise KeyboardInterrupt"),
     # Caught where folders are written, which makes FolderErrors of what the system says.
     ("storage/folder_kind.py", "raise NotADirectoryError(errno.ENOTDIR, f'{found}, which is {kind}')"),
     (

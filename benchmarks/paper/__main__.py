@@ -21,6 +21,7 @@ from benchmarks.paper.listing import list_tables
 from benchmarks.paper.rows import TABLES, Row, Table, table_of
 from benchmarks.paper.settings import Setting
 from pera_lightning.cli.compare.runs import run_comparison
+from pera_lightning.cli.compare.settings import RESULT
 from pera_lightning.cli.screen import show, show_table
 from pera_lightning.errors import ConfigError, PeraError
 from pera_lightning.storage.atomic import replacing
@@ -109,7 +110,8 @@ def _check_one_model(settings: dict[Setting, list[str]], pretrained: str) -> Non
 def _keep_overrides(out: Path, overrides: Sequence[str]) -> None:
     """Write what is not the paper's into the folder of the runs, or refuse other runs than are there."""
     path = out / "overrides.json"
-    if path.is_file():
+    # What failed before its first run leaves nothing to mix with.
+    if path.is_file() and any(out.rglob(RESULT)):
         there = json.loads(path.read_text(encoding="utf-8"))
         if there != list(overrides):
             raise ConfigError(

@@ -19,12 +19,13 @@ SECTION = """# Which adapter for which purpose?
 {advice}
 {table}
 
-Differences of the test loss from LoRA's of the same rank in % of LoRA's, mean over seeds and its 95 % interval by
-Student's t; below 0 is better. Every method is at its own best learning rate, chosen in validation; none of them is at
-an end of what was tried. *Trained* counts the adapters' parameters as a share of LoRA's, without heads trained whole;
-*step* is the median time of an optimizer step as a share of LoRA's in the same runs, on a CPU that did other work
-besides: read it to a tenth. LoRA, rsLoRA, DoRA and HiRA are PEFT's own, and `peft_lora` beside `lora`, the same
-computation with other random starts, shows how much of a difference is chance.
+The first row is LoRA's test loss; the others are differences from it at the same rank, in % of it: mean over seeds
+and its 95 % interval by Student's t; below 0 is better. Every method is at its own best learning rate, chosen in
+validation; none of them is at an end of what was tried. *Trained* counts the adapters' parameters as a share of LoRA's,
+without heads trained whole; *step* is the median time of an optimizer step as a share of LoRA's in the same runs, on a
+CPU that did other work besides: read it to a tenth. rsLoRA, DoRA and HiRA are PEFT's own; `peft_lora`, the same
+computation as `lora` with other random starts, shows how much of a difference is chance. `full`, `square` and `auto`
+(`full_auto` of `compare`) are PERA.
 
 ![The adapters side by side]({picture})
 
@@ -70,7 +71,7 @@ def plot_adapters(results: Sequence[Results]) -> Figure:
         axes.set_yticks(range(len(others)), [summary.method for summary in others])
         axes.set_ylim(len(others) - 0.5, -0.5)
         axes.grid(alpha=0.3, axis="x")
-    figure.supxlabel("difference of the test loss from LoRA's, in % of LoRA's (left is better)", fontsize="medium")
+        axes.set_xlabel("test loss against LoRA's, % (left is better)", fontsize="small")
     return figure
 
 

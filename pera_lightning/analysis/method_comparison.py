@@ -116,6 +116,31 @@ def is_identical_to_lora(summary: MethodSummary) -> bool:
     return 0 < summary.energy < NO_LOSS
 
 
+def verdict(summaries: Sequence[MethodSummary], mode: Literal["min", "max"]) -> str:
+    """Which methods can be told from the reference, in a sentence: those whose interval leaves 0 out.
+
+    Args:
+        summaries: The methods, the reference first.
+        mode: Whether less or more of the metric is better.
+    """
+    reference, others = summaries[0], summaries[1:]
+    if not others:
+        return "One method alone: nothing is compared."
+    if not any(summary.interval for summary in others):
+        return f"With fewer than two common seeds nothing can be told from {reference.method}."
+    sign = 1 if mode == "max" else -1
+    ends = {summary.method: [sign * end for end in summary.interval] for summary in others if summary.interval}
+    sides = {
+        "better": [method for method, found in ends.items() if min(found) > 0],
+        "worse": [method for method, found in ends.items() if max(found) < 0],
+    }
+    told = [f"{side}: {', '.join(found)}" for side, found in sides.items() if found]
+    if told:
+        rest = "" if sum(map(len, sides.values())) == len(others) else "; not the others"
+        return f"Can be told from {reference.method}: {'; '.join(told)}{rest}."
+    return f"No method can be told from {reference.method} by {len(reference.reports)} seeds."
+
+
 def best_learning_rate(
     runs: Iterable[ComparedRun], method: str, tuning_seeds: Sequence[int], mode: Literal["min", "max"]
 ) -> float | None:

@@ -53,9 +53,9 @@ def cells(summary: MethodSummary, *, is_reference: bool) -> tuple[str, ...]:
     spread = "" if math.isnan(summary.spread) else f"\n± {summary.spread:.4f}"
     difference = "-"
     if not is_reference and summary.differences:
-        difference = f"{summary.difference:+.4f}"
+        difference = _signed(summary.difference)
         if summary.interval is not None:
-            difference += f"\n{summary.interval[0]:+.4f} to\n{summary.interval[1]:+.4f}"
+            difference += f"\n{_signed(summary.interval[0])} to\n{_signed(summary.interval[1])}"
     return (
         summary.method,
         rate,
@@ -67,6 +67,12 @@ def cells(summary: MethodSummary, *, is_reference: bool) -> tuple[str, ...]:
         _size(summary.peak_mb),
         _size(summary.disk_mb),
     )
+
+
+def _signed(value: float) -> str:
+    """Without a sign where nothing is left of the value."""
+    text = f"{value:+.4f}"
+    return text if float(text) else "0"
 
 
 def _size(megabytes: float) -> str:

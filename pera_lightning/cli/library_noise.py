@@ -12,11 +12,14 @@ _LOGGERS = (
     "lightning.pytorch.utilities.rank_zero",
     "lightning.fabric.utilities.rank_zero",
     "lm_eval.models.huggingface",
+    "bitsandbytes.backends.cpu.ops",
 )
 _LINES = re.compile(
     r"(. )?Tip: |"  # of services and packages that are not needed
     r"(TPU|HPU|IPU) available: False|"
     r"Loading `train_dataloader` to estimate number of stepping batches|"
+    # A faster kernel of a package that is not needed.
+    r"Failed to load CPU gemm_4bit_forward from kernels-community|"
     # That the model is one, and no name of one.
     r"`pretrained` model kwarg is not of type `str`|Passed an already-initialized model through `pretrained`"
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pera_lightning.analysis.method_comparison import ComparedRun, best_learning_rate, mean_interval, summarise
+from pera_lightning.analysis.method_comparison import ComparedRun, best_learning_rate, mean_interval, summarise, verdict
 from pera_lightning.analysis.method_table import as_table, read_runs, write_runs
 from pera_lightning.analysis.plots.methods import plot_methods, tuned_curve
 
@@ -204,3 +204,20 @@ def test_the_right_hand_side_names_the_methods() -> None:
     _, differences = plot_methods(runs, summarise(runs, (0, 1), "max"), "val_accuracy", "test_accuracy").axes
     assert [label.get_text() for label in differences.get_yticklabels()] == ["full", "wild"]
     assert "difference from lora" in differences.get_xlabel()
+
+
+def test_the_verdict_names_what_can_be_told_from_the_reference() -> None:
+    values = {
+        "lora": (0.50, 0.51, 0.52),
+        "good": (0.40, 0.41, 0.421),
+        "bad": (0.6, 0.612, 0.62),
+        "even": (0.4, 0.51, 0.6),
+    }
+    runs = [run_of(name, 1e-3, seed, 0.5, value) for name, found in values.items() for seed, value in enumerate(found)]
+    summaries = summarise(runs, (0, 1, 2), "min")
+    assert verdict(summaries, "min") == "Can be told from lora: better: good; worse: bad; not the others."
+    assert verdict(summaries, "max") == "Can be told from lora: better: bad; worse: good; not the others."
+    assert verdict([summaries[0], summaries[3]], "min") == "No method can be told from lora by 3 seeds."
+    assert "nothing is compared" in verdict(summaries[:1], "min")
+    alone = summarise([run for run in runs if run.seed == 0], (0,), "min")
+    assert "fewer than two common seeds" in verdict(alone, "min")

@@ -31,9 +31,10 @@ def compare(words: Sequence[str]) -> None:
     arguments, rest = _parser().parse_known_args(words)
     check_fit_of("compare", rest)
     check_places("fit", rest, resumes=False)
-    from pera_lightning.analysis.method_comparison import is_identical_to_lora, summarise
+    from pera_lightning.analysis.method_comparison import is_identical_to_lora, summarise, verdict
     from pera_lightning.analysis.method_table import as_table
     from pera_lightning.cli.compare.comparison_plan import Plan
+    from pera_lightning.cli.compare.interrupts import told_interrupts
     from pera_lightning.cli.compare.runs import run_comparison
 
     selection, report = _metrics(arguments.metric)
@@ -52,9 +53,11 @@ def compare(words: Sequence[str]) -> None:
         extensions=arguments.extend,
         overwrite=arguments.overwrite == "true",
     )
-    runs = run_comparison(plan)
+    with told_interrupts():
+        runs = run_comparison(plan)
     summaries = summarise(runs, plan.tuning, plan.mode)
     show_table(as_table(summaries, plan.report))
+    show(verdict(summaries, plan.mode))
     show(*map(_identical, filter(is_identical_to_lora, summaries)))
     show(plan.out / "runs.csv", plan.out / "comparison.png")
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from pera_lightning.cli.compare.comparison_cost import announce
 from pera_lightning.cli.compare.comparison_methods import method_of
 from pera_lightning.cli.compare.comparison_plan import Plan
+from pera_lightning.cli.compare.interrupts import raise_swallowed
 from pera_lightning.cli.compare.run_progress import RunProgress
-from pera_lightning.cli.compare.settings import SETTINGS, check_fit, keep_settings
+from pera_lightning.cli.compare.settings import RESULT, SETTINGS, check_fit, keep_settings
 from pera_lightning.errors import ConfigError, PeraError
 from pera_lightning.storage.folder_kind import FolderKind, check_ours
 from pera_lightning.storage.out_folder import check_out_folder
@@ -86,10 +87,19 @@ def _run_comparison(plan: Plan) -> list[ComparedRun]:
         runs += _run_all(final, plan.workers, progress)
     figure = plot_methods(runs, summarise(runs, plan.tuning, plan.mode), plan.selection, plan.report)
     with whole_folder(plan.out, COMPARISON, overwrite=plan.overwrite) as new:
-        write_runs(runs, new / "runs.csv")
+        write_runs([*runs, *_of_other_calls(plan, runs)], new / "runs.csv")
         save_figure(figure, new / "comparison.png")
         shutil.copyfile(plan.out / SETTINGS, new / SETTINGS)
     return runs
+
+
+def _of_other_calls(plan: Plan, runs: Sequence[ComparedRun]) -> list[ComparedRun]:
+    """Results in the folder that are none of these: other methods, learning rates or seeds with the same settings."""
+    from pera_lightning.cli.compare.single_run import read_result
+
+    here = {(run.method, run.learning_rate, run.seed) for run in runs}
+    found = map(read_result, sorted((plan.out / "runs").glob(f"*/lr_*/seed_*/{RESULT}")))
+    return [run for run in found if (run.method, run.learning_rate, run.seed) not in here]
 
 
 def _announce(tuned: Sequence[Cell], others: Sequence[int], plan: Plan) -> None:
@@ -173,6 +183,7 @@ def _run_all(cells: Sequence[Cell], workers: int, progress: RunProgress) -> list
     if missing:
         for run in _made_here(missing) if workers == 1 else _made_by_workers(missing, workers):
             progress.tell(run)
+            raise_swallowed()
     return [found for cell in cells if (found := cell.result()) is not None]
 
 

@@ -59,17 +59,24 @@ class Cell:
     def result(self) -> ComparedRun | None:
         """The result of an earlier call; None where there is none."""
         path = self.folder / RESULT
-        if not path.is_file():
-            return None
-        try:
-            return ComparedRun(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise ConfigError(
-                "The result of a run is damaged.",
-                got=f"{path}: {one_line(error)}",
-                expected="the file as compare wrote it",
-                fix="delete it, and the run is made again",
-            ) from error
+        return read_result(path) if path.is_file() else None
+
+
+def read_result(path: Path) -> ComparedRun:
+    """The result of a run.
+
+    Raises:
+        ConfigError: It is damaged.
+    """
+    try:
+        return ComparedRun(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            "The result of a run is damaged.",
+            got=f"{path}: {one_line(error)}",
+            expected="the file as compare wrote it",
+            fix="delete it, and the run is made again",
+        ) from error
 
 
 def run_cell(cell: Cell) -> ComparedRun:
@@ -85,19 +92,19 @@ def run_cell(cell: Cell) -> ComparedRun:
     for left in ("logs", "checkpoints"):
         # Of a run that was interrupted.
         shutil.rmtree(cell.folder / left, ignore_errors=True)
-    with in_its_folder(cell):
+    with in_its_folder(cell, f"{cell.folder}: this run ended the comparison; runs that are finished are kept."):
         found = _measure(cell)
     keep_result(cell, found)
     return found
 
 
 @contextlib.contextmanager
-def in_its_folder(cell: Cell, what: str = "this run") -> Iterator[None]:
+def in_its_folder(cell: Cell, told: str) -> Iterator[None]:
     """Send what is printed to log.txt, and say on the screen what gave up.
 
     Args:
         cell: The run.
-        what: What it is to a user.
+        told: What is said.
     """
     try:
         with _written_to(cell.folder / "log.txt"):
@@ -108,7 +115,7 @@ def in_its_folder(cell: Cell, what: str = "this run") -> Iterator[None]:
             raise
         raise _refused(cell) from stop
     except PeraError:
-        tell(f"{cell.folder}: {what} ended the comparison; runs that are finished are kept.")
+        tell(told)
         raise
 
 

@@ -44,7 +44,7 @@ def minutes_of(cell: Cell) -> float:
         tried = dataclasses.replace(cell, words=(*cell.words, *words, *adapter), folder=Path(folder))
         times = Times(cell.trainer)
         try:
-            with in_its_folder(tried, f"a trial of {cell.method}"):
+            with in_its_folder(tried, f"A trial of {cell.method} failed before the first run."):
                 train_and_test(tried, times)
         except TrainingError as error:
             if "not finite" not in str(error):

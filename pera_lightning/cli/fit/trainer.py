@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich import get_console
 from typing_extensions import override
 
@@ -133,16 +134,18 @@ class PeraCLI(LightningCLI):
         options["callbacks"] = callbacks
         try:
             return super().instantiate_trainer(**kwargs)
-        except (TypeError, ValueError) as error:
+        except (MisconfigurationException, TypeError, ValueError) as error:
             if isinstance(error, PeraError):
                 raise
             strategy = options.get("strategy")
             names = StrategyRegistry.available_strategies() if str(strategy) in str(error) else []
+            is_missing = "backend found" in str(error)
+            cure = "--trainer.accelerator cpu, or auto" if is_missing else "change what it names, under `trainer`"
             raise ConfigError(
                 "Lightning's Trainer refuses its options.",
                 got=one_line(error, kind=False),
                 expected="options as lightning's documentation of the Trainer says",
-                fix=did_you_mean(near(str(strategy), names), "change what it names, under `trainer`"),
+                fix=did_you_mean(near(str(strategy), names), cure),
             ) from error
 
     @override

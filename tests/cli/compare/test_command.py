@@ -55,6 +55,15 @@ def test_every_rate_with_the_tuning_seeds_and_the_best_with_the_others(project: 
     assert (project / "out" / "comparison.png").stat().st_size > 10_000
 
 
+def test_the_table_of_runs_keeps_those_of_other_calls(project: Path, compared: str, tmp_path: Path) -> None:
+    out = shutil.copytree(project / "out", tmp_path / "out")
+    before = read_runs(out / "runs.csv")
+    words = ("--methods", "h30=--pera.coefficient_scale 30", "--learning_rates", "1e-3", "--seeds", 0)
+    printed = compare(project, *words, "--metric", "accuracy", "--out", out)
+    assert "One method alone" in printed
+    assert sorted(read_runs(out / "runs.csv"), key=str) == sorted(before, key=str)
+
+
 def test_files_of_the_config_are_left_alone(project: Path, compared: str) -> None:
     found = {path.name for path in (project / "out/runs/lora/lr_0.01/seed_0").iterdir()}
     assert found == {"adapter", "checkpoints", "logs", "log.txt", "run.json"}

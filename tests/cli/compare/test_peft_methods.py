@@ -210,7 +210,7 @@ def test_a_method_that_cannot_be_put_into_the_model_is_refused_by_its_trial(proj
     words = ("--learning_rates", "1e-2", "--seeds", 0, "--out", "none")
     printed = run("compare", "--config", "fit.yaml", "--methods", *methods, *words, folder=project, ok=False)
     assert "PEFT cannot put C3A into the model" in printed
-    assert "a trial of none ended the comparison" in printed
+    assert "A trial of none failed before the first run" in printed
     assert "(1 of" not in printed
     assert not (project / "none/runs").exists()
     # Corrected, it is no other comparison.
