@@ -15,10 +15,6 @@ from pera_lightning.errors import PeraError
 from pera_lightning.requirements import refuse_compromised_lightning
 from pera_lightning.visible_text import visible_text
 
-_HINT = """
-  fix:      --trainer.accelerator cpu, after the configs; several processes are tried out on a CPU with
-            --trainer.devices 2 too, or with --config configs/strategies/ddp_gloo_cpu.yaml"""
-
 
 def main() -> None:
     """Run the command line of this process (`sys.argv`)."""
@@ -39,7 +35,7 @@ def main() -> None:
         if users is None:
             raise
         # The message says all a user needs; a traceback through the Trainer would bury it.
-        sys.exit(f"\nerror: {visible_text(str(users))}{_HINT if 'gpu backend' in str(users) else ''}")
+        sys.exit(f"\nerror: {visible_text(str(users))}")
 
 
 def _run(words: list[str]) -> None:

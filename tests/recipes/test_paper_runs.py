@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.paper.__main__ import main
+from benchmarks.paper.__main__ import _keep_overrides, main
 from benchmarks.paper.generated_answers import GeneratedAnswers
 from benchmarks.paper.report import Cell, cells
 from benchmarks.paper.rows import TABLES, Column
@@ -204,8 +204,16 @@ def test_what_is_in_no_table_is_refused(words: tuple[str, ...], message: str, tm
 
 def test_runs_with_other_options_are_not_mixed(tmp_path: Path) -> None:
     (tmp_path / "overrides.json").write_text('["--trainer.max_steps", "2"]')
+    (tmp_path / "row").mkdir()
+    (tmp_path / "row/run.json").write_text("{}")
     with pytest.raises(SystemExit, match=r"holds runs with other options.*\n.*none.*\n.*--trainer.max_steps 2"):
         main(["run", "--table", "2", "--out", str(tmp_path)])
+
+
+def test_a_start_that_failed_leaves_its_folder_free(tmp_path: Path) -> None:
+    (tmp_path / "overrides.json").write_text('["--trainer.max_steps", "2"]')
+    _keep_overrides(tmp_path, ["--trainer.accelerator", "cpu"])
+    assert json.loads((tmp_path / "overrides.json").read_text()) == ["--trainer.accelerator", "cpu"]
 
 
 @pytest.mark.parametrize("words", [[], ["run"], ["--table", "2"]])

@@ -60,6 +60,10 @@ EPILOG = (
     "`pera_lightning --help` lists the tools that need no Trainer."
 )
 LOSS_CURVE_FILE = "loss_curve.png"
+_WITHOUT_GPU = (
+    "--trainer.accelerator cpu, after the configs; several processes are tried out on a CPU with --trainer.devices 2 "
+    "too, or with --config configs/strategies/ddp_gloo_cpu.yaml"
+)
 
 
 class SaveFitConfig(SaveConfigCallback):
@@ -139,8 +143,7 @@ class PeraCLI(LightningCLI):
                 raise
             strategy = options.get("strategy")
             names = StrategyRegistry.available_strategies() if str(strategy) in str(error) else []
-            is_missing = "backend found" in str(error)
-            cure = "--trainer.accelerator cpu, or auto" if is_missing else "change what it names, under `trainer`"
+            cure = _WITHOUT_GPU if "gpu backend" in str(error) else "change what it names, under `trainer`"
             raise ConfigError(
                 "Lightning's Trainer refuses its options.",
                 got=one_line(error, kind=False),
