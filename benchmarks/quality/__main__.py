@@ -33,7 +33,7 @@ from pera_lightning.cli.compare.comparison_plan import Plan
 from pera_lightning.cli.compare.runs import make_cells, run_comparison
 from pera_lightning.cli.compare.single_run import keep_result, run_cell
 
-CHECKED = ("cola_upper_rank_1", "lora"), ("sst2_upper_rank_1", "normalised_h10"), ("stsb_upper_rank_4", "full")
+CHECKED = tuple(("adapters_small_model_rank_2", method) for method in ("lora", "dora", "hira"))
 """Study and method; of each the first seed at its best learning rate is made again."""
 DIFFERENT = "not the same"
 
