@@ -120,12 +120,12 @@ def make_configuration(method: Mapping[str, Any], layers: Sequence[str]) -> Peft
     every = "|".join(map(re.escape, layers))
     try:
         made: PeftConfig = configuration(target_modules=f"(?:{every})", **options)
-    except (TypeError, ValueError) as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise ConfigError(
             f"PEFT's {kind} refuses its options.",
             got=one_line(error, kind=False),
-            expected="options that go together, as PEFT documents them",
-            fix="correct them in --methods",
+            expected="options that go together, as PEFT documents them, and the packages that it needs",
+            fix="correct them in --methods, or install what is missing",
         ) from error
     return made
 
